@@ -1,0 +1,49 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help install quickstart test check fix lock clean
+
+help:
+	@echo "make quickstart   install into $(VENV) and train, align, evaluate and merge a small model"
+	@echo "make test         install what tests need, then lint, types and every test"
+	@echo "make check        lint and types only      make fix   format and mend what can be mended"
+	@echo "make lock         rewrite constraints.txt from what is installed"
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@# torch first: asked for alone it takes the CPU build where there is one
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+install: $(VENV)/installed
+
+quickstart: install
+	$(BIN)/alignflow run deployments/recipes/quickstart.yaml
+
+check: $(VENV)/installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/codespell alignflow flows tasks tests benchmarks docs README.md CONTRIBUTING.md CHANGELOG.md
+	$(BIN)/basedpyright --level error
+
+test: check
+	$(BIN)/python -m pytest
+
+fix: $(VENV)/installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(VENV)/installed-test
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/ @ .*//; s/+cpu//' | sort --ignore-case > constraints.txt
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""The embedded job: text-to-SQL for a generated freight company."""

@@ -1,0 +1,112 @@
+"""Everything alignflow raises, and the one table from exit codes to retries.
+
+AlignflowError
+├── RecipeError          the recipe or the command line is wrong      64  never retried
+├── DataError            the data is wrong                            65  never retried
+├── ArtifactError        artifact or checkpoint foreign or damaged    66  never retried
+├── OutOfMemory          the micro-batch does not fit                 67  retried with a smaller one
+├── EvaluationError      could not be scored (never a zero score)     68  never retried
+├── NumericsError        NaN or inf in loss, gradients or weights     69  never retried
+├── StageError           any other failure of a stage                 70  retried
+├── DiskSpaceError       no disk space                                71  never retried
+├── CertificateError     the merge certificate failed                 72  never retried
+└── Preempted            SIGTERM, node lost                           75  retried, resumes
+"""
+
+from __future__ import annotations
+
+
+class AlignflowError(Exception):
+    """A failure with an exit code. The message says what happened, where, and what to do."""
+
+    exit_code = 70
+    retried = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class RecipeError(AlignflowError):
+    """The recipe or the command line is wrong."""
+
+    exit_code = 64
+
+
+class DataError(AlignflowError):
+    """A data source is absent, empty or bad."""
+
+    exit_code = 65
+
+
+class ArtifactError(AlignflowError):
+    """An artifact, adapter or checkpoint is damaged or belongs to another base."""
+
+    exit_code = 66
+
+
+class OutOfMemory(AlignflowError):
+    """The stage did not fit; its retry halves the micro-batch and keeps the effective batch."""
+
+    exit_code = 67
+    retried = True
+
+
+class EvaluationError(AlignflowError):
+    """A model could not be scored."""
+
+    exit_code = 68
+
+
+class NumericsError(AlignflowError):
+    """NaN or inf appeared in training."""
+
+    exit_code = 69
+
+
+class StageError(AlignflowError):
+    """A stage failed for a reason that may pass."""
+
+    exit_code = 70
+    retried = True
+
+
+class DiskSpaceError(AlignflowError):
+    """A file system is full, or too small for what the stage will write."""
+
+    exit_code = 71
+
+
+class CertificateError(AlignflowError):
+    """The merged model differs from base plus adapter."""
+
+    exit_code = 72
+
+
+class Preempted(AlignflowError):
+    """The machine asked the process to go."""
+
+    exit_code = 75
+    retried = True
+
+
+BY_EXIT_CODE: dict[int, type[AlignflowError]] = {
+    error.exit_code: error
+    for error in (
+        RecipeError,
+        DataError,
+        ArtifactError,
+        OutOfMemory,
+        EvaluationError,
+        NumericsError,
+        StageError,
+        DiskSpaceError,
+        CertificateError,
+        Preempted,
+    )
+}
+
+
+def error_for(exit_code: int, message: str) -> AlignflowError:
+    """The exception that a child's exit code stands for; unknown codes are a StageError."""
+    return BY_EXIT_CODE.get(exit_code, StageError)(message)

@@ -1,0 +1,89 @@
+"""Durable files: written under another name, fsynced, renamed; hashed by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+CHUNK_BYTES = 4 * 1024 * 1024
+
+
+def fsync_directory(directory: Path) -> None:
+    """Makes renames and creations inside `directory` survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_file(path: Path) -> None:
+    """Flushes one file's content to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def atomic_write_bytes(path: Path, content: bytes) -> None:
+    """Replaces `path` by `content`, whole or not at all, also over a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    fsync_directory(path.parent)
+
+
+def atomic_write_text(path: Path, content: str) -> None:
+    """`atomic_write_bytes` for UTF-8 text."""
+    atomic_write_bytes(path, content.encode())
+
+
+def atomic_write_json(path: Path, value: Any) -> None:
+    """`atomic_write_text` of indented JSON; NaN and inf are refused."""
+    atomic_write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's content, read in 4 MiB chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def regular_files(directory: Path) -> Iterator[Path]:
+    """Every file below `directory`, sorted by path; symbolic links are followed."""
+    yield from sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def hash_files(directory: Path) -> dict[str, dict[str, Any]]:
+    """`{relative path: {"sha256", "bytes"}}` of every file below `directory`, hashed in parallel."""
+    paths = list(regular_files(directory))
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        digests = list(pool.map(sha256_file, paths))
+    return {
+        path.relative_to(directory).as_posix(): {"sha256": digest, "bytes": path.stat().st_size}
+        for path, digest in zip(paths, digests, strict=True)
+    }
+
+
+def digest_json(value: Any) -> str:
+    """sha256 of the canonical JSON (sorted keys, no spaces) of `value`."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def digest_directory(directory: Path) -> str:
+    """sha256 over names and contents of every file below `directory`."""
+    return digest_json({name: entry["sha256"] for name, entry in hash_files(directory).items()})

@@ -1,0 +1,154 @@
+"""From a recipe and the artifacts so far to the spec of the next stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from alignflow.artifacts import Artifact
+from alignflow.device import resolve_dtype
+from alignflow.files import sha256_file
+from alignflow.recipe import DataSource, Recipe
+from alignflow.sources import resolve_base_model, resolve_data_source
+from alignflow.stage import InputRef, StageSpec
+
+BASE_PARTS = ("base_model.json", "tokenizer")
+
+
+def stage_spec(
+    recipe: Recipe, stage: str, home: Path, artifacts: Mapping[str, Artifact]
+) -> StageSpec:
+    """What `stage` has to do, given the artifacts of the stages before it.
+
+    Args:
+        recipe: The whole recipe; only what concerns the stage enters its key.
+        stage: A name of `recipe.stages`.
+        home: Absolute home.
+        artifacts: Finished stages by name.
+
+    Raises:
+        RecipeError: The base model is not there.
+        DataError: A data source is not there.
+    """
+    params, inputs, paths = BUILDERS[stage](recipe, home, artifacts)
+    return StageSpec(
+        stage=stage,
+        home=str(home),
+        params=params,
+        seed=recipe.seed,
+        inputs=inputs,
+        compute=recipe.compute.model_dump(mode="json"),
+        paths=paths,
+    )
+
+
+Parts = tuple[dict[str, Any], dict[str, InputRef], dict[str, str]]
+
+
+def _prepare(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
+    base = resolve_base_model(recipe.base_model)
+    digests, paths = {}, {}
+    if base.path:
+        paths["base_model"] = base.path
+    for source in data_sources(recipe):
+        resolved = resolve_data_source(source, home, recipe.seed)
+        digests[source.source] = resolved.digest
+        if resolved.path:
+            paths[source.source] = resolved.path
+    params: dict[str, Any] = {
+        "data": recipe.data.model_dump(mode="json"),
+        "base_model": {**recipe.base_model.model_dump(mode="json"), "digest": base.digest},
+        "lengths": {
+            stage: section.max_length if section else None
+            for stage, section in (
+                ("sft", recipe.sft),
+                ("reward", recipe.reward),
+                ("dpo", recipe.dpo),
+            )
+        },
+        "sources": digests,
+        "max_examples": recipe.evaluation.max_examples,
+    }
+    if recipe.base_model.chat_template:
+        params["chat_template_digest"] = sha256_file(Path(recipe.base_model.chat_template))
+    return params, {}, paths
+
+
+def data_sources(recipe: Recipe) -> list[DataSource]:
+    """Every data source that the recipe's stages read."""
+    data = recipe.data
+    return [*data.sft, *data.preferences, *data.evaluation, *data.general]
+
+
+def _training(recipe: Recipe, stage: str) -> dict[str, Any]:
+    return {
+        "section": getattr(recipe, stage).model_dump(mode="json"),
+        "tuning": recipe.tuning.model_dump(mode="json"),
+        "dtype": resolve_dtype(recipe),
+    }
+
+
+def _sft(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
+    data = artifacts["prepare"].ref((*BASE_PARTS, "sft"))
+    return _training(recipe, "sft"), {"data": data}, {}
+
+
+def _on_preferences(stage: str) -> Callable[[Recipe, Path, Mapping[str, Artifact]], Parts]:
+    def build(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
+        inputs = {"data": artifacts["prepare"].ref((*BASE_PARTS, "preferences"))}
+        if "sft" in artifacts:
+            inputs["sft"] = artifacts["sft"].ref()
+        return _training(recipe, stage), inputs, {}
+
+    return build
+
+
+def aligned(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> Artifact | None:
+    """The artifact of the last stage that trained the policy."""
+    return artifacts.get(recipe.method) or artifacts.get("sft")
+
+
+def _judged_inputs(
+    recipe: Recipe, artifacts: Mapping[str, Artifact], roles: tuple[str, ...]
+) -> dict[str, InputRef]:
+    parts = [part for part, rows in (("evaluation", recipe.data.evaluation), ("general", recipe.data.general)) if rows]  # fmt: skip
+    found = {
+        "sft": artifacts.get("sft"),
+        "aligned": aligned(recipe, artifacts),
+        "reward": artifacts.get("reward"),
+    }
+    return {
+        "data": artifacts["prepare"].ref((*BASE_PARTS, *parts)),
+        **{role: artifact.ref() for role in roles if (artifact := found[role])},
+    }
+
+
+def _evaluate(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
+    params = {
+        "section": recipe.evaluation.model_dump(mode="json"),
+        "tuning": recipe.tuning.model_dump(mode="json"),
+        "dtype": resolve_dtype(recipe),
+    }
+    return params, _judged_inputs(recipe, artifacts, ("sft", "aligned", "reward")), {}
+
+
+def _merge(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
+    assert recipe.merge is not None
+    params = {
+        "section": recipe.merge.model_dump(mode="json"),
+        "tuning": recipe.tuning.model_dump(mode="json"),
+        "dtype": resolve_dtype(recipe),
+        "evaluation": recipe.evaluation.model_dump(mode="json"),
+    }
+    return params, _judged_inputs(recipe, artifacts, ("sft", "aligned")), {}
+
+
+BUILDERS: dict[str, Callable[[Recipe, Path, Mapping[str, Artifact]], Parts]] = {
+    "prepare": _prepare,
+    "sft": _sft,
+    "reward": _on_preferences("reward"),
+    "dpo": _on_preferences("dpo"),
+    "evaluate": _evaluate,
+    "merge": _merge,
+}

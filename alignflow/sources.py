@@ -1,0 +1,126 @@
+"""Resolving what a recipe names to files and digests: base models and data sources. No torch."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+from typing import NamedTuple
+
+from alignflow.errors import DataError, RecipeError
+from alignflow.files import digest_directory, digest_json, sha256_file
+from alignflow.recipe import DataSource, ModelSource
+
+DATA_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv")
+
+
+class Resolved(NamedTuple):
+    """A source's digest and, when it is on this machine, its absolute path."""
+
+    digest: str
+    path: str | None
+
+
+def is_builtin(source: str) -> bool:
+    """Whether the source ships with the package."""
+    return source.startswith("builtin:")
+
+
+def is_ledger(source: str) -> bool:
+    """Whether the source is a preference set of the home's ledger."""
+    return source.startswith("ledger:")
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether the source can only be a Hub id: `name` or `owner/name`, and no file of that name."""
+    return (
+        not is_builtin(source)
+        and not is_ledger(source)
+        and not source.startswith((".", "/", "~"))
+        and source.count("/") <= 1
+        and not any(character in source for character in "*?[")
+        and not source.endswith(DATA_SUFFIXES)
+        and not Path(source).exists()
+    )
+
+
+def matching_files(source: str) -> list[Path]:
+    """Absolute paths of the files a file name or glob stands for, sorted.
+
+    Raises:
+        DataError: There is none.
+    """
+    pattern = str(Path(source).expanduser().absolute())
+    found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+    files = [path for path in found if path.is_file()]
+    if not files:
+        raise DataError(
+            f"{source}: no such file (looked for {pattern}). Paths are relative to the working "
+            "directory; check the name."
+        )
+    return files
+
+
+def resolve_base_model(model: ModelSource) -> Resolved:
+    """Digest and directory of a base model; for a Hub id, its revision stands for the digest.
+
+    Raises:
+        RecipeError: The builtin name or the directory does not exist.
+    """
+    if is_builtin(model.source):
+        from alignflow.builtin import base_model_directory
+
+        directory = base_model_directory(model.source.removeprefix("builtin:"))
+        return Resolved(digest_directory(directory), str(directory))
+    if is_hub_id(model.source):
+        return Resolved(hub_commit(model.source, model.revision, "model"), None)
+    directory = Path(model.source).expanduser().absolute()
+    if not (directory / "config.json").is_file():
+        raise RecipeError(
+            f"base_model: {model.source!r} is not a model directory ({directory}/config.json is "
+            "not there). Give a directory, a Hub id, or builtin:freight-base."
+        )
+    return Resolved(digest_directory(directory), str(directory))
+
+
+def resolve_data_source(source: DataSource, home: Path, seed: int) -> Resolved:
+    """Digest of a data source's content; a Hub dataset's is its commit.
+
+    Raises:
+        DataError: No file matches, or the ledger has no such set.
+    """
+    if is_builtin(source.source):
+        from alignflow.builtin import rows
+
+        return Resolved(digest_json(rows(source.source.removeprefix("builtin:"), seed)), None)
+    if is_ledger(source.source):
+        from alignflow.ledger import training_rows
+
+        name, _, snapshot = source.source.removeprefix("ledger:").partition("@")
+        path = Path(training_rows(home, name, snapshot or None))
+        return Resolved(sha256_file(path), str(path))
+    if is_hub_id(source.source):
+        return Resolved(hub_commit(source.source, source.revision, "dataset"), None)
+    files = matching_files(source.source)
+    return Resolved(digest_json([sha256_file(path) for path in files]), None)
+
+
+def hub_commit(repository: str, revision: str | None, kind: str) -> str:
+    """Commit that a Hub revision names now; a full commit is returned as it is.
+
+    Raises:
+        RecipeError: The Hub cannot be asked, or has no such repository or revision.
+    """
+    if revision and len(revision) == 40 and all(c in "0123456789abcdef" for c in revision):
+        return revision
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        info = HfApi().repo_info(repository, revision=revision, repo_type=kind)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        raise RecipeError(
+            f"{repository!r} is neither a path here nor a {kind} that the Hub can give "
+            f"({type(error).__name__}). Check the name, or the network, or pin `revision` to the "
+            "40-digit commit of a copy in the local cache."
+        ) from error
+    return str(info.sha)
