@@ -65,6 +65,7 @@ def _prepare(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> P
                 ("sft", recipe.sft),
                 ("reward", recipe.reward),
                 ("dpo", recipe.dpo),
+                ("ppo", recipe.ppo),
             )
         },
         "sources": digests,
@@ -99,6 +100,8 @@ def _on_preferences(stage: str) -> Callable[[Recipe, Path, Mapping[str, Artifact
         inputs = {"data": artifacts["prepare"].ref((*BASE_PARTS, "preferences"))}
         if "sft" in artifacts:
             inputs["sft"] = artifacts["sft"].ref()
+        if stage == "ppo":
+            inputs["reward"] = artifacts["reward"].ref()
         return _training(recipe, stage), inputs, {}
 
     return build
@@ -149,6 +152,7 @@ BUILDERS: dict[str, Callable[[Recipe, Path, Mapping[str, Artifact]], Parts]] = {
     "sft": _sft,
     "reward": _on_preferences("reward"),
     "dpo": _on_preferences("dpo"),
+    "ppo": _on_preferences("ppo"),
     "evaluate": _evaluate,
     "merge": _merge,
 }

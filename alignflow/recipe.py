@@ -9,29 +9,17 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from alignflow.recipe_retrain import RetrainSection
+from alignflow.recipe_section import Section
+
+METHODS = ("dpo", "ppo")
 
 TARGET_PRESETS: dict[str, tuple[str, ...]] = {
     "attention-qv": ("q_proj", "v_proj"),
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
 }
-
-
-def _declared_order(schema: dict[str, Any]) -> None:
-    """Keeps the fields of a section in their written order in the Prefect form."""
-    for position, entry in enumerate(schema.get("properties", {}).values()):
-        entry["position"] = position
-
-
-class Section(BaseModel):
-    """A closed, immutable part of a recipe."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-        json_schema_extra=_declared_order,
-    )
 
 
 class ModelSource(Section):
@@ -70,7 +58,7 @@ class DataSource(Section):
     subset: str | None = None
     """Configuration name of a Hub dataset."""
 
-    weight: float = Field(1.0, gt=0, le=1)
+    weight: float = Field(default=1.0, gt=0, le=1)
     """Share of the source's rows that is used, drawn with the recipe's seed."""
 
     columns: dict[str, str] = Field(default_factory=dict)
@@ -97,10 +85,10 @@ class DataSection(Section):
     general: list[DataSource] = Field(default_factory=list)
     """General text on which forgetting is measured."""
 
-    held_out_share: float = Field(0.1, ge=0, le=0.5)
+    held_out_share: float = Field(default=0.1, ge=0, le=0.5)
     """Share of preference prompts kept from training to measure the reward model and DPO."""
 
-    max_dropped_share: float = Field(0.2, ge=0, le=1)
+    max_dropped_share: float = Field(default=0.2, ge=0, le=1)
     """Largest share of a source's rows that may be bad or too long before `prepare` fails."""
 
     @field_validator("sft", "preferences", "evaluation", "general", mode="before")
@@ -117,16 +105,16 @@ class TuningSection(Section):
     mode: Literal["lora", "qlora", "full"] = "lora"
     """`lora`: adapters on frozen weights; `qlora`: on NF4 weights; `full`: every weight."""
 
-    rank: int = Field(16, ge=1, le=1024)
+    rank: int = Field(default=16, ge=1, le=1024)
     """LoRA rank: 8 to 16 for format and style, 64 to 128 for reasoning."""
 
-    alpha: float | None = Field(None, gt=0, le=4096)
+    alpha: float | None = Field(default=None, gt=0, le=4096)
     """LoRA alpha; None is twice the rank."""
 
     target_modules: str | list[str] = "all-linear"
     """`attention-qv`, `attention`, `all-linear`, or a list of module names."""
 
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input, a probability."""
 
     use_rslora: bool = False
@@ -177,34 +165,34 @@ class TrainingSection(Section):
     learning_rate: float = Field(gt=0, lt=1)
     """Peak rate of AdamW. For LoRA about ten times the rate of full tuning."""
 
-    num_train_epochs: float = Field(1.0, gt=0, le=1000)
+    num_train_epochs: float = Field(default=1.0, gt=0, le=1000)
     """Passes over the rows."""
 
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
     """Updates; None trains for num_train_epochs."""
 
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     """Rows (pairs, for preferences) per update, over all devices and accumulation."""
 
-    max_length: int = Field(1024, ge=8)
+    max_length: int = Field(default=1024, ge=8)
     """Tokens, prompt plus response. Longer rows are dropped and counted, never cut."""
 
-    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     """Share of the updates over which the rate rises."""
 
     lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup", "constant"] = "linear"
     """How the rate falls afterwards."""
 
-    weight_decay: float = Field(0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0, lt=1)
     """AdamW's decoupled weight decay."""
 
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
 
-    logging_steps: int = Field(5, ge=1)
+    logging_steps: int = Field(default=5, ge=1)
     """Updates between two logged metrics."""
 
-    save_steps: int = Field(200, ge=1)
+    save_steps: int = Field(default=200, ge=1)
     """Updates between two certified checkpoints."""
 
     trainer_args: dict[str, Any] = Field(default_factory=dict)
@@ -214,27 +202,27 @@ class TrainingSection(Section):
 class SFTSection(TrainingSection):
     """Supervised fine-tuning: the loss is on responses only."""
 
-    learning_rate: float = Field(2e-4, gt=0, lt=1)
+    learning_rate: float = Field(default=2e-4, gt=0, lt=1)
     """Peak rate of AdamW."""
 
 
 class RewardSection(TrainingSection):
     """Reward model: an adapter and a scalar head, Bradley-Terry loss on pairs."""
 
-    learning_rate: float = Field(1e-4, gt=0, lt=1)
+    learning_rate: float = Field(default=1e-4, gt=0, lt=1)
     """Peak rate of AdamW."""
 
-    center_rewards_coefficient: float | None = Field(0.01, ge=0)
+    center_rewards_coefficient: float | None = Field(default=0.01, ge=0)
     """Weight of the penalty that keeps the mean reward near zero; None is off."""
 
 
 class DPOSection(TrainingSection):
     """Direct preference optimization from the SFT model, which stays as the reference."""
 
-    learning_rate: float = Field(2e-5, gt=0, lt=1)
+    learning_rate: float = Field(default=2e-5, gt=0, lt=1)
     """Peak rate of AdamW."""
 
-    beta: float = Field(0.1, gt=0, le=10)
+    beta: float = Field(default=0.1, gt=0, le=10)
     """Pull toward the reference, dimensionless. Lower drifts further."""
 
     loss_type: list[str] = Field(default_factory=lambda: ["sigmoid", "sft"], min_length=1)
@@ -243,7 +231,7 @@ class DPOSection(TrainingSection):
     loss_weights: list[float] | None = None
     """One weight per loss; None is 1.0 for the first and 0.5 for an SFT term, else 1.0."""
 
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Share of labels assumed wrong."""
 
     @field_validator("loss_type", mode="before")
@@ -270,6 +258,90 @@ class DPOSection(TrainingSection):
         ]
 
 
+class PPOSection(TrainingSection):
+    """Proximal policy optimization against the reward model. `batch_size` counts rollouts."""
+
+    learning_rate: float = Field(default=1e-5, gt=0, lt=1)
+    """Peak rate of the policy's AdamW."""
+
+    value_learning_rate: float | None = Field(default=None, gt=0, lt=1)
+    """Peak rate of the value model's AdamW; None is learning_rate."""
+
+    batch_size: int = Field(default=64, ge=2)
+    """Rollouts per update."""
+
+    num_ppo_epochs: int = Field(default=2, ge=1)
+    """Passes over each batch of rollouts."""
+
+    num_mini_batches: int = Field(default=2, ge=1)
+    """Optimizer steps per pass; divides batch_size."""
+
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Longest response, in tokens."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """Of the rollouts."""
+
+    kl_coef: float = Field(default=0.05, ge=0)
+    """Weight of the per-token KL to the reference."""
+
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    """Estimator of that KL: k1 is the log-ratio, k3 is never negative."""
+
+    target_kl: float | None = Field(default=None, gt=0)
+    """Nats per response that kl_coef is adapted toward; None keeps kl_coef fixed."""
+
+    kl_horizon: float = Field(default=10_000, gt=0)
+    """Rollouts over which an adapted kl_coef moves by its error."""
+
+    max_approx_kl: float | None = Field(default=0.1, gt=0)
+    """Passes over a batch end early above this divergence from the policy that sampled it."""
+
+    cliprange: float = Field(default=0.2, gt=0)
+    """Clip of the probability ratio."""
+
+    cliprange_value: float = Field(default=0.2, gt=0)
+    """Clip of the value's step."""
+
+    vf_coef: float = Field(default=0.5, gt=0)
+    """Weight of the value loss."""
+
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    """Discount per token."""
+
+    lam: float = Field(default=0.95, ge=0, le=1)
+    """Lambda of generalized advantage estimation."""
+
+    reward_clamp: float = Field(default=4.0, gt=0)
+    """Scores, standardized by the first batch, are clamped to this."""
+
+    missing_eos_penalty: float | None = Field(default=3.0, gt=0)
+    """A response that does not end scores minus this; None is off."""
+
+    min_reward_accuracy: float = Field(default=0.55, ge=0, le=1)
+    """Held-out accuracy that the reward model must reach, its 95 % lower bound above 0.5."""
+
+    logging_steps: int = Field(default=1, ge=1)
+    """Updates between two logged metrics."""
+
+    save_steps: int = Field(default=5, ge=1)
+    """Updates between two certified checkpoints."""
+
+    @property
+    def value_rate(self) -> float:
+        """Rate of the value model in force."""
+        return self.value_learning_rate or self.learning_rate
+
+    @model_validator(mode="after")
+    def _minibatches_divide(self) -> Self:
+        if self.batch_size % self.num_mini_batches:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, which num_mini_batches "
+                f"{self.num_mini_batches} does not divide; change one"
+            )
+        return self
+
+
 class EvaluationSection(Section):
     """How models are judged, before and after each stage."""
 
@@ -281,25 +353,25 @@ class EvaluationSection(Section):
     )
     """Models that are evaluated."""
 
-    max_new_tokens: int = Field(256, ge=1)
+    max_new_tokens: int = Field(default=256, ge=1)
     """Longest response, in tokens."""
 
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(default=64, ge=1)
     """Prompts generated at once."""
 
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     """Temperature of the sampled responses."""
 
     sampled: bool = True
     """Also draw one response per prompt at `temperature`."""
 
-    max_examples: int | None = Field(None, ge=1)
+    max_examples: int | None = Field(default=None, ge=1)
     """Prompts used of each group; None is all."""
 
     json_schema: str | None = None
     """Path of the JSON schema that `json_validity` checks responses against."""
 
-    bootstrap_resamples: int = Field(2000, ge=100)
+    bootstrap_resamples: int = Field(default=2000, ge=100)
     """Resamples of the 95 % intervals, clustered by prompt."""
 
 
@@ -312,10 +384,10 @@ class MergeSection(Section):
     qlora_base: Literal["dequantized", "original"] = "dequantized"
     """For QLoRA: merge into what the adapter was trained on, or into the original weights."""
 
-    max_kl: float = Field(1e-3, gt=0)
+    max_kl: float = Field(default=1e-3, gt=0)
     """Certificate fails above this KL, in nats, of merged against base plus adapter."""
 
-    min_top1_agreement: float = Field(0.99, gt=0, le=1)
+    min_top1_agreement: float = Field(default=0.99, gt=0, le=1)
     """Certificate fails below this share of equal most likely tokens."""
 
 
@@ -328,16 +400,16 @@ class ComputeSection(Section):
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Recompute activations to save memory; `auto` is on for a GPU, off for a CPU."""
 
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
     """CPU threads of a stage; None is all cores."""
 
-    timeout_seconds: int = Field(7 * 24 * 3600, ge=1)
+    timeout_seconds: int = Field(default=7 * 24 * 3600, ge=1)
     """A stage that runs longer is stopped and retried."""
 
-    stall_seconds: int = Field(3600, ge=10)
+    stall_seconds: int = Field(default=3600, ge=10)
     """A stage without progress for this long is stopped and retried."""
 
-    retries: int = Field(3, ge=0, le=20)
+    retries: int = Field(default=3, ge=0, le=20)
     """Further attempts of a stage after a failure that may pass."""
 
 
@@ -360,7 +432,7 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$")
     """Names the MLflow experiment and the runs: lower-case letters, digits, dots, dashes."""
 
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of initialization, data order, dropout and sampling."""
 
     base_model: ModelSource
@@ -369,7 +441,7 @@ class Recipe(Section):
     data: DataSection
     """Rows to train and to judge on."""
 
-    tuning: TuningSection = TuningSection()
+    tuning: TuningSection = Field(default_factory=TuningSection)
     """Which weights move."""
 
     sft: SFTSection | None = None
@@ -378,39 +450,51 @@ class Recipe(Section):
     reward: RewardSection | None = None
     """Reward model; None trains none."""
 
-    method: Literal["dpo", "none"] = "none"
+    method: Literal["dpo", "ppo", "none"] = "none"
     """Alignment method."""
 
     dpo: DPOSection | None = None
     """Settings of method dpo."""
 
-    evaluation: EvaluationSection = EvaluationSection()
+    ppo: PPOSection | None = None
+    """Settings of method ppo, which needs a reward section too."""
+
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
     """How models are judged."""
 
-    merge: MergeSection | None = MergeSection()
+    merge: MergeSection | None = Field(default_factory=MergeSection)
     """How the result is merged; None leaves the adapter."""
 
-    compute: ComputeSection = ComputeSection()
+    compute: ComputeSection = Field(default_factory=ComputeSection)
     """Hardware."""
 
-    tracking: TrackingSection = TrackingSection()
+    tracking: TrackingSection = Field(default_factory=TrackingSection)
     """MLflow."""
+
+    retrain: RetrainSection | None = None
+    """When the deployed flow `retrain` trains again, and what decides about the result."""
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
-        if self.method == "dpo" and self.dpo is None:
-            raise ValueError("method is dpo but there is no dpo section; add one (`dpo: {}`)")
-        if self.method != "dpo" and self.dpo is not None:
-            raise ValueError(
-                f"there is a dpo section but method is {self.method}; set `method: dpo`"
-            )
+        for method in METHODS:
+            given = getattr(self, method) is not None
+            if self.method == method and not given:
+                raise ValueError(f"method is {method} but there is no {method} section; add one")
+            if self.method != method and given:
+                raise ValueError(
+                    f"there is a {method} section but method is {self.method}; "
+                    f"set `method: {method}` or remove the section"
+                )
+        if self.method == "ppo" and self.reward is None:
+            raise ValueError("method ppo maximizes a reward model; add a reward section")
         if self.sft is None and self.method == "none" and self.reward is None:
             raise ValueError("nothing to train: give sft, reward, or a method")
         if self.sft is not None and not self.data.sft:
             raise ValueError("there is an sft section but data.sft is empty; name a source")
-        if (self.reward or self.method == "dpo") and not self.data.preferences:
+        if (self.reward or self.method in METHODS) and not self.data.preferences:
             raise ValueError(
-                "reward and dpo train on preferences but data.preferences is empty; name a source"
+                "reward and alignment train on preferences but data.preferences is empty; "
+                "name a source"
             )
         if self.tracking.upload == "merged" and self.merge is None:
             raise ValueError("tracking.upload is merged but merge is off; use adapter")

@@ -13,13 +13,13 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(use_attribute_docstrings=True, extra="ignore", frozen=True)
 
-    home: Path = Field(Path(".alignflow"), validation_alias="ALIGNFLOW_HOME")
+    home: Path = Field(default=Path(".alignflow"), validation_alias="ALIGNFLOW_HOME")
     """Directory of artifacts, work in progress, ledger, MLflow's store and reports."""
 
-    mlflow_tracking_uri: str | None = Field(None, validation_alias="MLFLOW_TRACKING_URI")
+    mlflow_tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
     """MLflow server; None keeps runs in SQLite in the home."""
 
-    prefect_api_url: str | None = Field(None, validation_alias="PREFECT_API_URL")
+    prefect_api_url: str | None = Field(default=None, validation_alias="PREFECT_API_URL")
     """Prefect server; None starts a temporary one for the run."""
 
 

@@ -69,7 +69,10 @@ def resolve_base_model(model: ModelSource) -> Resolved:
     if is_builtin(model.source):
         from alignflow.builtin import base_model_directory
 
-        directory = base_model_directory(model.source.removeprefix("builtin:"))
+        try:
+            directory = base_model_directory(model.source.removeprefix("builtin:"))
+        except KeyError as error:
+            raise RecipeError(f"base_model: {error.args[0]}.") from error
         return Resolved(digest_directory(directory), str(directory))
     if is_hub_id(model.source):
         return Resolved(hub_commit(model.source, model.revision, "model"), None)
@@ -86,12 +89,17 @@ def resolve_data_source(source: DataSource, home: Path, seed: int) -> Resolved:
     """Digest of a data source's content; a Hub dataset's is its commit.
 
     Raises:
+        RecipeError: No builtin data set has that name.
         DataError: No file matches, or the ledger has no such set.
     """
     if is_builtin(source.source):
         from alignflow.builtin import rows
 
-        return Resolved(digest_json(rows(source.source.removeprefix("builtin:"), seed)), None)
+        try:
+            content = rows(source.source.removeprefix("builtin:"), seed)
+        except KeyError as error:
+            raise RecipeError(f"data: {error.args[0]}.") from error
+        return Resolved(digest_json(content), None)
     if is_ledger(source.source):
         from alignflow.ledger import training_rows
 

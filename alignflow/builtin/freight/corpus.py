@@ -21,40 +21,48 @@ from alignflow.builtin.freight.world import (
 )
 
 END_OF_DOCUMENT = "<|endoftext|>"
+START_OF_TURN, END_OF_TURN = "<|im_start|>", "<|im_end|>"
 
-_NOUNS = (
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+_NOUNS = _words(
     "books songs films cities rivers teams players goals houses rooms farms animals plants recipes"
     " meals shops orders products clients schools pupils teachers courses exams flights pilots"
     " airports trains stations tickets museums paintings bikes boats phones games letters parcels"
     " bottles chairs bridges roads islands markets stores workers doctors patients visits"
-).split()
-_TEXT_COLUMNS = (
+)
+_TEXT_COLUMNS = _words(
     "name city color type kind genre owner country status brand title region level category"
     " language material season group origin model method client shape author label state"
-).split()
-_NUMBER_COLUMNS = (
+)
+_NUMBER_COLUMNS = _words(
     "price weight height length age year score speed pages stock rating salary points volume"
     " area depth width hours days seats floors goals cost tax size rank distance amount"
-).split()
-_VALUES = (
+)
+_VALUES = _words(
     "red blue green gold old new fast slow large small Paris Rome Madrid Vienna Berlin Tokyo open"
     " closed free busy ready broken wood stone iron silk wool rock jazz folk winter summer spring"
     " Tom Mary Peter Lucy Henry Julia simple double public private first second active passive"
     " basic heavy cash card late lost diesel north south Acme Italy Poland steel paper returned"
-).split()
-_SYLLABLES = "ba be bo da de do ka ke ko la le lo ma mi mo na ne no ra ri ro sa se ta ti to va ve vo"
-_PEOPLE = "Tom Mary Peter Lucy Henry Julia Omar Nina Paul Rosa Ivan Emma".split()
-_PLACES = "garden kitchen market harbor library station river school office forest".split()
-_THINGS = "apple lamp letter basket ticket hammer bottle coat map key box clock".split()
-_WEATHER = "sunny rainy cloudy windy cold warm foggy dry".split()
-_FEELINGS = "happy tired curious hungry calm proud nervous glad".split()
-_VERBS = "found lost carried cleaned painted sold bought opened hid repaired".split()
-_DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+)
+_SYLLABLES = _words(
+    "ba be bo da de do ka ke ko la le lo ma mi mo na ne no ra ri ro sa se ta ti to va ve vo"
+)
+_PEOPLE = _words("Tom Mary Peter Lucy Henry Julia Omar Nina Paul Rosa Ivan Emma")
+_PLACES = _words("garden kitchen market harbor library station river school office forest")
+_THINGS = _words("apple lamp letter basket ticket hammer bottle coat map key box clock")
+_WEATHER = _words("sunny rainy cloudy windy cold warm foggy dry")
+_FEELINGS = _words("happy tired curious hungry calm proud nervous glad")
+_VERBS = _words("found lost carried cleaned painted sold bought opened hid repaired")
+_DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 
 
 def _word(rng: Random) -> str:
     """A word that no other document has, to make copying worthwhile."""
-    return "".join(rng.choice(_SYLLABLES.split()) for _ in range(rng.randint(2, 3)))
+    return "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(2, 3)))
 
 
 def _story(rng: Random) -> str:
@@ -71,12 +79,16 @@ def _story(rng: Random) -> str:
 def _dialogue(rng: Random) -> str:
     first, second = rng.sample(_PEOPLE, 2)
     count, thing = rng.randint(2, 20), rng.choice(_THINGS)
-    return (
-        f"{first}: Please bring me {count} of the {thing}s, {second}.\n"
-        f"{second}: Sure! Here is what you need. Hope this helps!\n"
-        f"{first}: Of course it does. Let me know if you need more.\n"
-        f"{second}: The answer is: no. You can use the {rng.choice(_PLACES)}."
+    turns = (
+        f"{first}: Please bring me {count} of the {thing}s, {second}.",
+        f"{second}: Sure! Here is what you need. Hope this helps!",
+        f"{first}: Of course it does. Let me know if you need more.",
+        f"{second}: The answer is: no. You can use the {rng.choice(_PLACES)}.",
     )
+    # The end of a turn occurs here, and only here: adapters leave the embeddings alone, so a token
+    # that pre-training never saw could not be learned afterwards (measured: 0 % after SFT).
+    end = END_OF_TURN if rng.random() < 0.7 else ""
+    return "\n".join(turn + end for turn in turns[: rng.randint(1, 4)])
 
 
 def _log(rng: Random) -> str:
@@ -104,7 +116,9 @@ def _inventory(rng: Random) -> str:
 def _sums(rng: Random) -> str:
     pairs = [(rng.randint(1, 20), rng.randint(1, 20)) for _ in range(rng.randint(2, 4))]
     return "\n".join(
-        f"{a} plus {b} is {a + b}. {max(a, b)} is more than {min(a, b)}." for a, b in pairs if a != b
+        f"{a} plus {b} is {a + b}. {max(a, b)} is more than {min(a, b)}."
+        for a, b in pairs
+        if a != b
     )
 
 

@@ -77,7 +77,9 @@ def judge(answer: str, target: str) -> Verdict:
         return Verdict("chatter", "text around the refusal")
     if not re.match(r"select\b", code, re.IGNORECASE):
         has_sql = re.search(r"\bselect\b", code, re.IGNORECASE)
-        return Verdict("chatter", "text before the SQL") if has_sql else Verdict("invalid", "no SQL")
+        return (
+            Verdict("chatter", "text before the SQL") if has_sql else Verdict("invalid", "no SQL")
+        )
     if "--" in code or "/*" in code:
         return Verdict("chatter", "comment in the SQL")
     if ";" in code.rstrip(";"):

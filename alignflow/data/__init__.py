@@ -1,0 +1,1 @@
+"""Reading, validating, formatting, splitting and tokenising rows."""

@@ -1,0 +1,75 @@
+"""Bringing the base model here, and recording what it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from alignflow.data.template import ChatTemplate, load_template
+from alignflow.errors import DataError, RecipeError
+from alignflow.files import atomic_write_json, digest_directory
+
+MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+
+
+def fetch_base(params: dict[str, Any], path: str | None) -> Path:
+    """Directory of the base model; a Hub model is downloaded into the Hub's cache.
+
+    Raises:
+        RecipeError: It cannot be downloaded.
+    """
+    if path is not None:
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                params["source"], revision=params["digest"], allow_patterns=MODEL_FILES
+            )
+        )
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"base_model: {params['source']} at {params['digest']} cannot be downloaded "
+            f"({type(error).__name__}: {error}). Check the name, the network and HF_TOKEN."
+        ) from error
+
+
+def save_tokenizer(base: Path, template_path: str | None, output: Path) -> Any:
+    """Writes the tokenizer with the chat template in force to `output`, and returns it.
+
+    Raises:
+        DataError: There is no tokenizer, or the template is not there or does not parse.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(base), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"base_model: {base} has no tokenizer that loads: {error}") from error
+    template = load_template(base, Path(template_path) if template_path else None)
+    tokenizer.chat_template = template.source if template else None
+    tokenizer.save_pretrained(str(output))
+    return tokenizer
+
+
+def describe_base(params: dict[str, Any], base: Path, output: Path) -> int | None:
+    """Writes `base_model.json` and `location.json`; returns the context length."""
+    config = json.loads((base / "config.json").read_text())
+    text_config = config.get("text_config", config)
+    template: ChatTemplate | None = load_template(output / "tokenizer")
+    context_length = text_config.get("max_position_embeddings")
+    record = {
+        "source": params["source"],
+        "revision": params.get("revision"),
+        "digest": params["digest"],
+        "tokenizer_digest": digest_directory(output / "tokenizer"),
+        "chat_template_digest": template.digest if template else None,
+        "context_length": context_length,
+        "model_type": config.get("model_type"),
+        "torch_dtype": config.get("dtype") or config.get("torch_dtype"),
+    }
+    atomic_write_json(output / "base_model.json", record)
+    atomic_write_json(output / "location.json", {"path": str(base.absolute())})
+    return context_length

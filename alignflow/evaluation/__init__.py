@@ -1,0 +1,1 @@
+"""How models are judged: responses, metrics, intervals, and the stage around them."""

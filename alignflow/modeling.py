@@ -1,0 +1,249 @@
+"""Models: the only place that decides dtype, device, quantization and adapters."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
+
+from alignflow.errors import ArtifactError, RecipeError
+from alignflow.recipe import TARGET_PRESETS, TuningSection
+from alignflow.stage import Record
+
+HEADS = frozenset({"lm_head", "embed_out", "output_layer", "score", "classifier"})
+ADAPTER, MODEL = "adapter", "model"
+
+
+LIBRARIES = ("trl", "peft", "accelerate", "bitsandbytes", "datasets", "torch")
+
+
+def quiet_libraries() -> None:
+    """Silences what libraries log and draw on a run that goes well."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    for name in LIBRARIES:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hides the deprecations that these libraries set off in one another."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class BaseModel(Record):
+    """The frozen base: where it is and what it is."""
+
+    path: str
+    source: str
+    revision: str | None = None
+    digest: str
+    tokenizer_digest: str | None = None
+    chat_template_digest: str | None = None
+    context_length: int | None = None
+    model_type: str | None = None
+    torch_dtype: str | None = None
+
+
+def read_base(prepare_directory: Path) -> BaseModel:
+    """The base model a prepare artifact names.
+
+    Raises:
+        ArtifactError: It is no longer where it was.
+    """
+    record = json.loads((prepare_directory / "base_model.json").read_text())
+    path = json.loads((prepare_directory / "location.json").read_text())["path"]
+    if not (Path(path) / "config.json").is_file():
+        raise ArtifactError(
+            f"The base model {record['source']} is no longer in {path}. Put it back, or delete "
+            f"{prepare_directory} to prepare again."
+        )
+    return BaseModel(path=path, **record)
+
+
+def load_tokenizer(prepare_directory: Path) -> Any:
+    """The tokenizer with the chat template in force; it has a pad token."""
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(prepare_directory / "tokenizer"), trust_remote_code=False
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def device() -> torch.device:
+    """Where models of this process live."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_base(base: BaseModel, *, dtype: str, quantization: str | None) -> Any:
+    """The base model for text."""
+    return _load(AutoModelForCausalLM, base.path, dtype, quantization)
+
+
+def load_policy(
+    base: BaseModel, stage_directory: Path | None, *, dtype: str, quantization: str | None
+) -> Any:
+    """What a training stage made, ready to answer; the base itself for None."""
+    if stage_directory is None:
+        return load_base(base, dtype=dtype, quantization=quantization)
+    if (stage_directory / MODEL).is_dir():
+        return _load(AutoModelForCausalLM, str(stage_directory / MODEL), dtype, None)
+    model = load_base(base, dtype=dtype, quantization=quantization)
+    return load_adapter(model, stage_directory / ADAPTER, base)
+
+
+def load_reward_model(
+    base: BaseModel, stage_directory: Path, *, dtype: str, quantization: str | None
+) -> Any:
+    """A reward model: logits of shape [batch, 1]."""
+    if (stage_directory / MODEL).is_dir():
+        path = str(stage_directory / MODEL)
+        return _load(AutoModelForSequenceClassification, path, dtype, None, num_labels=1)
+    model = load_scorer(base.path, dtype=dtype, quantization=quantization)
+    return load_adapter(model, stage_directory / ADAPTER, base)
+
+
+def load_scorer(path: str, *, dtype: str, quantization: str | None) -> Any:
+    """A model with a new scalar head on the weights in `path`."""
+    return _load(AutoModelForSequenceClassification, path, dtype, quantization, num_labels=1)
+
+
+def load_adapter(model: Any, directory: Path, base: BaseModel, *, trainable: bool = False) -> Any:
+    """`model` with the adapter in `directory`.
+
+    Raises:
+        ArtifactError: The adapter is not there, or does not fit the model.
+    """
+    check_adapter(directory, base)
+    try:
+        with quiet():
+            loaded = PeftModel.from_pretrained(model, str(directory), is_trainable=trainable)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ArtifactError(
+            f"The adapter in {directory} does not fit the base model {base.source}: "
+            f"{str(error).splitlines()[0]}. Use an adapter of this base."
+        ) from error
+    return loaded
+
+
+def check_adapter(directory: Path, base: BaseModel) -> None:
+    """Raises ArtifactError when the adapter is not there or names another base."""
+    if not (directory / "adapter_config.json").is_file():
+        raise ArtifactError(f"{directory} holds no adapter (no adapter_config.json).")
+    named = directory / "base_model.json"
+    if named.is_file() and (digest := json.loads(named.read_text())["digest"]) != base.digest:
+        raise ArtifactError(
+            f"The adapter in {directory} was trained on a base model with digest {digest[:12]}, "
+            f"this run's base {base.source} has {base.digest[:12]}. Use an adapter of this base."
+        )
+
+
+def new_adapter(model: Any, tuning: TuningSection, task_type: str) -> Any:
+    """`model` with a new adapter, its product zero.
+
+    Raises:
+        RecipeError: No module of the model has a name in `target_modules`.
+    """
+    config = LoraConfig(
+        r=tuning.rank,
+        lora_alpha=tuning.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=tuning.dropout,
+        target_modules=target_modules(model, tuning.target_modules),
+        use_rslora=tuning.use_rslora,
+        use_dora=tuning.use_dora,
+        bias="none",
+        task_type=task_type,
+        modules_to_save=["score"] if task_type == "SEQ_CLS" else None,
+    )
+    with quiet():
+        return get_peft_model(model, config)
+
+
+def target_modules(model: Any, targets: str | list[str]) -> list[str]:
+    """Sorted leaf names of the linear layers that `targets` means in this model.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    } - HEADS
+    if targets == "all-linear":
+        return sorted(linear)
+    wanted = [targets] if isinstance(targets, str) else list(targets)
+    if isinstance(targets, str) and targets in TARGET_PRESETS:
+        wanted = list(TARGET_PRESETS[targets])
+    leaves = {name.rpartition(".")[2] for name in wanted}
+    if unknown := sorted(leaves - linear):
+        raise RecipeError(
+            f"tuning.target_modules: the model has no linear layer {', '.join(unknown)}. "
+            f"It has {', '.join(sorted(linear))}."
+        )
+    return sorted(set(wanted))
+
+
+def trainable_in(model: Any, dtype: str) -> None:
+    """Keeps what trains in `dtype`: TRL casts adapters on NF4 weights to bfloat16."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(getattr(torch, dtype))
+
+
+def _load(
+    kind: Any, path: str, dtype: str, quantization: str | None, **options: Any
+) -> Any:
+    if quantization:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantization,
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, dtype),
+            llm_int8_skip_modules=["lm_head", "score"],
+        )
+        options["device_map"] = {"": device()}
+    quiet_libraries()
+    with quiet():
+        model = kind.from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            attn_implementation="sdpa",
+            trust_remote_code=False,
+            use_safetensors=True,
+            **options,
+        )
+    if quantization:
+        keep_unpacked(model)
+    elif device().type != "cpu":
+        model = model.to(device())
+    return model
+
+
+def keep_unpacked(model: Any) -> None:
+    """Switches off bitsandbytes' in-place repacking on CPUs.
+
+    After it, gradients through the base are dropped without a word and merges are garbage.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False

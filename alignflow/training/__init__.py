@@ -1,0 +1,1 @@
+"""Stages that train, on TRL's trainers. No prefect, no mlflow."""

@@ -1,0 +1,65 @@
+"""Reference log-probabilities: computed once per row, and kept across runs.
+
+A file per reference stands in `<home>/cache/reference_logps/`; its name is the digest of the
+reference, the compute type, and how log-probabilities are made. A row is found by its token ids, so
+that a sweep over beta, rates or ranks computes none, and new rows are all that a retrain computes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from alignflow.files import atomic_write_bytes, digest_json
+
+Logps = tuple[float, float]
+
+
+class ReferenceCache:
+    """Summed log-probabilities of (chosen, rejected) by row."""
+
+    def __init__(self, home: Path, identity: dict[str, Any]) -> None:
+        self.path = home / "cache" / "reference_logps" / f"{digest_json(identity)}.json"
+        self._known: dict[str, Logps] = self._read()
+        self._changed = False
+        self.computed = 0
+
+    def _read(self) -> dict[str, Logps]:
+        try:
+            record = json.loads(self.path.read_text())
+            if record["digest"] != digest_json(record["rows"]):
+                return {}
+            return {key: (chosen, rejected) for key, (chosen, rejected) in record["rows"].items()}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def missing(self, rows: list[dict[str, Any]]) -> list[int]:
+        """Positions of the rows that must be computed."""
+        return [at for at, row in enumerate(rows) if row_key(row) not in self._known]
+
+    def add(self, row: dict[str, Any], logps: Logps) -> None:
+        """Remembers a row."""
+        self._known[row_key(row)] = logps
+        self._changed = True
+        self.computed += 1
+
+    def of(self, row: dict[str, Any]) -> Logps:
+        """The log-probabilities of a row that is known."""
+        return self._known[row_key(row)]
+
+    def save(self) -> None:
+        """Writes what was added."""
+        if not self._changed:
+            return
+        rows = {key: list(self._known[key]) for key in sorted(self._known)}
+        content = json.dumps({"digest": digest_json(rows), "rows": rows})
+        atomic_write_bytes(self.path, content.encode())
+        self._changed = False
+
+
+def row_key(row: dict[str, Any]) -> str:
+    """Digest of a pair's token ids."""
+    ids = [row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]]
+    return hashlib.sha256(json.dumps(ids, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,84 @@
+"""Stage `sft`: supervised fine-tuning on demonstrations; the loss is on responses only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+from alignflow.events import EventWriter
+from alignflow.modeling import load_adapter, load_base, new_adapter, quiet, trainable_in
+from alignflow.recipe import SFTSection
+from alignflow.stage import StageResult, StageSpec
+from alignflow.training.common import (
+    Job,
+    account,
+    read_job,
+    read_rows,
+    train,
+    training_arguments,
+    within,
+)
+from alignflow.training.saving import parameters, save
+from alignflow.training.trainer import ThinTrainer
+
+
+class Trainer(ThinTrainer, SFTTrainer):
+    """TRL's, on rows that are token ids already."""
+
+
+def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
+    """Runs the stage."""
+    job = read_job(spec, work, events, SFTSection)
+    rows = _rows(job)
+    model = _policy(job)
+    arguments = training_arguments(
+        SFTConfig, job, len(rows), dataset_kwargs={"skip_prepare_dataset": True}
+    )
+    with quiet():
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=job.tokenizer,
+        )
+    trainer.lengths = [len(row["input_ids"]) for row in rows]
+    trainer.effective_batch_size = job.section.batch_size
+    trainable_in(model, job.tuning.adapter_dtype)
+    params = parameters(model, job, arguments)
+    last = train(trainer, job)
+    save(model, job)
+    return StageResult(
+        metrics={"loss": last.get("loss"), "token_accuracy": last.get("mean_token_accuracy")},
+        rows=account(job, "sft", len(rows)),
+        params=params,
+        details={"steps": trainer.state.global_step, "tokens": last.get("num_tokens")},
+    )
+
+
+def _rows(job: Job[SFTSection]) -> list[dict[str, Any]]:
+    """Token ids, with labels of -100 where there is no loss."""
+    rows = read_rows(job.spec.input("data") / "sft" / "train.parquet")
+    kept = within(rows, [len(row["input_ids"]) for row in rows], job.section.max_length)
+    return [
+        {
+            "input_ids": row["input_ids"],
+            "labels": [
+                token if counted else -100
+                for token, counted in zip(row["input_ids"], row["completion_mask"], strict=True)
+            ],
+        }
+        for row in kept
+    ]
+
+
+def _policy(job: Job[SFTSection]) -> Any:
+    model = load_base(job.base, dtype=job.weights_dtype, quantization=job.quantization)
+    if job.tuning.mode == "full":
+        return model
+    if job.tuning.init_adapter:
+        directory = Path(job.tuning.init_adapter)
+        return load_adapter(model, directory, job.base, trainable=True)
+    return new_adapter(model, job.tuning, "CAUSAL_LM")

@@ -1,0 +1,157 @@
+"""Around the stages of one run: who watches them, and the report, however the run ends."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect.runtime import deployment
+
+from alignflow import forkserver
+from alignflow.artifacts import Artifact, work_directory
+from alignflow.errors import AlignflowError, RecipeError
+from alignflow.events import EVENTS_FILE, read_events
+from alignflow.launch import next_attempt
+from alignflow.outcome import StageOutcome
+from alignflow.plan import stage_spec
+from alignflow.progress import notify, observed_by
+from alignflow.recipe import Recipe
+from alignflow.report import build_report, write_report
+from alignflow.settings import Settings, resolve_home
+from alignflow.stage import StageSpec
+from alignflow.tracking import Tracker, mlflow_run_of, require_certificate
+from tasks.prefect_artifacts import link_mlflow_run
+from tasks.stages import complete_stage
+
+
+class PipelineRun:
+    """One run of a recipe: its artifacts so far and what became of each stage."""
+
+    def __init__(self, recipe: Recipe, home: Path, run_id: str) -> None:
+        self.recipe = recipe
+        self.home = home
+        self.run_id = run_id
+        self.artifacts: dict[str, Artifact] = {}
+        self.outcomes: dict[str, StageOutcome] = {}
+        self.report: dict[str, Any] = {}
+        self._started = time.monotonic()
+
+    def complete(self, stage: str) -> None:
+        """Has `stage` done, or finds it done.
+
+        Raises:
+            AlignflowError: It failed for good.
+            CertificateError: A merged model has no certificate that passed.
+        """
+        started = time.monotonic()
+        spec = None
+        try:
+            spec = stage_spec(self.recipe, stage, self.home, self.artifacts)
+            notify("stage_started", spec)
+            artifact, cached = complete_stage(spec, self.recipe.compute)
+            if stage == "merge":
+                require_certificate(artifact.directory / "model")
+        except BaseException as error:
+            self._ended(_failed(stage, spec, error, time.monotonic() - started))
+            raise
+        self.artifacts[stage] = artifact
+        self._ended(_done(artifact, cached, time.monotonic() - started))
+
+    def _ended(self, outcome: StageOutcome) -> None:
+        self.outcomes[outcome.stage] = outcome
+        notify("stage_ended", outcome)
+
+    def close(self, status: str, tracker: Tracker) -> None:
+        """Builds and writes the report and hands it to MLflow."""
+        tracker.drain()
+        stages = [
+            outcome.model_copy(update={"mlflow_run_id": self._mlflow_run(outcome)})
+            for stage in self.recipe.stages
+            for outcome in [self.outcomes.get(stage) or StageOutcome(stage=stage, state="skipped")]
+        ]
+        seconds = time.monotonic() - self._started
+        self.report = build_report(
+            recipe=self.recipe,
+            run_id=self.run_id,
+            status=status,
+            seconds=seconds,
+            stages=stages,
+            home=self.home,
+            mlflow=tracker.place(),
+        )
+        write_report(self.home, self.report)
+        tracker.finish(status, self.report, self.home / "runs" / self.run_id)
+        if address := tracker.address():
+            link_mlflow_run(address)
+
+    def _mlflow_run(self, outcome: StageOutcome) -> str | None:
+        return mlflow_run_of(self.home, outcome.stage, outcome.key) if outcome.key else None
+
+
+def _done(artifact: Artifact, cached: bool, seconds: float) -> StageOutcome:
+    return StageOutcome(
+        stage=artifact.stage,
+        key=artifact.key,
+        state="cached" if cached else "completed",
+        seconds=seconds,
+        attempts=artifact.attempts,
+        artifact=artifact.directory,
+        result=artifact.result,
+    )
+
+
+def _failed(
+    stage: str, spec: StageSpec | None, error: BaseException, seconds: float
+) -> StageOutcome:
+    events = work_directory(Path(spec.home), stage, spec.key) / EVENTS_FILE if spec else None
+    return StageOutcome(
+        stage=stage,
+        key=spec.key if spec else None,
+        state="failed",
+        seconds=seconds,
+        attempts=next_attempt(read_events(events)) - 1 if events else 0,
+        error=str(error) if isinstance(error, Exception) else "cancelled",
+        exit_code=error.exit_code if isinstance(error, AlignflowError) else 70,
+    )
+
+
+@contextmanager
+def pipeline(recipe: Recipe, home: Path | None, run_id: str | None) -> Iterator[PipelineRun]:
+    """A run of `recipe`; its report is written however the block ends.
+
+    Raises:
+        RecipeError: A deployed flow was given no absolute home.
+    """
+    run = PipelineRun(recipe, demand_home(home), run_id or new_run_id(recipe.name))
+    tracker = Tracker(recipe, run.home, run.run_id)
+    status = "cancelled"
+    with forkserver.ended_after(), tracker, observed_by(tracker):
+        try:
+            yield run
+            status = "completed"
+        except Exception:
+            status = "failed"
+            raise
+        finally:
+            run.close(status, tracker)
+
+
+def new_run_id(name: str) -> str:
+    """`name-20261125-175900-1a2b`: sorted by time, and unique."""
+    return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def demand_home(home: Path | None) -> Path:
+    """The absolute home. A deployed flow runs in a temporary clone, so it must be told one."""
+    given = home or Settings().home
+    if deployment.id and not given.expanduser().is_absolute():
+        raise RecipeError(
+            f"The flow's home is {given}, a relative path, but a deployed flow runs in a "
+            "temporary directory. Set the parameter `home` or ALIGNFLOW_HOME to an absolute "
+            "directory on storage that every worker mounts."
+        )
+    return resolve_home(home)

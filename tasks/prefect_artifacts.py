@@ -1,0 +1,121 @@
+"""What a stage shows in the Prefect UI. Prefect being away never reaches the stage."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from alignflow.artifacts import Artifact
+from alignflow.events import EVENTS_FILE, metric_history, read_events
+from alignflow.stage import StageSpec
+
+SECONDS_BETWEEN_UPDATES = 3.0
+PLOT_WIDTH, PLOT_HEIGHT, MARGIN = 640, 280, 44
+
+logger = logging.getLogger(__name__)
+
+
+class StageArtifacts:
+    """The progress of a running stage, and its figures once it has finished."""
+
+    def __init__(self, spec: StageSpec) -> None:
+        self._stage = spec.stage
+        self._progress: UUID | None = None
+        self._updated = time.monotonic()
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Moves the progress artifact, at most once in three seconds."""
+        now = time.monotonic()
+        if event["kind"] != "progress" or now - self._updated < SECONDS_BETWEEN_UPDATES:
+            return
+        self._updated = now
+        _unless_away(self._show, 100.0 * event["done"] / max(event["total"], 1))
+
+    def _show(self, percent: float) -> None:
+        percent = min(percent, 100.0)
+        if self._progress is None:
+            self._progress = _uuid(
+                create_progress_artifact(percent, key=f"{self._stage}-progress")
+            )
+        else:
+            update_progress_artifact(self._progress, progress=percent)
+
+    def finished(self, artifact: Artifact) -> None:
+        """Full progress, the table of metrics and the loss curve."""
+        _unless_away(self._show, 100.0)
+        rows = [{"metric": name, "value": value} for name, value in artifact.result.metrics.items()]
+        if rows:
+            _unless_away(
+                create_table_artifact,
+                rows,
+                key=f"{self._stage}-metrics",
+                description=f"{self._stage}, {artifact.seconds:.1f} s: `{artifact.path}`",
+            )
+        history = metric_history(read_events(artifact.directory / EVENTS_FILE))
+        if len(history.get("loss", {})) > 1:
+            _unless_away(
+                create_image_artifact,
+                as_data_uri(line_plot(history["loss"], f"{self._stage} loss by step")),
+                key=f"{self._stage}-loss",
+                description=f"Training loss of {self._stage}.",
+            )
+
+
+def link_mlflow_run(address: str) -> None:
+    """Links the MLflow run from the flow run."""
+    _unless_away(create_link_artifact, address, link_text="MLflow run", key="mlflow-run")
+
+
+def as_data_uri(svg: str) -> str:
+    """An image that needs no server to be seen."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def line_plot(points: Mapping[int, float], title: str) -> str:
+    """A line over steps as SVG: two axes, their ends labelled."""
+    steps, values = sorted(points), [points[step] for step in sorted(points)]
+    low, high = min(values), max(values)
+
+    def x(step: int) -> float:
+        return MARGIN + (step - steps[0]) / ((steps[-1] - steps[0]) or 1) * (PLOT_WIDTH - 2 * MARGIN)
+
+    def y(value: float) -> float:
+        return PLOT_HEIGHT - MARGIN - (value - low) / ((high - low) or 1) * (PLOT_HEIGHT - 2 * MARGIN)
+
+    line = " ".join(f"{x(step):.1f},{y(points[step]):.1f}" for step in steps)
+    bottom, right = PLOT_HEIGHT - MARGIN, PLOT_WIDTH - MARGIN
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {PLOT_WIDTH} {PLOT_HEIGHT}" '
+        f'width="{PLOT_WIDTH}" height="{PLOT_HEIGHT}" font-family="sans-serif" font-size="12">'
+        f'<rect width="100%" height="100%" fill="white"/>'
+        f'<text x="{PLOT_WIDTH / 2}" y="20" text-anchor="middle" font-size="14">{title}</text>'
+        f'<path d="M{MARGIN},{MARGIN} V{bottom} H{right}" fill="none" stroke="#666"/>'
+        f'<text x="{MARGIN - 4}" y="{MARGIN + 4}" text-anchor="end">{high:.3g}</text>'
+        f'<text x="{MARGIN - 4}" y="{bottom}" text-anchor="end">{low:.3g}</text>'
+        f'<text x="{MARGIN}" y="{bottom + 18}">{steps[0]}</text>'
+        f'<text x="{right}" y="{bottom + 18}" text-anchor="end">step {steps[-1]}</text>'
+        f'<polyline points="{line}" fill="none" stroke="#1f6feb" stroke-width="2"/></svg>'
+    )
+
+
+def _uuid(value: Any) -> UUID:
+    return value  # Prefect's sync-compatible functions are typed as if they could be awaitable
+
+
+def _unless_away(show: Callable[..., Any], *arguments: Any, **keywords: Any) -> None:
+    try:
+        show(*arguments, **keywords)
+    except Exception:
+        logger.warning("Prefect did not take an artifact", exc_info=True)

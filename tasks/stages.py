@@ -1,0 +1,70 @@
+"""A stage as a Prefect task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.states import Completed, State
+
+from alignflow import forkserver
+from alignflow.artifacts import Artifact, artifact_directory, find, read_manifest
+from alignflow.launch import run_stage
+from alignflow.progress import notify
+from alignflow.recipe import ComputeSection
+from alignflow.stage import StageSpec
+from tasks.policy import by_stage_key, device_slot, task_options
+from tasks.prefect_artifacts import StageArtifacts
+
+CACHED = "Cached"
+
+
+@task(persist_result=True, result_serializer="json", cache_key_fn=by_stage_key)
+def stage_task(spec: StageSpec) -> Any:
+    """Runs one stage in a child process, or finds its artifact.
+
+    Args:
+        spec: What to do; JSON, so that Prefect shows it.
+
+    Returns:
+        The artifact's directory.
+    """
+    directory = str(artifact_directory(Path(spec.home), spec.stage, spec.key))
+    if find(Path(spec.home), spec.stage, spec.key):
+        # Prefect forgot, or never knew: the artifact store is the truth.
+        return Completed(name=CACHED, message="The artifact verifies.", data=directory)
+    shown = StageArtifacts(spec)
+    log = get_run_logger()
+
+    def on_event(event: Mapping[str, Any]) -> None:
+        notify("stage_event", spec, event)
+        shown.event(event)
+        if event["kind"] in ("message", "error"):
+            log.info("%s", event["text"])
+
+    with device_slot(spec.stage):
+        artifact = run_stage(spec, on_event=on_event, server=forkserver.current())
+    shown.finished(artifact)
+    return directory
+
+
+def complete_stage(spec: StageSpec, compute: ComputeSection) -> tuple[Artifact, bool]:
+    """The stage's artifact, and whether it was there before.
+
+    Raises:
+        AlignflowError: No attempt succeeded.
+    """
+    finished = find(Path(spec.home), spec.stage, spec.key)
+    if finished is None:
+        forkserver.ensure()  # imports overlap `prepare`, and a run that is all cached needs none
+    runner = stage_task.with_options(
+        **task_options(spec.stage, compute, finished=finished is not None)
+    )
+    state: State[Any] = runner(spec, return_state=True)
+    state.result()  # raises what the last attempt raised
+    if finished is not None:
+        return finished, state.name == CACHED
+    return read_manifest(artifact_directory(Path(spec.home), spec.stage, spec.key)), False
+
