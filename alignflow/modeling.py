@@ -208,9 +208,7 @@ def trainable_in(model: Any, dtype: str) -> None:
             parameter.data = parameter.data.to(getattr(torch, dtype))
 
 
-def _load(
-    kind: Any, path: str, dtype: str, quantization: str | None, **options: Any
-) -> Any:
+def _load(kind: Any, path: str, dtype: str, quantization: str | None, **options: Any) -> Any:
     if quantization:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -242,7 +240,7 @@ def keep_unpacked(model: Any) -> None:
 
     After it, gradients through the base are dropped without a word and merges are garbage.
     """
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     for module in model.modules():
         if isinstance(module, Linear4bit):

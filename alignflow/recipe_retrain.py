@@ -10,16 +10,13 @@ from alignflow.recipe_section import Section
 
 
 class JudgeSection(Section):
-    """Who compares two responses where no metric of the recipe can. Exactly one of three."""
+    """Who compares two responses where no metric of the recipe can: a function or an endpoint."""
 
     function: str | None = None
     """Import path `package.module:name` of `name(prompt, first, second) -> "first"|"second"|"tie"`."""
 
-    model: str | None = None
-    """Directory of a local judge model that answers A, B or tie."""
-
     endpoint: str | None = None
-    """Address of an OpenAI-compatible server, up to `/v1`. The key is read from ALIGNFLOW_JUDGE_KEY."""
+    """Address up to `/v1` of an OpenAI-compatible server, local or not. ALIGNFLOW_JUDGE_KEY is its key."""
 
     endpoint_model: str = "default"
     """Name of the model on the endpoint."""
@@ -32,11 +29,8 @@ class JudgeSection(Section):
 
     @model_validator(mode="after")
     def _one_judge(self) -> Self:
-        named = [name for name in ("function", "model", "endpoint") if getattr(self, name)]
-        if len(named) != 1:
-            raise ValueError(
-                f"a judge needs exactly one of function, model and endpoint; there are {named}"
-            )
+        if (self.function is None) == (self.endpoint is None):
+            raise ValueError("a judge needs exactly one of function and endpoint")
         return self
 
 

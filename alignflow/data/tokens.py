@@ -72,7 +72,9 @@ class Encoder:
         prompt = "".join(text for text, _ in pieces[:-1])
         return TrainingRow(ids, mask, prompt, row.messages[-1]["content"])
 
-    def pair(self, prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> PairRow:
+    def pair(
+        self, prompt: list[Message], chosen: list[Message], rejected: list[Message]
+    ) -> PairRow:
         """Ids of a pair.
 
         Raises:

@@ -15,12 +15,67 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from alignflow.errors import EvaluationError
 
 DROP_SHARE = 0.125
 """Rows leave the batch once this share of it has ended: each leave copies the cache."""
+
+
+BLOCK_TOKENS = 64
+"""Room that a layer's cache grows by. Growing by one token copies all of it each time."""
+
+
+class BlockLayer(DynamicLayer):
+    """Keys and values in tensors with room to spare."""
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Starts with no room."""
+        super().lazy_initialization(key_states, value_states)
+        self._room: tuple[Tensor, Tensor] | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Appends the keys and values of new tokens and returns all of them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if self._room is None or self._room[0].shape[-2] < end:
+            capacity = end + BLOCK_TOKENS
+            self._room = (
+                _grown(self.keys, key_states, start, capacity),
+                _grown(self.values, value_states, start, capacity),
+            )
+        keys, values = self._room
+        keys[..., start:end, :] = key_states
+        values[..., start:end, :] = value_states
+        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps some rows, with their room."""
+        if self._room is not None:
+            length = self.get_seq_length()
+            self._room = (self._room[0][indices], self._room[1][indices])
+            self.keys, self.values = (tensor[..., :length, :] for tensor in self._room)
+
+
+def _grown(held: Tensor, new: Tensor, start: int, capacity: int) -> Tensor:
+    """An empty tensor in the shape of `new` with room for `capacity` tokens, `held` copied in."""
+    room = new.new_empty((*new.shape[:-2], capacity, new.shape[-1]))
+    if start:
+        room[..., :start, :] = held
+    return room
+
+
+def block_cache(config: Any) -> DynamicCache:
+    """A cache for a model, with room to spare in each layer that attends to everything."""
+    cache = DynamicCache(config=config)
+    cache.layers = [BlockLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
 
 
 class Response(NamedTuple):
@@ -187,7 +242,7 @@ def _respond_batch(
 
     rows = torch.arange(len(prompts))
     place_of = torch.tensor(list(places))
-    cache = DynamicCache(config=model.config)
+    cache = block_cache(model.config)
     for step in range(max_new_tokens):
         logits = _next_logits(model, arguments, ids, mask, positions, cache)
         chosen = sampling.choose(logits, place_of[rows], step)

@@ -131,9 +131,7 @@ def account(job: Job[Any], part: str, trained: int, held_out: int = 0) -> RowAcc
     prepared = RowAccount(**json.loads((job.spec.input("data") / "rows.json").read_text())[part])
     lost = prepared.trained + prepared.held_out - trained - held_out
     dropped = Counter(prepared.dropped) + Counter({"too_long": lost})
-    return RowAccount(
-        read=prepared.read, trained=trained, held_out=held_out, dropped=dict(dropped)
-    )
+    return RowAccount(read=prepared.read, trained=trained, held_out=held_out, dropped=dict(dropped))
 
 
 def micro_batch_size(compute: dict[str, Any], batch_size: int) -> int:
@@ -141,7 +139,9 @@ def micro_batch_size(compute: dict[str, Any], batch_size: int) -> int:
     asked = compute.get("micro_batch_size", "auto")
     if asked == "auto":
         asked = min(batch_size, CPU_MICRO_BATCH) if device().type == "cpu" else batch_size
-    return next(size for size in range(min(int(asked), batch_size), 0, -1) if batch_size % size == 0)
+    return next(
+        size for size in range(min(int(asked), batch_size), 0, -1) if batch_size % size == 0
+    )
 
 
 def gradient_checkpointing(compute: dict[str, Any]) -> bool:

@@ -13,7 +13,8 @@ import torch
 from datasets import Dataset
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
-from trl import RewardConfig, RewardTrainer
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.reward_trainer import RewardTrainer
 
 from alignflow.events import EventWriter
 from alignflow.modeling import check_adapter, load_scorer, new_adapter, quiet, trainable_in

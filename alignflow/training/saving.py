@@ -80,7 +80,8 @@ def _adapter_parameters(model: PeftModel, job: Job[Any]) -> dict[str, Any]:
     config: Any = model.peft_config["default"]
     asked = job.tuning.target_modules
     scale = config.r**0.5 if config.use_rslora else config.r
-    resolved = sorted({name.rpartition(".")[2] for name in model.base_model.targeted_module_names})
+    targeted: Any = model.base_model.targeted_module_names
+    resolved = sorted({name.rpartition(".")[2] for name in targeted})
     return {
         "lora_rank": config.r,
         "lora_alpha": config.lora_alpha,

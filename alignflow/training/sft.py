@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from alignflow.events import EventWriter
 from alignflow.modeling import load_adapter, load_base, new_adapter, quiet, trainable_in

@@ -2,73 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from alignflow.artifacts import Artifact, publish
-from alignflow.events import EventWriter
-from alignflow.recipe import DPOSection, RewardSection, SFTSection, TuningSection
-from alignflow.stage import InputRef, StageResult, StageSpec
-
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
-    "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+from stage_runs import (
+    COLOURS,
+    SECTIONS,
+    build_tiny_base,
+    prepare_spec,
+    question,
+    run_and_publish,
+    write_lines,
 )
-SECTIONS = {"sft": SFTSection, "reward": RewardSection, "dpo": DPOSection}
-COLOURS = ["red", "green", "blue", "black", "white", "grey", "pink", "gold"]
 
-
-def build_tiny_base(directory: Path) -> Path:
-    """A random Qwen3 of 30 thousand parameters with a byte-level tokenizer of its own."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<s>", "</s>", "<pad>", "<|user|>", "<|assistant|>", "<|system|>"]
-    tokenizer.train_from_iterator(
-        [f"what colour is thing {n}? it is {c}." for n in range(20) for c in COLOURS],
-        trainers.BpeTrainer(
-            vocab_size=384,
-            special_tokens=special,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    fast.save_pretrained(str(directory))
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(fast), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=128,
-        tie_word_embeddings=True, bos_token_id=0, eos_token_id=1, pad_token_id=2,
-    )  # fmt: skip
-    Qwen3ForCausalLM(config).save_pretrained(str(directory))
-    return directory
+from alignflow.artifacts import Artifact
+from alignflow.recipe import TuningSection
+from alignflow.stage import StageSpec
 
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_base(tmp_path_factory.mktemp("tiny-base"))
-
-
-def question(number: int) -> str:
-    return f"what colour is thing {number}?"
-
-
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -78,10 +34,7 @@ def tiny_rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "sft": write_lines(
             folder / "sft.jsonl",
-            [
-                {"prompt": question(n), "completion": f"it is {COLOURS[n % 8]}."}
-                for n in range(48)
-            ],
+            [{"prompt": question(n), "completion": f"it is {COLOURS[n % 8]}."} for n in range(48)],
         ),
         "preferences": write_lines(
             folder / "pairs.jsonl",
@@ -111,80 +64,46 @@ def prepared(
     return run_and_publish(prepare_spec(home, tiny_base, tiny_rows))
 
 
-def prepare_spec(home: Path, base: Path, sources: dict[str, Path], **data: Any) -> StageSpec:
-    model = {"source": str(base), "revision": None, "chat_template": None, "digest": "0" * 64}
+@pytest.fixture(scope="session")
+def sft_artifact(prepared: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A finished SFT adapter on the tiny job."""
+    home = tmp_path_factory.mktemp("sft-home")
+    return run_and_publish(make_spec(prepared, home, "sft"))
+
+
+def make_spec(
+    prepared: Artifact,
+    home: Path,
+    stage: str,
+    *,
+    mode: str = "lora",
+    sft: Artifact | None = None,
+    tuning: dict[str, Any] | None = None,
+    compute: dict[str, Any] | None = None,
+    **section: Any,
+) -> StageSpec:
+    settings = {"learning_rate": 1e-3, "max_steps": 3, "batch_size": 8, "max_length": 64}
+    settings |= {"logging_steps": 1, **section}
+    chosen = TuningSection.model_validate({"mode": mode, "rank": 4, **(tuning or {})})
     return StageSpec(
-        stage="prepare",
+        stage=stage,
         home=str(home),
         seed=0,
         params={
-            "data": {**{part: [str(path)] for part, path in sources.items()}, **data},
-            "base_model": model,
-            "lengths": {"sft": 64, "reward": 64, "dpo": 64},
-            "sources": {},
-            "max_examples": None,
+            "section": SECTIONS[stage](**settings).model_dump(mode="json"),
+            "tuning": chosen.model_dump(mode="json"),
+            "dtype": "float32",
         },
-        paths={"base_model": str(base)},
+        inputs={"data": prepared.ref(), **({"sft": sft.ref()} if sft else {})},
+        compute=compute or {},
     )
-
-
-def work_of(spec: StageSpec) -> Path:
-    return Path(spec.home) / "work" / spec.stage / spec.key
-
-
-def run_stage(spec: StageSpec, attempt: int = 1) -> StageResult:
-    """Runs a stage in this process."""
-    from importlib import import_module
-
-    modules = {"prepare": "alignflow.data.prepare"}
-    module = import_module(modules.get(spec.stage, f"alignflow.training.{spec.stage}"))
-    work = work_of(spec)
-    (work / "output").mkdir(parents=True, exist_ok=True)
-    events = EventWriter(work / "events.jsonl", attempt)
-    try:
-        return module.run(spec, work, events)
-    finally:
-        events.close()
-
-
-def run_and_publish(spec: StageSpec) -> Artifact:
-    return publish(spec, run_stage(spec), 0.0, 1)
-
-
-def reference(artifact: Artifact) -> InputRef:
-    return artifact.ref()
 
 
 @pytest.fixture
 def training_spec(prepared: Artifact, tmp_path: Path) -> Callable[..., StageSpec]:
     """Makes the spec of a training stage on the tiny job."""
 
-    def make(
-        stage: str,
-        *,
-        mode: str = "lora",
-        sft: Artifact | None = None,
-        tuning: dict[str, Any] | None = None,
-        compute: dict[str, Any] | None = None,
-        home: Path = tmp_path,
-        **section: Any,
-    ) -> StageSpec:
-        settings = {"learning_rate": 1e-3, "max_steps": 3, "batch_size": 8, "max_length": 64}
-        settings |= {"logging_steps": 1, **section}
-        return StageSpec(
-            stage=stage,
-            home=str(home),
-            seed=0,
-            params={
-                "section": SECTIONS[stage](**settings).model_dump(mode="json"),
-                "tuning": TuningSection(mode=mode, rank=4, **(tuning or {})).model_dump(mode="json"),  # type: ignore[arg-type]
-                "dtype": "float32",
-            },
-            inputs={
-                "data": reference(prepared),
-                **({"sft": reference(sft)} if sft else {}),
-            },
-            compute=compute or {},
-        )
+    def make(stage: str, *, home: Path = tmp_path, **options: Any) -> StageSpec:
+        return make_spec(prepared, home, stage, **options)
 
     return make

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from alignflow.errors import EvaluationError, RecipeError
 from alignflow.evaluation.gate import Judgement, Scores, alpha_of, gate, plan
+from alignflow.evaluation.judge import JudgementCache, agreement, compare, judge_of
 from alignflow.evaluation.statistics import (
     binomial_tail,
     bootstrap,
@@ -246,8 +255,100 @@ def test_power_to_find_a_better_model(win_rate: float, untied: int, at_least: fl
     assert found.mean() == pytest.approx(sign_test_power(untied, win_rate, 0.05), abs=0.025)
 
 
-def test_a_judge_is_exactly_one_of_three() -> None:
+def test_a_judge_is_exactly_one_of_two() -> None:
     with pytest.raises(ValueError, match="exactly one"):
         JudgeSection(function="a:b", endpoint="http://127.0.0.1/v1")
     with pytest.raises(ValueError, match="exactly one"):
         JudgeSection()
+
+
+def longer(prompt: str, first: str, second: str) -> str:
+    """A judge that prefers length."""
+    if len(first) == len(second):
+        return "tie"
+    return "first" if len(first) > len(second) else "second"
+
+
+def always_first(prompt: str, first: str, second: str) -> str:
+    return "first"
+
+
+def test_a_judge_sees_both_orders_and_answers_are_kept(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def judge(prompt: str, first: str, second: str) -> str:
+        seen.append(prompt)
+        return longer(prompt, first, second)
+
+    rows = {"p1": ("longer answer", "short"), "p2": ("a", "bcd"), "p3": ("ab", "cd")}
+    for _ in range(2):
+        found = compare("length", judge, rows, JudgementCache(tmp_path / "judgements.jsonl"))
+        assert found.wins == {"p1": 1.0, "p2": 0.0, "p3": 0.5}
+    assert len(seen) == 6
+
+
+def test_a_judge_that_prefers_a_position_finds_ties(tmp_path: Path) -> None:
+    found = compare("bias", always_first, {"p": ("a", "b")}, JudgementCache(tmp_path / "j.jsonl"))
+    assert found.wins == {"p": 0.5}
+
+
+def test_agreement_with_humans_is_reported(tmp_path: Path) -> None:
+    pairs = [("p", "longer", "short"), ("p", "s", "longer"), ("p", "aa", "bb")]
+    cache = JudgementCache(tmp_path / "j.jsonl")
+    assert agreement("length", longer, pairs, cache) == pytest.approx(0.5)
+
+
+def test_a_torn_line_of_the_cache_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    compare("length", longer, {"p": ("aa", "b")}, JudgementCache(path))
+    path.write_text(path.read_text() + '{"key": "abc", "ans')
+    found = compare("length", longer, {"p": ("aa", "b"), "q": ("a", "bb")}, JudgementCache(path))
+    assert found.wins == {"p": 1.0, "q": 0.0}
+    assert len(JudgementCache(path)) == 4
+
+
+def test_a_judge_function_is_imported_by_path() -> None:
+    section = JudgeSection(function="tests.unit.test_gate:longer")
+    assert judge_of(section)("p", "aa", "b") == "first"
+    with pytest.raises(RecipeError, match="no_such"):
+        judge_of(JudgeSection(function="tests.unit.test_gate:no_such"))
+
+
+@pytest.mark.parametrize(("reply", "expected"), [("A", "first"), ("**B**.", "second"), ("Tie", "tie")])
+def test_an_endpoint_is_asked(reply: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNFLOW_JUDGE_KEY", "canary-secret")
+    requests: list[dict[str, Any]] = []
+    with endpoint(reply, requests) as address:
+        answer = judge_of(JudgeSection(endpoint=address))("Why?", "because", "so")
+    assert answer == expected
+    assert requests[0]["authorization"] == "Bearer canary-secret"
+    assert "because" in requests[0]["body"]["messages"][-1]["content"]
+
+
+def test_an_endpoint_that_is_down_is_not_a_lost_game() -> None:
+    with pytest.raises(EvaluationError, match="did not answer"):
+        judge_of(JudgeSection(endpoint="http://127.0.0.1:9/v1", timeout_seconds=1))("p", "a", "b")
+
+
+@contextmanager
+def endpoint(reply: str, requests: list[dict[str, Any]]) -> Iterator[str]:
+    """An OpenAI-compatible server on loopback."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            requests.append({"body": body, "authorization": self.headers["Authorization"]})
+            content = json.dumps({"choices": [{"message": {"content": reply}}]}).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()

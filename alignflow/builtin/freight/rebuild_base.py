@@ -113,7 +113,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # noqa: ARG002
+    def step(self, closure: None = None) -> None:
         """Moves every matrix by its orthogonalized momentum (Nesterov)."""
         for group in self.param_groups:
             for matrix in group["params"]:

@@ -1,0 +1,78 @@
+"""The build step of `prefect.yaml`: a bad recipe or a relative home fails the deployment.
+
+The step needs no Prefect. What it returns fills the deployments' parameters.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from alignflow.errors import RecipeError
+from alignflow.recipe import DataSource, Recipe
+from alignflow.recipe_file import load_recipe
+from alignflow.settings import Settings
+
+WORK_POOL = "alignflow"
+PASSED_ON = ("ALIGNFLOW_HOME", "MLFLOW_TRACKING_URI", "HF_HUB_OFFLINE", "HF_HOME")
+LOCAL_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv")
+
+
+def check_recipe(recipe: str) -> dict[str, Any]:
+    """Loads and checks the recipe that is deployed.
+
+    Args:
+        recipe: Path of the recipe; ALIGNFLOW_RECIPE replaces it.
+
+    Returns:
+        `recipe` (JSON, paths absolute), `home`, `inbox`, `work_pool` and `environment`, for
+        `{{ checked.NAME }}` in prefect.yaml.
+
+    Raises:
+        RecipeError: Lists everything that is wrong with the recipe, or the home is not absolute.
+    """
+    path = Path(os.environ.get("ALIGNFLOW_RECIPE", recipe))
+    home = deployed_home()
+    checked = with_absolute_paths(load_recipe(path, []), Path.cwd())
+    return {
+        "recipe": checked.model_dump(mode="json"),
+        "home": str(home),
+        "inbox": os.environ.get("ALIGNFLOW_INBOX", str(home / "inbox")),
+        "work_pool": os.environ.get("ALIGNFLOW_WORK_POOL", WORK_POOL),
+        "environment": {name: os.environ[name] for name in PASSED_ON if name in os.environ},
+    }
+
+
+def deployed_home() -> Path:
+    """ALIGNFLOW_HOME.
+
+    Raises:
+        RecipeError: It is relative, so that a deployed flow would start with an empty ledger.
+    """
+    home = Settings().home.expanduser()
+    if not home.is_absolute():
+        raise RecipeError(
+            f"ALIGNFLOW_HOME is {home}, a relative path. A deployed flow runs in another directory "
+            "and would find an empty ledger there: set it to an absolute directory on storage "
+            "that every worker mounts."
+        )
+    return home
+
+
+def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
+    """`recipe` with every path in it taken from `folder`, for a flow that runs elsewhere."""
+    data = recipe.data
+    names = ("sft", "preferences", "evaluation", "general")
+    moved = {name: [_absolute(source, folder) for source in getattr(data, name)] for name in names}
+    base = recipe.base_model
+    changed: dict[str, Any] = {"data": data.model_copy(update=moved)}
+    if (folder / base.source).is_dir():
+        changed["base_model"] = base.model_copy(update={"source": str(folder / base.source)})
+    return recipe.model_copy(update=changed)
+
+
+def _absolute(source: DataSource, folder: Path) -> DataSource:
+    if ":" in source.source or not source.source.endswith(LOCAL_SUFFIXES):
+        return source
+    return source.model_copy(update={"source": str(folder / source.source)})
