@@ -35,7 +35,9 @@ Overrides = Annotated[
 
 
 @app.command()
-def run(recipe: Path, overrides: Overrides = None, home: Home = None, as_json: Json = False) -> None:
+def run(
+    recipe: Path, overrides: Overrides = None, home: Home = None, as_json: Json = False
+) -> None:
     """Trains, aligns, evaluates and merges as RECIPE says. Work done before is not done again.
 
     Example:  alignflow run deployments/recipes/quickstart.yaml --set seed=1

@@ -41,7 +41,9 @@ class EventWriter:
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Records figures of one step; what is not finite is left out and named."""
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        self.write("metrics", step=step, values=finite, not_finite=sorted(set(values) - set(finite)))
+        self.write(
+            "metrics", step=step, values=finite, not_finite=sorted(set(values) - set(finite))
+        )
 
     def message(self, text: str, level: str = "info") -> None:
         """Says something to the reader of the log."""

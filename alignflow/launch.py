@@ -204,7 +204,9 @@ def _failure(
             for event in read_events(work / EVENTS_FILE)
             if event["kind"] == "error" and event["attempt"] == attempt
         ]
-        text = texts[-1] if texts else f"{spec.stage} ended with code {code} (log: {work / LOG_FILE})"
+        text = (
+            texts[-1] if texts else f"{spec.stage} ended with code {code} (log: {work / LOG_FILE})"
+        )
         return error_for(code, text)
     name = signal.Signals(-code).name
     error = (

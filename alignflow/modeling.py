@@ -109,6 +109,21 @@ def load_policy(
     return load_adapter(model, stage_directory / ADAPTER, base)
 
 
+def load_merged(directory: Path) -> Any:
+    """A merged model, loaded as any user would, computing in float32 on a CPU.
+
+    Raises:
+        ArtifactError: There is none, or it is still marked as quantized.
+    """
+    config = directory / "config.json"
+    if not config.is_file():
+        raise ArtifactError(f"{directory} holds no model (no config.json).")
+    if "quantization_config" in json.loads(config.read_text()):
+        raise ArtifactError(f"{directory}: the merged model is still marked as quantized.")
+    dtype = "float32" if device().type == "cpu" else "bfloat16"
+    return _load(AutoModelForCausalLM, str(directory), dtype, None).eval()
+
+
 def load_reward_model(
     base: BaseModel, stage_directory: Path, *, dtype: str, quantization: str | None
 ) -> Any:

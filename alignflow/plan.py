@@ -10,7 +10,7 @@ from alignflow.artifacts import Artifact
 from alignflow.device import resolve_dtype
 from alignflow.files import sha256_file
 from alignflow.recipe import DataSource, Recipe
-from alignflow.sources import resolve_base_model, resolve_data_source
+from alignflow.sources import digest_adapter, resolve_base_model, resolve_data_source
 from alignflow.stage import InputRef, StageSpec
 
 BASE_PARTS = ("base_model.json", "tokenizer")
@@ -83,11 +83,14 @@ def data_sources(recipe: Recipe) -> list[DataSource]:
 
 
 def _training(recipe: Recipe, stage: str) -> dict[str, Any]:
-    return {
-        "section": getattr(recipe, stage).model_dump(mode="json"),
-        "tuning": recipe.tuning.model_dump(mode="json"),
-        "dtype": resolve_dtype(recipe),
-    }
+    return {"section": getattr(recipe, stage).model_dump(mode="json"), **_tuning(recipe)}
+
+
+def _tuning(recipe: Recipe) -> dict[str, Any]:
+    params = {"tuning": recipe.tuning.model_dump(mode="json"), "dtype": resolve_dtype(recipe)}
+    if recipe.tuning.init_adapter:
+        params["init_adapter_digest"] = digest_adapter(recipe.tuning.init_adapter)
+    return params
 
 
 def _sft(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
@@ -128,11 +131,7 @@ def _judged_inputs(
 
 
 def _evaluate(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
-    params = {
-        "section": recipe.evaluation.model_dump(mode="json"),
-        "tuning": recipe.tuning.model_dump(mode="json"),
-        "dtype": resolve_dtype(recipe),
-    }
+    params = {"section": recipe.evaluation.model_dump(mode="json"), **_tuning(recipe)}
     return params, _judged_inputs(recipe, artifacts, ("sft", "aligned", "reward")), {}
 
 
@@ -140,9 +139,8 @@ def _merge(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Par
     assert recipe.merge is not None
     params = {
         "section": recipe.merge.model_dump(mode="json"),
-        "tuning": recipe.tuning.model_dump(mode="json"),
-        "dtype": resolve_dtype(recipe),
         "evaluation": recipe.evaluation.model_dump(mode="json"),
+        **_tuning(recipe),
     }
     return params, _judged_inputs(recipe, artifacts, ("sft", "aligned")), {}
 

@@ -54,11 +54,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     node = _compose(path, text)
     lines = dict(_lines(node))
     try:
-        values = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader with fewer resolvers
+        values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: {_one_line(error)}") from error
     if not isinstance(values, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of fields; this is {type(values).__name__}.")
+        raise RecipeError(
+            f"{path}: a recipe is a mapping of fields; this is {type(values).__name__}."
+        )
     for override in overrides:
         _override(values, override)
     try:
@@ -75,7 +77,9 @@ def _read(path: Path) -> str:
             )
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise RecipeError(f"{path}: no such recipe file. Shipped ones are in deployments/recipes/.") from error
+        raise RecipeError(
+            f"{path}: no such recipe file. Shipped ones are in deployments/recipes/."
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read: {error}.") from error
 
@@ -137,7 +141,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     if not equals or not name.strip():
         raise RecipeError(f"--set {override}: write it as path.to.field=value, e.g. dpo.beta=0.2.")
     try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {override}: {_one_line(error)}") from error
     *sections, field = name.strip().split(".")
@@ -155,7 +159,9 @@ def _override(values: dict[str, Any], override: str) -> None:
 def _problems(path: Path, lines: dict[FieldPath, int], error: ValidationError) -> Iterator[str]:
     for problem in error.errors(include_url=False):
         place: FieldPath = problem["loc"]
-        line = next((lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in lines), None)
+        line = next(
+            (lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in lines), None
+        )
         where = f"{path}:{line}" if line else str(path)
         field = ".".join(str(part) for part in place) or "recipe"
         yield f"{where}: {field}{_shown(problem)}: {_what_to_do(problem, place)}"

@@ -114,7 +114,9 @@ def require_retrain(recipe: Recipe) -> RetrainSection:
     if recipe.retrain is None:
         from alignflow.errors import RecipeError
 
-        raise RecipeError(f"recipe {recipe.name} has no `retrain` section; add one (`retrain: {{}}`)")
+        raise RecipeError(
+            f"recipe {recipe.name} has no `retrain` section; add one (`retrain: {{}}`)"
+        )
     return recipe.retrain
 
 
@@ -185,7 +187,9 @@ def champion_spec(
         **{name: artifacts[name] for name in ("prepare", "sft", "reward") if name in artifacts},
         recipe.method: champion,
     }
-    return stage_spec(recipe.model_copy(update={"evaluation": evaluation}), "evaluate", home, theirs)
+    return stage_spec(
+        recipe.model_copy(update={"evaluation": evaluation}), "evaluate", home, theirs
+    )
 
 
 def model_artifacts(artifacts: Mapping[str, Artifact]) -> dict[str, str]:

@@ -112,6 +112,21 @@ def resolve_data_source(source: DataSource, home: Path, seed: int) -> Resolved:
     return Resolved(digest_json([sha256_file(path) for path in files]), None)
 
 
+def digest_adapter(adapter: str) -> str:
+    """Digest of the adapter directory that training starts from.
+
+    Raises:
+        RecipeError: There is no adapter in it.
+    """
+    directory = Path(adapter).expanduser().absolute()
+    if not (directory / "adapter_config.json").is_file():
+        raise RecipeError(
+            f"tuning.init_adapter: {adapter!r} is not an adapter directory "
+            f"({directory}/adapter_config.json is not there). Give the folder PEFT saved."
+        )
+    return digest_directory(directory)
+
+
 def hub_commit(repository: str, revision: str | None, kind: str) -> str:
     """Commit that a Hub revision names now; a full commit is returned as it is.
 

@@ -305,9 +305,7 @@ class StageRecord:
         self._data(log, artifact)
         self._upload(log, artifact)
         log.end("completed")
-        self._note(
-            spec, {"tracking_uri": self._connection.uri, "run_id": log.run_id, "done": True}
-        )
+        self._note(spec, {"tracking_uri": self._connection.uri, "run_id": log.run_id, "done": True})
         return log.run_id
 
     def _data(self, log: RunLog, artifact: Artifact) -> None:

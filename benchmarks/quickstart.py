@@ -57,7 +57,9 @@ def measure_seed(home: Path, seed: int) -> dict[str, Any]:
     for metric, value in control["evaluation"]["aligned"].items():
         if value is not None:
             figures[f"chosen only {metric}"] = value
-    figures["reward preference_accuracy"] = stage(report, "reward")["metrics"]["preference_accuracy"]
+    figures["reward preference_accuracy"] = stage(report, "reward")["metrics"][
+        "preference_accuracy"
+    ]
     figures.update(sharpened(report))
     figures["seconds"] = report["seconds"]
     for entry in report["stages"]:
@@ -105,7 +107,12 @@ def table(seeds: list[dict[str, Any]]) -> str:
                 model,
                 *(
                     percent(column(f"{model} {metric}")) if f"{model} {metric}" in seeds[0] else ""
-                    for metric in ("accuracy", "sampled_accuracy", "unsafe_rate", "paraphrase_accuracy")
+                    for metric in (
+                        "accuracy",
+                        "sampled_accuracy",
+                        "unsafe_rate",
+                        "paraphrase_accuracy",
+                    )
                 ),
             )
         )
@@ -121,7 +128,9 @@ def table(seeds: list[dict[str, Any]]) -> str:
         ("aligned over sharpened SFT, sampled", "aligned sampled_accuracy", "sharpened sampled_accuracy"),
     ):  # fmt: skip
         lines.append(f"- {label}: {percent(difference(first, second))}")
-    lines.append(f"- reward model on held-out pairs: {percent(column('reward preference_accuracy'))}")
+    lines.append(
+        f"- reward model on held-out pairs: {percent(column('reward preference_accuracy'))}"
+    )
     seconds = [name for name in seeds[0] if name.startswith("seconds")]
     lines += ["", "Seconds: " + ", ".join(
         f"{name.removeprefix('seconds').strip() or 'whole run'} {statistics.median(column(name)):.1f}"
@@ -131,7 +140,9 @@ def table(seeds: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--home", type=Path, help="kept; a temporary directory if left out")
     parser.add_argument("--json", type=Path, help="write every figure of every seed here")

@@ -46,9 +46,7 @@ class StageArtifacts:
     def _show(self, percent: float) -> None:
         percent = min(percent, 100.0)
         if self._progress is None:
-            self._progress = _uuid(
-                create_progress_artifact(percent, key=f"{self._stage}-progress")
-            )
+            self._progress = _uuid(create_progress_artifact(percent, key=f"{self._stage}-progress"))
         else:
             update_progress_artifact(self._progress, progress=percent)
 
@@ -89,10 +87,14 @@ def line_plot(points: Mapping[int, float], title: str) -> str:
     low, high = min(values), max(values)
 
     def x(step: int) -> float:
-        return MARGIN + (step - steps[0]) / ((steps[-1] - steps[0]) or 1) * (PLOT_WIDTH - 2 * MARGIN)
+        return MARGIN + (step - steps[0]) / ((steps[-1] - steps[0]) or 1) * (
+            PLOT_WIDTH - 2 * MARGIN
+        )
 
     def y(value: float) -> float:
-        return PLOT_HEIGHT - MARGIN - (value - low) / ((high - low) or 1) * (PLOT_HEIGHT - 2 * MARGIN)
+        return (
+            PLOT_HEIGHT - MARGIN - (value - low) / ((high - low) or 1) * (PLOT_HEIGHT - 2 * MARGIN)
+        )
 
     line = " ".join(f"{x(step):.1f},{y(points[step]):.1f}" for step in steps)
     bottom, right = PLOT_HEIGHT - MARGIN, PLOT_WIDTH - MARGIN

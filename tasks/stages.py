@@ -67,4 +67,3 @@ def complete_stage(spec: StageSpec, compute: ComputeSection) -> tuple[Artifact, 
     if finished is not None:
         return finished, state.name == CACHED
     return read_manifest(artifact_directory(Path(spec.home), spec.stage, spec.key)), False
-

@@ -136,7 +136,9 @@ def alpha_of(section: GateSection, look: int) -> float:
     return section.total_alpha * 6.0 / (math.pi**2 * look**2)
 
 
-def plan(prompts: int, section: GateSection, look: int = 1, discordance: float | None = None) -> Plan:
+def plan(
+    prompts: int, section: GateSection, look: int = 1, discordance: float | None = None
+) -> Plan:
     """What `prompts` prompts can show at this look.
 
     Args:
@@ -246,7 +248,9 @@ def _primary(
     wins, losses = sum(v > 0.5 for v in values), sum(v < 0.5 for v in values)
     test = sign_test(wins, losses, len(values) - wins - losses)
     interval = _interval([2.0 * value - 1.0 for value in values], section, alpha)
-    return _from_sign("sign test", judgement.judge, test, interval, alpha, judgement.human_agreement)
+    return _from_sign(
+        "sign test", judgement.judge, test, interval, alpha, judgement.human_agreement
+    )
 
 
 def _by_metric(
@@ -321,9 +325,7 @@ def _decide(
     return "promote", [f"better than the champion: {_in_words(primary, alpha)}", *unmeasured]
 
 
-def _not_better(
-    primary: Primary, section: GateSection, alpha: float
-) -> tuple[Decision, list[str]]:
+def _not_better(primary: Primary, section: GateSection, alpha: float) -> tuple[Decision, list[str]]:
     if primary.interval.high < section.smallest_effect:
         return "reject", [
             f"not better by gate.smallest_effect ({section.smallest_effect:.1%}): "
@@ -336,7 +338,9 @@ def _not_better(
 
 
 def _in_words(primary: Primary, alpha: float) -> str:
-    counts = f", {primary.wins} wins and {primary.losses} losses" if primary.wins is not None else ""
+    counts = (
+        f", {primary.wins} wins and {primary.losses} losses" if primary.wins is not None else ""
+    )
     p_value = f", p = {primary.p_value:.4g}" if primary.p_value is not None else ""
     interval = primary.interval
     return (

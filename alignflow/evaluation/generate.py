@@ -74,7 +74,9 @@ def _grown(held: Tensor, new: Tensor, start: int, capacity: int) -> Tensor:
 def block_cache(config: Any) -> DynamicCache:
     """A cache for a model, with room to spare in each layer that attends to everything."""
     cache = DynamicCache(config=config)
-    cache.layers = [BlockLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [
+        BlockLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
     return cache
 
 

@@ -66,7 +66,9 @@ class JudgementCache:
         if key not in self._answers:
             answer = judge(prompt, first, second)
             if answer not in WINS:
-                raise EvaluationError(f"judge {name} answered {answer!r}; it must be one of {list(WINS)}")
+                raise EvaluationError(
+                    f"judge {name} answered {answer!r}; it must be one of {list(WINS)}"
+                )
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("ab+") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 1))

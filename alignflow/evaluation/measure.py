@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from alignflow.errors import EvaluationError
 from alignflow.evaluation.bootstrap import interval
 from alignflow.evaluation.generate import Response, decode, respond
-from alignflow.evaluation.judging import MetricModule, judge, load_metrics, load_module
+from alignflow.evaluation.metric_modules import MetricModule, judge, load_metrics, load_module
 from alignflow.evaluation.scoring import text_losses
 from alignflow.recipe import EvaluationSection
 from alignflow.stage import Record
@@ -62,9 +63,9 @@ class Measured(Record):
 
     metrics: dict[str, float]
     outcomes: dict[str, Outcome]
-    greedy: list[Answer] = []
-    sampled: list[Answer] = []
-    verdicts: dict[str, list[float]] = {}
+    greedy: list[Answer] = Field(default_factory=list)
+    sampled: list[Answer] = Field(default_factory=list)
+    verdicts: dict[str, list[float]] = Field(default_factory=dict)
     """First metric and its further figures of every prompt: `greedy`, `sampled`, ..."""
 
 
@@ -110,10 +111,7 @@ def _limited(prompts: list[Prompt], section: EvaluationSection) -> list[Prompt]:
 def main_places(groups: Sequence[str]) -> list[int]:
     """Prompts that `accuracy` is about: group `test`, else all but `paraphrase`, else all."""
     names = set(groups)
-    if TEST in names:
-        chosen = {TEST}
-    else:
-        chosen = names - {PARAPHRASE} or names
+    chosen = {TEST} if TEST in names else names - {PARAPHRASE} or names
     return [place for place, group in enumerate(groups) if group in chosen]
 
 
@@ -187,7 +185,7 @@ def _judge_mode(
     """Adds the figures of greedy or sampled responses."""
     groups = [prompt.group for prompt in job.prompts]
     main = main_places(groups)
-    clusters = _clusters(job.prompts)
+    clusters = prompt_clusters(job.prompts)
     prefix = "" if mode == "greedy" else "sampled_"
     last = mode == modes(job.section)[-1][0]
 
@@ -228,7 +226,8 @@ def _groups(groups: list[str], main: list[int]) -> list[tuple[str, list[int]]]:
     ]
 
 
-def _clusters(prompts: list[Prompt]) -> list[int]:
+def prompt_clusters(prompts: list[Prompt]) -> list[int]:
+    """Places of prompts where equal prompts have equal places."""
     place_of: dict[tuple[int, ...], int] = {}
     return [place_of.setdefault(tuple(prompt.ids), len(place_of)) for prompt in prompts]
 
@@ -249,7 +248,7 @@ def _spread(
 
 
 def _perplexity(model: Any, tokenizer: Any, job: Job) -> tuple[float, Outcome]:
-    """exp of the loss of a token of general text. Higher than the base model's is forgetting."""
+    """Perplexity: exp of the loss of a token of general text. Higher than the base model's is forgetting."""
     limit = getattr(model.config, "max_position_embeddings", None)
     rows = [tokenizer(text).input_ids[:limit] for text in job.general]
     rows = [row for row in rows if len(row) > 1]
@@ -264,9 +263,7 @@ def _perplexity(model: Any, tokenizer: Any, job: Job) -> tuple[float, Outcome]:
     )
 
 
-def intervals(
-    outcomes: dict[str, Outcome], *, resamples: int, seed: int
-) -> dict[str, list[float]]:
+def intervals(outcomes: dict[str, Outcome], *, resamples: int, seed: int) -> dict[str, list[float]]:
     """95 % intervals of every figure that has values by prompt."""
     return {
         name: list(

@@ -23,7 +23,7 @@ def response_logps(
     batch_size: int,
     temperature: float = 1.0,
 ) -> list[float]:
-    """log p of each response after its prompt, its end token included, summed over tokens."""
+    """Log p of each response after its prompt, its end token included, summed over tokens."""
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
     longest = max((len(response) for response in responses), default=0)
 
@@ -42,7 +42,7 @@ def response_logps(
 
 @torch.inference_mode()
 def text_losses(model: Any, rows: Sequence[Row], *, batch_size: int) -> list[float]:
-    """-log p of each row's tokens after its first, summed over tokens."""
+    """Loss, -log p, of each row's tokens after its first, summed over tokens."""
 
     def score(places: list[int]) -> list[float]:
         chosen = [rows[place] for place in places]
@@ -69,7 +69,7 @@ def reward_scores(model: Any, rows: Sequence[Row], *, pad: int, batch_size: int)
 def _token_logps(
     model: Any, rows: Sequence[Row], *, keep: int | None, temperature: float, left: bool
 ) -> Tensor:
-    """log p of each token after the first, of the last `keep` only, [B, T - 1 or keep]."""
+    """Log p of each token after the first, of the last `keep` only, [B, T - 1 or keep]."""
     model.eval()
     ids, mask = _padded(rows, 0, left=left)
     ids, mask = ids.to(model.device), mask.to(model.device)

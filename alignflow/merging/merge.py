@@ -6,7 +6,6 @@ cast last, unless the original weights are asked for. Full tuning passes through
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from alignflow.errors import ArtifactError
 from alignflow.files import hash_files
 from alignflow.merging.certificate import Certificate, Limits, compare, logits_of, status_of
-from alignflow.modeling import BaseModel, load_adapter, load_base, load_policy
+from alignflow.modeling import BaseModel, load_adapter, load_base, load_merged, load_policy
 
 Progress = Callable[[int, int], None]
 STEPS = 4
@@ -77,7 +76,7 @@ def merge(
     tell(2, STEPS)
     for path in tokenizer.iterdir():
         shutil.copyfile(path, out / path.name)
-    actual = logits_of(_reload(out), probes)
+    actual = logits_of(load_merged(out), probes)
     tell(3, STEPS)
     figures = compare(expected, actual, probes)
     certificate = Certificate(
@@ -124,15 +123,3 @@ def _merged(
             delattr(merged.config, name)
     origin = "NF4 weights dequantized to float32" if dequantized else "original weights in float32"
     return merged, f"{origin}, adapter added in float32, cast last"
-
-
-def _reload(directory: Path) -> Any:
-    """The saved model, loaded as any user would load it."""
-    from transformers import AutoModelForCausalLM
-
-    config = json.loads((directory / "config.json").read_text())
-    if "quantization_config" in config:
-        raise ArtifactError(f"{directory}: the merged model is still marked as quantized.")
-    return AutoModelForCausalLM.from_pretrained(
-        str(directory), dtype=torch.float32, trust_remote_code=False, use_safetensors=True
-    )

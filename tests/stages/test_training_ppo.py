@@ -40,7 +40,9 @@ def trained(training_spec: MakeSpec) -> tuple[Artifact, Artifact]:
     return policy, completed(judge, reward.run)
 
 
-def ppo_spec(make: MakeSpec, trained: tuple[Artifact, Artifact], home: Path, **section: Any) -> StageSpec:
+def ppo_spec(
+    make: MakeSpec, trained: tuple[Artifact, Artifact], home: Path, **section: Any
+) -> StageSpec:
     policy, judge = trained
     like = make("reward", sft=policy)
     settings = {
@@ -108,7 +110,9 @@ def test_updates_move_policy_and_value_and_nothing_else(
     before = {name: p.detach().clone() for name, p in roles.model.named_parameters()}
     optimizer = torch.optim.AdamW([p for ps in roles.parameters().values() for p in ps], lr=1e-2)
     for _ in range(2):  # a new adapter's A has no gradient until its B has moved
-        (roles.policy_logits(sequences).square().mean() + roles.values(sequences).square().mean()).backward()
+        (
+            roles.policy_logits(sequences).square().mean() + roles.values(sequences).square().mean()
+        ).backward()
         optimizer.step()
         optimizer.zero_grad()
     for name, parameter in roles.model.named_parameters():
@@ -170,7 +174,7 @@ def test_a_micro_batch_of_one_gives_the_same_update(
 def test_a_reward_model_that_cannot_tell_pairs_apart_is_refused(
     training_spec: MakeSpec, trained: tuple[Artifact, Artifact], tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="ranks .* of held-out pairs rightly"):
+    with pytest.raises(DataError, match=r"ranks .* of held-out pairs rightly"):
         completed(
             ppo_spec(training_spec, trained, tmp_path, min_reward_accuracy=1.0)
             if trained[1].result.metrics["preference_accuracy"] != 1.0
@@ -189,11 +193,14 @@ def test_full_tuning_keeps_four_models_and_trains_two(
 ) -> None:
     policy = completed(training_spec("sft", mode="full"), sft.run)
     judge = completed(
-        training_spec("reward", mode="full", sft=policy, learning_rate=3e-3, max_steps=30), reward.run
+        training_spec("reward", mode="full", sft=policy, learning_rate=3e-3, max_steps=30),
+        reward.run,
     )
     spec = ppo_spec(training_spec, (policy, judge), tmp_path, max_steps=1)
     spec = spec.model_copy(
-        update={"params": {**spec.params, "tuning": TuningSection(mode="full").model_dump(mode="json")}}
+        update={
+            "params": {**spec.params, "tuning": TuningSection(mode="full").model_dump(mode="json")}
+        }
     )
     made = completed(spec, ppo.run)
     assert "model/model.safetensors" in made.files
@@ -216,7 +223,8 @@ def test_ppo_solves_a_bandit(
 
     policy = completed(training_spec("sft", mode="full", max_steps=1), sft.run)
     judge = completed(
-        training_spec("reward", mode="full", sft=policy, learning_rate=3e-3, max_steps=30), reward.run
+        training_spec("reward", mode="full", sft=policy, learning_rate=3e-3, max_steps=30),
+        reward.run,
     )
     monkeypatch.setattr(ppo, "load_roles", bandit)
     spec = ppo_spec(

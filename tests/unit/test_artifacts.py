@@ -12,7 +12,9 @@ from alignflow.stage import RowAccount, StageResult, StageSpec
 
 
 def spec(home: Path, **changes) -> StageSpec:
-    return StageSpec(**{"stage": "sft", "home": str(home), "params": {"rank": 8}, "seed": 0, **changes})
+    return StageSpec(
+        **{"stage": "sft", "home": str(home), "params": {"rank": 8}, "seed": 0, **changes}
+    )
 
 
 def published(home: Path) -> Artifact:
@@ -64,7 +66,11 @@ def test_a_part_has_a_digest_of_its_own(tmp_path: Path) -> None:
 
 
 def test_two_processes_cannot_work_on_one_stage(tmp_path: Path) -> None:
-    with artifacts.locked(tmp_path), pytest.raises(StageError, match="another process"), artifacts.locked(tmp_path):
+    with (
+        artifacts.locked(tmp_path),
+        pytest.raises(StageError, match="another process"),
+        artifacts.locked(tmp_path),
+    ):
         pass
     with artifacts.locked(tmp_path):
         pass
@@ -72,7 +78,9 @@ def test_two_processes_cannot_work_on_one_stage(tmp_path: Path) -> None:
 
 def test_a_key_names_the_work_and_not_the_place_or_the_hardware(tmp_path: Path) -> None:
     key = spec(tmp_path).key
-    assert spec(tmp_path / "elsewhere", compute={"micro_batch_size": 1}, paths={"a": "/b"}).key == key
+    assert (
+        spec(tmp_path / "elsewhere", compute={"micro_batch_size": 1}, paths={"a": "/b"}).key == key
+    )
     assert spec(tmp_path, seed=1).key != key
     assert spec(tmp_path, params={"rank": 16}).key != key
 

@@ -46,7 +46,7 @@ def answers(wins: int, losses: int, ties: int) -> tuple[Scores, Scores]:
     return scores(ours), scores(theirs)
 
 
-def verdict(candidate: Scores, champion: Scores, section: GateSection = QUICK, **more):  # noqa: ANN003, ANN201
+def verdict(candidate: Scores, champion: Scores, section: GateSection = QUICK, **more):
     return gate(candidate, champion, section, evaluation="e", **more)
 
 
@@ -156,7 +156,9 @@ def test_without_an_independent_judge_a_person_is_asked() -> None:
     nothing = Scores(model="m")
     found = verdict(nothing, nothing)
     assert found.verdict == "inconclusive" and "alignflow promote" in found.reasons[0]
-    trained = Judgement(judge="ppo's", wins={f"p{i}": 1.0 for i in range(200)}, trained_against=True)
+    trained = Judgement(
+        judge="ppo's", wins={f"p{i}": 1.0 for i in range(200)}, trained_against=True
+    )
     assert verdict(nothing, nothing, judgement=trained).verdict == "inconclusive"
     reward = Scores(model="m", metrics={"reward": {f"p{i}": 1.0 for i in range(200)}})
     assert verdict(reward, nothing.model_copy(update={"metrics": reward.metrics})).verdict == "inconclusive"  # fmt: skip
@@ -165,7 +167,9 @@ def test_without_an_independent_judge_a_person_is_asked() -> None:
 def test_a_judge_decides_where_no_metric_does() -> None:
     wins = {f"p{i}": 1.0 if i % 3 else 0.0 for i in range(150)} | {f"t{i}": 0.5 for i in range(50)}
     nothing = Scores(model="m")
-    found = verdict(nothing, nothing, judgement=Judgement(judge="j", wins=wins, human_agreement=0.8))
+    found = verdict(
+        nothing, nothing, judgement=Judgement(judge="j", wins=wins, human_agreement=0.8)
+    )
     assert found.verdict == "promote" and found.test == "sign test"
     assert found.prompts == 200 and found.human_agreement == 0.8
 
@@ -183,9 +187,9 @@ def test_a_continuous_metric_is_bootstrapped() -> None:
 def test_forgetting_is_measured_against_the_original_base() -> None:
     ours, theirs = answers(50, 20, 200)
     texts = [f"t{i}" for i in range(100)]
-    base = Scores(model="base", general_loss={text: 3.0 for text in texts})
+    base = Scores(model="base", general_loss=dict.fromkeys(texts, 3.0))
     for loss, expected in ((3.02, "promote"), (3.2, "reject")):
-        forgot = ours.model_copy(update={"general_loss": {text: loss for text in texts}})
+        forgot = ours.model_copy(update={"general_loss": dict.fromkeys(texts, loss)})
         assert verdict(forgot, theirs, base=base).verdict == expected
 
 
@@ -199,7 +203,9 @@ def test_a_guardrail_that_is_not_proven_holds_a_promotion_back() -> None:
     assert found.verdict == "inconclusive" and "unsafe" in found.reasons[0]
 
 
-@pytest.mark.parametrize(("factor", "expected"), [(1.0, "promote"), (1.6, "reject"), (0.5, "reject")])
+@pytest.mark.parametrize(
+    ("factor", "expected"), [(1.0, "promote"), (1.6, "reject"), (0.5, "reject")]
+)
 def test_answers_that_grow_or_shrink_are_rejected(factor: float, expected: str) -> None:
     ours, theirs = answers(50, 20, 200)
     source = random.Random(2)
@@ -314,7 +320,9 @@ def test_a_judge_function_is_imported_by_path() -> None:
         judge_of(JudgeSection(function="tests.unit.test_gate:no_such"))
 
 
-@pytest.mark.parametrize(("reply", "expected"), [("A", "first"), ("**B**.", "second"), ("Tie", "tie")])
+@pytest.mark.parametrize(
+    ("reply", "expected"), [("A", "first"), ("**B**.", "second"), ("Tie", "tie")]
+)
 def test_an_endpoint_is_asked(reply: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALIGNFLOW_JUDGE_KEY", "canary-secret")
     requests: list[dict[str, Any]] = []

@@ -87,8 +87,13 @@ def test_the_score_lands_on_the_last_real_token() -> None:
 def test_padding_changes_no_statistic() -> None:
     values = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     mask = torch.ones(4, 6)
-    wide, wide_mask = torch.cat([values, torch.full((4, 3), 99.0)], 1), torch.cat([mask, torch.zeros(4, 3)], 1)
-    torch.testing.assert_close(ppo_math.whiten(wide, wide_mask)[:, :6], ppo_math.whiten(values, mask))
+    wide, wide_mask = (
+        torch.cat([values, torch.full((4, 3), 99.0)], 1),
+        torch.cat([mask, torch.zeros(4, 3)], 1),
+    )
+    torch.testing.assert_close(
+        ppo_math.whiten(wide, wide_mask)[:, :6], ppo_math.whiten(values, mask)
+    )
     whitened = ppo_math.whiten(values, mask)
     assert whitened.mean().item() == pytest.approx(0, abs=1e-6)
     assert whitened.std(correction=0).item() == pytest.approx(1, abs=1e-4)
@@ -105,5 +110,9 @@ def test_both_estimators_agree_with_the_exact_kl_in_the_mean() -> None:
 
 
 def test_the_adaptive_coefficient_moves_toward_the_target() -> None:
-    assert ppo_math.adapted_kl_coef(0.1, kl=12, target=6, horizon=1000, samples=100) == pytest.approx(0.102)
-    assert ppo_math.adapted_kl_coef(0.1, kl=3, target=6, horizon=1000, samples=100) == pytest.approx(0.098)
+    assert ppo_math.adapted_kl_coef(
+        0.1, kl=12, target=6, horizon=1000, samples=100
+    ) == pytest.approx(0.102)
+    assert ppo_math.adapted_kl_coef(
+        0.1, kl=3, target=6, horizon=1000, samples=100
+    ) == pytest.approx(0.098)

@@ -11,7 +11,7 @@ class ExactMatch(evaluate.Metric):
 
     def _info(self):
         return evaluate.MetricInfo(
-            description=__doc__,
+            description=__doc__ or "",
             citation="",
             inputs_description="predictions: responses; references: targets",
             features=datasets.Features(_FEATURES),

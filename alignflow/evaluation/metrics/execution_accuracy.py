@@ -13,7 +13,7 @@ class ExecutionAccuracy(evaluate.Metric):
 
     def _info(self):
         return evaluate.MetricInfo(
-            description=__doc__,
+            description=__doc__ or "",
             citation="",
             inputs_description="predictions: answers; references: targets of builtin:freight",
             features=datasets.Features(_FEATURES),

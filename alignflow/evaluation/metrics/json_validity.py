@@ -4,7 +4,7 @@ import json
 
 import datasets
 import evaluate
-import jsonschema
+from jsonschema.validators import validator_for
 
 _FEATURES = {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
 
@@ -14,7 +14,7 @@ class JsonValidity(evaluate.Metric):
 
     def _info(self):
         return evaluate.MetricInfo(
-            description=__doc__,
+            description=__doc__ or "",
             citation="",
             inputs_description="predictions: responses; schema: a JSON schema, or None",
             features=datasets.Features(_FEATURES),
@@ -24,7 +24,7 @@ class JsonValidity(evaluate.Metric):
         del references
         validator = None
         if schema is not None:
-            kind = jsonschema.validators.validator_for(schema)
+            kind = validator_for(schema)
             kind.check_schema(schema)
             validator = kind(schema)
         values = [float(_is_valid(prediction, validator)) for prediction in predictions]

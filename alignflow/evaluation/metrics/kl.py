@@ -11,7 +11,7 @@ class KL(evaluate.Metric):
 
     def _info(self):
         return evaluate.MetricInfo(
-            description=__doc__,
+            description=__doc__ or "",
             citation="",
             inputs_description="predictions: log p of each response; references: log q of it",
             features=datasets.Features(_FEATURES),

@@ -13,7 +13,7 @@ class Perplexity(evaluate.Metric):
 
     def _info(self):
         return evaluate.MetricInfo(
-            description=__doc__,
+            description=__doc__ or "",
             citation="",
             inputs_description="predictions: summed -log p of each text; references: its tokens",
             features=datasets.Features(_FEATURES),

@@ -11,7 +11,7 @@ class PreferenceAccuracy(evaluate.Metric):
 
     def _info(self):
         return evaluate.MetricInfo(
-            description=__doc__,
+            description=__doc__ or "",
             citation="",
             inputs_description="predictions: scores of chosen; references: of rejected responses",
             features=datasets.Features(_FEATURES),

@@ -11,7 +11,7 @@ class ResponseLength(evaluate.Metric):
 
     def _info(self):
         return evaluate.MetricInfo(
-            description=__doc__,
+            description=__doc__ or "",
             citation="",
             inputs_description="predictions: tokens of each response",
             features=datasets.Features(_FEATURES),

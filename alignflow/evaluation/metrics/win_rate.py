@@ -11,7 +11,7 @@ class WinRate(evaluate.Metric):
 
     def _info(self):
         return evaluate.MetricInfo(
-            description=__doc__,
+            description=__doc__ or "",
             citation="",
             inputs_description="predictions: scores of the model; references: of its opponent",
             features=datasets.Features(_FEATURES),

@@ -1,0 +1,232 @@
+"""Stage `evaluate`: base, SFT and aligned model on the same prompts, one model in memory at a time.
+
+    model -> responses -> metrics by group, perplexity of general text -> intervals
+    aligned against SFT -> KL on sampled responses, win rate under the reward model
+
+An unchanged model is not evaluated again. `output/responses.parquet` holds every response with its
+verdicts, so that two models can be compared prompt by prompt.
+"""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from alignflow.errors import EvaluationError
+from alignflow.evaluation.compare import kl_to_sft, win_rate
+from alignflow.evaluation.kept import evaluation_digest, kept_or
+from alignflow.evaluation.measure import (
+    Job,
+    Measured,
+    intervals,
+    load_job,
+    measure,
+    responses,
+)
+from alignflow.events import EventWriter
+from alignflow.modeling import (
+    BaseModel,
+    load_policy,
+    load_reward_model,
+    load_tokenizer,
+    read_base,
+)
+from alignflow.recipe import EvaluationSection
+from alignflow.stage import RowAccount, StageResult, StageSpec
+
+SAMPLES = 12
+
+
+class Bench(NamedTuple):
+    """What the models of one stage are judged with."""
+
+    spec: StageSpec
+    base: BaseModel
+    tokenizer: Any
+    job: Job
+    dtype: str
+    quantization: str | None
+
+    def digest(self, *roles: str) -> str:
+        """Names the evaluation of the models in `roles`."""
+        inputs = self.spec.inputs
+        models = {
+            str(place): self.base.digest if role == "base" else inputs[role].digest
+            for place, role in enumerate(roles)
+        }
+        return evaluation_digest(
+            models,
+            inputs["data"].digest,
+            self.job.section,
+            seed=self.spec.seed,
+            dtype=self.dtype,
+            quantization=self.quantization,
+        )
+
+    def policy(self, role: str) -> Any:
+        """The model in a role, loaded."""
+        directory = None if role == "base" else self.spec.input(role)
+        return load_policy(self.base, directory, dtype=self.dtype, quantization=self.quantization)
+
+    def reward_model(self) -> Any:
+        """The reward model, loaded."""
+        directory = self.spec.input("reward")
+        return load_reward_model(
+            self.base, directory, dtype=self.dtype, quantization=self.quantization
+        )
+
+
+def load_bench(spec: StageSpec, section: EvaluationSection) -> Bench:
+    """What a spec's models are judged with."""
+    prepared = spec.input("data")
+    return Bench(
+        spec=spec,
+        base=read_base(prepared),
+        tokenizer=load_tokenizer(prepared),
+        job=load_job(prepared, section, spec.seed),
+        dtype=spec.params["dtype"],
+        quantization="nf4" if spec.params["tuning"]["mode"] == "qlora" else None,
+    )
+
+
+def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
+    """Runs the stage; see the module.
+
+    Raises:
+        EvaluationError: A model cannot be scored. There is no zero in place of a score.
+    """
+    section = EvaluationSection.model_validate(spec.params["section"])
+    bench = load_bench(spec, section)
+    roles = [role for role in section.models if role == "base" or role in spec.inputs]
+    if not roles:
+        raise EvaluationError(
+            f"evaluation.models is {section.models}, but this recipe makes none of them."
+        )
+    measured = {
+        role: _measure(bench, role, place, len(roles), events) for place, role in enumerate(roles)
+    }
+    if {"sft", "aligned"} <= set(roles):
+        measured["aligned"] = _compared(bench, measured, events)
+    write_responses(work / "output" / "responses.parquet", bench.job, measured)
+    return StageResult(
+        metrics=flat(measured),
+        rows=RowAccount(read=len(bench.job.prompts), held_out=len(bench.job.prompts)),
+        params={"dtype": bench.dtype, "quantization": bench.quantization or "none"},
+        details={
+            **figures(measured, section.bootstrap_resamples, spec.seed),
+            "samples": samples(bench.job, measured),
+        },
+    )
+
+
+def _measure(bench: Bench, role: str, place: int, roles: int, events: EventWriter) -> Measured:
+    each = max(responses(bench.job), 1)
+
+    def progress(done: int) -> None:
+        events.progress(place * each + done, roles * each, "responses")
+
+    def make() -> Measured:
+        model = bench.policy(role)
+        try:
+            return measure(model, bench.tokenizer, bench.job, progress)
+        finally:
+            del model
+            free_memory()
+
+    found, kept = kept_or(Path(bench.spec.home), bench.digest(role), make)
+    if kept:
+        events.message(f"{role}: evaluated before, with the same result by construction")
+    progress(each)
+    events.metrics(place, {f"{role}/{name}": value for name, value in found.metrics.items()})
+    return found
+
+
+def _compared(bench: Bench, measured: dict[str, Measured], events: EventWriter) -> Measured:
+    """The aligned model's figures with those that need the SFT model's too."""
+    sft, aligned = measured["sft"], measured["aligned"]
+    if not bench.job.prompts or bench.digest("sft") == bench.digest("aligned"):
+        return aligned
+    home = Path(bench.spec.home)
+    parts = []
+    if aligned.sampled:
+        events.message("aligned: KL to the SFT model")
+        digest = bench.digest("aligned", "sft")
+        parts.append(kept_or(home, digest, lambda: kl_to_sft(bench, aligned))[0])
+    if "reward" in bench.spec.inputs:
+        events.message("aligned: win rate against the SFT model under the reward model")
+        digest = bench.digest("aligned", "sft", "reward")
+        parts.append(kept_or(home, digest, lambda: win_rate(bench, aligned, sft))[0])
+    return aligned.model_copy(
+        update={
+            "metrics": aligned.metrics | {k: v for part in parts for k, v in part.metrics.items()},
+            "outcomes": aligned.outcomes
+            | {k: v for part in parts for k, v in part.outcomes.items()},
+        }
+    )
+
+
+def free_memory() -> None:
+    """Gives a model's memory back before the next is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def flat(measured: dict[str, Measured]) -> dict[str, float | None]:
+    """`{"sft/accuracy": ...}`."""
+    return {
+        f"{role}/{name}": value
+        for role, found in measured.items()
+        for name, value in found.metrics.items()
+    }
+
+
+def figures(measured: dict[str, Measured], resamples: int, seed: int) -> dict[str, Any]:
+    """What the report shows: figures and intervals by model."""
+    return {
+        "evaluation": {role: found.metrics for role, found in measured.items()},
+        "intervals": {
+            role: intervals(found.outcomes, resamples=resamples, seed=seed)
+            for role, found in measured.items()
+        },
+    }
+
+
+def samples(job: Job, measured: dict[str, Measured]) -> list[dict[str, str]]:
+    """Greedy answers of every model to prompts at even distances: not chosen by their looks."""
+    count = min(SAMPLES, len(job.prompts))
+    places = [round(number * (len(job.prompts) - 1) / max(count - 1, 1)) for number in range(count)]
+    return [
+        {
+            "question": job.prompts[place].question,
+            "target": job.prompts[place].target,
+            **{role: found.greedy[place].text for role, found in measured.items()},
+        }
+        for place in places
+    ]
+
+
+def write_responses(path: Path, job: Job, measured: dict[str, Measured]) -> None:
+    """Every response of every model, with its verdicts."""
+    rows = [
+        {
+            "model": role,
+            "prompt_index": place,
+            "group": prompt.group,
+            "question": prompt.question,
+            "target": prompt.target,
+            "greedy": found.greedy[place].text,
+            "sampled": found.sampled[place].text if found.sampled else None,
+            **{name: values[place] for name, values in found.verdicts.items()},
+        }
+        for role, found in measured.items()
+        for place, prompt in enumerate(job.prompts)
+    ]
+    if rows:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows), path)
