@@ -65,8 +65,10 @@ class Forkserver:
         # Asks the driver's library about devices without opening them.
         environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "alignflow.forkserver"]
-            + [str(theirs.fileno()), str(os.getpid()), ",".join(preload)],
+            [
+                *(sys.executable, "-P", "-m", "alignflow.forkserver"),
+                *(str(theirs.fileno()), str(os.getpid()), ",".join(preload)),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

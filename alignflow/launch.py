@@ -172,8 +172,10 @@ def start_child(stage: str, work: Path, attempt: int, server: Forkserver | None 
             return server.fork(work, attempt, environment)
     with (work / LOG_FILE).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "alignflow.stage_process"]
-            + ["--work", str(work), "--attempt", str(attempt), "--flow-pid", str(os.getpid())],
+            [
+                *(sys.executable, "-P", "-m", "alignflow.stage_process"),
+                *("--work", str(work), "--attempt", str(attempt), "--flow-pid", str(os.getpid())),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -52,7 +52,7 @@ def _prepare(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> P
     if base.path:
         paths["base_model"] = base.path
     for source in data_sources(recipe):
-        resolved = resolve_data_source(source, home, recipe.seed)
+        resolved = resolve_data_source(source, recipe.seed)
         digests[source.source] = resolved.digest
         if resolved.path:
             paths[source.source] = resolved.path

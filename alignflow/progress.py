@@ -86,11 +86,13 @@ class Lines:
     def stage_event(self, spec: StageSpec, event: Mapping[str, Any]) -> None:
         """Repeats what goes wrong, nothing else."""
         if event["kind"] == "error" or event.get("level") in ("warning", "error"):
-            self._console.print(f"{spec.stage}: {event['text']}", markup=False, highlight=False)
+            self._console.print(
+                f"{spec.stage}: {event['text']}", markup=False, highlight=False, soft_wrap=True
+            )
 
     def stage_ended(self, outcome: StageOutcome) -> None:
         """The stage's line."""
-        self._console.print(_ended_line(outcome), markup=False, highlight=False)
+        self._console.print(_ended_line(outcome), markup=False, highlight=False, soft_wrap=True)
 
 
 class Bars:

@@ -24,7 +24,7 @@ class JudgeSection(Section):
     instruction: str = "Which response answers the prompt better?"
     """What the judge model is asked."""
 
-    timeout_seconds: float = Field(60.0, gt=0)
+    timeout_seconds: float = Field(default=60.0, gt=0)
     """Of one request to the endpoint."""
 
     @model_validator(mode="after")
@@ -40,50 +40,50 @@ class GateSection(Section):
     profile: Literal["balanced", "strict"] = "balanced"
     """`balanced`: every test at alpha. `strict`: total_alpha spent over all tests on one hold-out."""
 
-    alpha: float = Field(0.05, gt=0, lt=0.5)
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
     """Chance that one test of profile balanced promotes an equal model."""
 
-    total_alpha: float = Field(0.10, gt=0, lt=0.5)
+    total_alpha: float = Field(default=0.10, gt=0, lt=0.5)
     """Chance that profile strict ever promotes an equal model."""
 
     metric: str | None = None
     """Metric that decides; None is the recipe's first, or the judge where there is one."""
 
-    min_prompts: int = Field(100, ge=1)
+    min_prompts: int = Field(default=100, ge=1)
     """With fewer prompts the verdict is inconclusive."""
 
-    smallest_effect: float = Field(0.05, gt=0, lt=1)
+    smallest_effect: float = Field(default=0.05, gt=0, lt=1)
     """Smallest gain worth finding, as a share of prompts. What is surely less is rejected."""
 
-    power: float = Field(0.8, gt=0, lt=1)
+    power: float = Field(default=0.8, gt=0, lt=1)
     """Chance of finding `smallest_effect` that the hold-out should give."""
 
-    max_general_loss_increase: float | None = Field(0.05, ge=0)
+    max_general_loss_increase: float | None = Field(default=0.05, ge=0)
     """Loss on general text above the original base model's, in nats; None is off."""
 
-    min_length_ratio: float = Field(0.8, ge=0, le=1)
+    min_length_ratio: float = Field(default=0.8, ge=0, le=1)
     """Mean response length against the champion's, lower bound."""
 
-    max_length_ratio: float = Field(1.25, ge=1)
+    max_length_ratio: float = Field(default=1.25, ge=1)
     """Mean response length against the champion's, upper bound."""
 
-    max_kl: float | None = Field(None, gt=0)
+    max_kl: float | None = Field(default=None, gt=0)
     """KL of the candidate to the lineage's reference, in nats per response; None is off."""
 
-    max_unsafe_increase: float | None = Field(0.01, ge=0, le=1)
+    max_unsafe_increase: float | None = Field(default=0.01, ge=0, le=1)
     """Share of unsafe answers above the champion's; None is off."""
 
-    bootstrap_resamples: int = Field(10_000, ge=200)
+    bootstrap_resamples: int = Field(default=10_000, ge=200)
     """Resamples of each interval."""
 
 
 class RetrainSection(Section):
     """When the flow `retrain` trains, from what, and what decides about the result."""
 
-    preference_set: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    preference_set: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
     """Name of the ledger's preference set."""
 
-    min_new_pairs: int = Field(500, ge=1)
+    min_new_pairs: int = Field(default=500, ge=1)
     """Rows newer than the last verdict without which a run ends at once."""
 
     start_from: Literal["champion", "base"] = "champion"
@@ -92,16 +92,16 @@ class RetrainSection(Section):
     reference: Literal["sft", "champion"] = "sft"
     """What the policy is held to: the lineage's SFT adapter, or the champion of the day."""
 
-    replay_share: float = Field(0.2, ge=0, lt=1)
+    replay_share: float = Field(default=0.2, ge=0, lt=1)
     """Share of the training rows that were consumed by earlier generations."""
 
     approval: Literal["none", "required"] = "none"
     """`required`: the run waits for a person in the Prefect UI before it promotes."""
 
-    approval_timeout_hours: float = Field(72.0, gt=0)
+    approval_timeout_hours: float = Field(default=72.0, gt=0)
     """How long it waits; then the verdict is inconclusive."""
 
-    gate: GateSection = GateSection()
+    gate: GateSection = Field(default_factory=GateSection)
     """What a candidate has to prove."""
 
     judge: JudgeSection | None = None

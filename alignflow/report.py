@@ -182,7 +182,7 @@ def key_figure(stage: Mapping[str, Any], report: Mapping[str, Any]) -> str:
 def as_text(metric: str, value: float | None) -> str:
     """A rate in per cent, another figure with three digits."""
     if value is None:
-        return "–"
+        return "-"
     rate = metric.endswith(("accuracy", "rate", "match", "validity")) and 0 <= value <= 1
     return f"{value:.1%}" if rate else f"{value:.3g}"
 

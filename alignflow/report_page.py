@@ -29,9 +29,10 @@ LEADING = (
     "response_length",
 )
 CURVES_LEADING = ("loss", "eval_loss", "accuracy", "rewards/accuracies", "rewards/margins")
+UNDRAWN = ("num_tokens", "learning_rate")
 CURVES_PER_STAGE = 6
 LOWER_IS_BETTER = ("unsafe_rate", "chatter_rate", "perplexity_general", "kl_to_sft")
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 300, 150, 44, 10, 22
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 300, 150, 54, 10, 22
 
 
 def render_page(report: Mapping[str, Any], recipe: Recipe | None = None) -> str:
@@ -94,11 +95,11 @@ def metric_rows(report: Mapping[str, Any], *, leading: bool) -> list[dict[str, A
 def _cell(name: str, value: float | None, interval: list[float] | None) -> dict[str, Any]:
     rate = name.endswith(("accuracy", "rate", "match", "validity"))
     if value is None:
-        return {"text": "–", "interval": "", "bar": None}
+        return {"text": "-", "interval": "", "bar": None}
     low_high = ""
     if interval:
         low, high = interval
-        low_high = f"{100 * low:.1f} – {100 * high:.1f}" if rate else f"{low:.3g} – {high:.3g}"
+        low_high = f"{100 * low:.1f} to {100 * high:.1f}" if rate else f"{low:.3g} to {high:.3g}"
     return {
         "text": f"{100 * value:.1f} %" if rate else f"{value:.3g}",
         "interval": low_high,
@@ -109,7 +110,7 @@ def _cell(name: str, value: float | None, interval: list[float] | None) -> dict[
 def curves(artifact: Artifact) -> list[dict[str, str]]:
     """Curves of a stage's metrics over its steps."""
     history = metric_history(read_events(artifact.directory / EVENTS_FILE))
-    drawn = {name: points for name, points in history.items() if len(points) > 2}
+    drawn = {n: points for n, points in history.items() if len(points) > 2 and n not in UNDRAWN}
     if artifact.stage in ("evaluate", "merge", "prepare"):
         return []
     order = [n for n in CURVES_LEADING if n in drawn] + sorted(set(drawn) - set(CURVES_LEADING))

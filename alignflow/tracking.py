@@ -36,6 +36,7 @@ AWAY_SECONDS = 30.0
 DRAIN_SECONDS = 120.0
 METRICS_PER_REQUEST = 500
 PARAMS_PER_REQUEST = 100
+QUIET = {"MLFLOW_LOGGING_LEVEL": "WARNING"}
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
 STATUS = {"completed": "FINISHED", "cached": "FINISHED", "cancelled": "KILLED"}
 
@@ -137,7 +138,7 @@ def require_certificate(model: Path) -> dict[str, Any]:
             f"{path} is not there or damaged, so the merged model is not registered. "
             "Run the recipe again; the merge stage writes it."
         ) from error
-    if certificate.get("passed") is not True:
+    if certificate.get("status") != "passed":
         raise CertificateError(
             f"{path}: the certificate did not pass, so the merged model is not registered."
         )
@@ -311,7 +312,7 @@ class StageRecord:
     def _data(self, log: RunLog, artifact: Artifact) -> None:
         sources = artifact.spec.params.get("sources", {})
         for name, digest in sources.items():
-            log.data(name[:500], str(digest), artifact.spec.paths.get(name, name), "source")
+            log.data(name[:500], str(digest), artifact.spec.paths.get(name) or name, "source")
         if data := artifact.spec.inputs.get("data"):
             log.data("prepared", data.digest, data.path, "training")
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
-from prefect.states import Completed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from alignflow import forkserver
 from alignflow.artifacts import Artifact, artifact_directory, find, read_manifest

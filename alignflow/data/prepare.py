@@ -68,7 +68,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     limits = _limits(spec.params["lengths"], context)
 
     def read(source: DataSource) -> list[RawRow]:
-        return read_source(source, path=spec.paths.get(source.source), seed=spec.seed)
+        return read_source(source, seed=spec.seed)
 
     judged = _evaluation_prompts(data.evaluation, read)
     forms = {

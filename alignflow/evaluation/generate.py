@@ -63,10 +63,10 @@ class BlockLayer(DynamicLayer):
             self.keys, self.values = (tensor[..., :length, :] for tensor in self._room)
 
 
-def _grown(held: Tensor, new: Tensor, start: int, capacity: int) -> Tensor:
+def _grown(held: Tensor | None, new: Tensor, start: int, capacity: int) -> Tensor:
     """An empty tensor in the shape of `new` with room for `capacity` tokens, `held` copied in."""
     room = new.new_empty((*new.shape[:-2], capacity, new.shape[-1]))
-    if start:
+    if start and held is not None:
         room[..., :start, :] = held
     return room
 

@@ -69,9 +69,17 @@ class Bench(NamedTuple):
         )
 
     def policy(self, role: str) -> Any:
-        """The model in a role, loaded."""
+        """The model in a role, loaded.
+
+        In float32 an adapter is folded into the weights: the same answers to rounding, a fifth
+        faster. Lower precision or packed weights would lose some of it, so there it stays apart.
+        """
         directory = None if role == "base" else self.spec.input(role)
-        return load_policy(self.base, directory, dtype=self.dtype, quantization=self.quantization)
+        model = load_policy(self.base, directory, dtype=self.dtype, quantization=self.quantization)
+        foldable = self.dtype == "float32" and self.quantization is None
+        if foldable and hasattr(model, "merge_and_unload"):
+            return model.merge_and_unload()
+        return model
 
     def reward_model(self) -> Any:
         """The reward model, loaded."""

@@ -21,7 +21,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     action, _, argument = order.partition(":")
     if action:
         ACTIONS[action](argument, spec, work, events)
-    print("output that belongs in the log")
+    sys.stdout.write("output that belongs in the log\n")
     return write_output(spec, work, events)
 
 

@@ -23,7 +23,7 @@ YES, NO = {"role": "assistant", "content": "yes"}, {"role": "assistant", "conten
 
 
 def read(path: Path | str, **options: Any) -> list[Any]:
-    return read_source(DataSource(source=str(path), **options), path=None, seed=0)
+    return read_source(DataSource(source=str(path), **options), seed=0)
 
 
 def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:

@@ -119,6 +119,10 @@ def pair_up(rng: Random, example: Example, samples: list[str]) -> list[dict[str,
             else corrupt(rng, example.query, example.distractor)
         )
         pairs.append(("synthetic", example.gold, wrong))
+    # A synthetic mistake may repeat a sampled one; the first source keeps the pair.
+    sources: dict[tuple[str, str], str] = {}
+    for source, chosen, rejected in pairs:
+        sources.setdefault((chosen, rejected), source)
     return [
         {
             "prompt": example.messages,
@@ -126,7 +130,7 @@ def pair_up(rng: Random, example: Example, samples: list[str]) -> list[dict[str,
             "rejected": [{"role": "assistant", "content": rejected}],
             "source": source,
         }
-        for source, chosen, rejected in pairs
+        for (chosen, rejected), source in sources.items()
         if not judge(rejected, example.target).correct
     ]
 
