@@ -162,7 +162,7 @@ class Connection:
         return self._client
 
     def _connect(self) -> MlflowClient:
-        for name, value in IMPATIENT.items():
+        for name, value in (IMPATIENT | QUIET).items():
             os.environ.setdefault(name, value)
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         logging.getLogger("alembic").setLevel(logging.ERROR)

@@ -52,16 +52,16 @@ RESERVED = {
 }
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "defaultcpualloc")
 
-SectionT = TypeVar("SectionT", bound=TrainingSection)
+AnySection = TypeVar("AnySection", bound=TrainingSection)
 
 
-class Job(NamedTuple, Generic[SectionT]):
+class Job(NamedTuple, Generic[AnySection]):
     """A training stage's spec, read."""
 
     spec: StageSpec
     work: Path
     events: EventWriter
-    section: SectionT
+    section: AnySection
     tuning: TuningSection
     dtype: str
     base: BaseModel
@@ -89,8 +89,8 @@ class Job(NamedTuple, Generic[SectionT]):
 
 
 def read_job(
-    spec: StageSpec, work: Path, events: EventWriter, section: type[SectionT]
-) -> Job[SectionT]:
+    spec: StageSpec, work: Path, events: EventWriter, section: type[AnySection]
+) -> Job[AnySection]:
     """Reads a spec, makes libraries quiet, and sets the seed before any weight is drawn."""
     quiet_libraries()
     set_seed(spec.seed)

@@ -174,7 +174,7 @@ def test_killed_training_continues_and_ends_bit_identical(
     whole = training_spec(stage, home=tmp_path / "whole", **LONG)
     run_stage(whole)
     killed = training_spec(stage, home=tmp_path / "killed", **LONG)
-    process = multiprocessing.get_context("fork").Process(
+    process = multiprocessing.get_context("spawn").Process(
         target=_terminate_at, args=(killed, 5, signal.SIGKILL)
     )
     process.start()
