@@ -1,86 +1,69 @@
-"""The front door: `alignflow run | check | show | generate`."""
+"""The front door: `alignflow run | check | show | doctor | evaluate | generate | merge | prefs`."""
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-from pathlib import Path
+import traceback
 from typing import Annotated, Any
 
-import click
 import typer
-from rich.console import Console
 
+from alignflow.commands.check import check
+from alignflow.commands.doctor import doctor
+from alignflow.commands.lazy import CommandGroup
+from alignflow.commands.models import evaluate, generate
+from alignflow.commands.run import run, show
 from alignflow.errors import AlignflowError, RecipeError
-from alignflow.settings import resolve_home
+
+UNEXPECTED, CANCELLED = 70, 130
+WrongUsage: Any = typer.BadParameter.__mro__[2]
+"""click's base of all complaints about a command line; typer may carry a copy of click of its own."""
 
 app = typer.Typer(
-    help="""Fine-tuning that can be left unattended.
+    cls=CommandGroup,
+    help="""The fine-tuning pipeline a team can leave unattended.
 
-    Try it:  alignflow run deployments/recipes/quickstart.yaml""",
+    A recipe says what to train, on what, how, and how to judge it. `check` finds what is wrong with
+    it, `run` prepares data, fine-tunes, aligns, evaluates and merges, `show` prints what came out.
+
+    \b
+    Start here:
+      alignflow check deployments/recipes/quickstart.yaml
+      alignflow run deployments/recipes/quickstart.yaml
+      alignflow show
+    """,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+SHORT_HELP = {
+    run: "Prepares, fine-tunes, aligns, evaluates and merges as a recipe says.",
+    check: "Says what is wrong with a recipe before it costs anything.",
+    show: "Prints the report of a run again.",
+    evaluate: "Judges a model that exists already.",
+    generate: "Answers a prompt with a model that exists already.",
+    doctor: "Says what this machine can run and why not.",
+}
+for command, short_help in SHORT_HELP.items():
+    app.command(short_help=short_help)(command)
 
-Home = Annotated[
-    Path | None, typer.Option("--home", help="Directory of all results. Default: .alignflow here.")
-]
-Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, all else on stderr.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a field, e.g. --set dpo.beta=0.2.")
-]
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from alignflow import __version__
+
+        typer.echo(f"alignflow {__version__}")
+        raise typer.Exit
 
 
-@app.command()
-def run(
-    recipe: Path, overrides: Overrides = None, home: Home = None, as_json: Json = False
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
 ) -> None:
-    """Trains, aligns, evaluates and merges as RECIPE says. Work done before is not done again.
-
-    Example:  alignflow run deployments/recipes/quickstart.yaml --set seed=1
-    """
-    from alignflow.environment import prefect_environment
-    from alignflow.recipe_file import load_recipe
-
-    loaded = load_recipe(recipe, overrides or [])
-    place = resolve_home(home)
-    os.environ.update(prefect_environment(place))
-    from alignflow.progress import shown_on
-    from alignflow.report import print_report
-    from flows.finetune import finetune
-
-    console = Console(stderr=True) if as_json else Console()
-    with shown_on(console):
-        report = finetune(loaded, home=place)
-    if as_json:
-        typer.echo(json.dumps(report))
-    else:
-        print_report(report, console)
-
-
-@app.command()
-def show(run_id: str, home: Home = None, as_json: Json = False) -> None:
-    """Prints the report of a run again."""
-    from alignflow.report import load_report, print_report
-
-    report = load_report(resolve_home(home), run_id)
-    if as_json:
-        typer.echo(json.dumps(report))
-    else:
-        print_report(report, Console())
-
-
-@app.command()
-def generate(
-    model: Path, prompt: str, max_new_tokens: int = 256, temperature: float | None = None
-) -> None:
-    """Answers PROMPT with the merged model in the directory MODEL."""
-    from alignflow.evaluation.answer import answer
-
-    typer.echo(answer(model, prompt, max_new_tokens=max_new_tokens, temperature=temperature))
+    del version
 
 
 def main() -> None:
@@ -89,21 +72,25 @@ def main() -> None:
 
 
 def exit_code_of(arguments: list[str]) -> int:
-    """Runs a command line and returns its exit code; wrong usage is 64."""
+    """Runs a command line and returns its exit code; wrong usage is 64, not click's 2."""
     try:
         outcome: Any = app(args=arguments, standalone_mode=False, prog_name="alignflow")
         return outcome if isinstance(outcome, int) else 0
-    except click.UsageError as error:
+    except WrongUsage as error:
         error.show()
         return RecipeError.exit_code
-    except click.exceptions.Exit as error:
+    except typer.Exit as error:
         return error.exit_code
     except AlignflowError as error:
         typer.echo(error.message, err=True)
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         typer.echo("Cancelled. Finished stages are kept; run again to continue.", err=True)
-        return 130
+        return CANCELLED
+    except Exception:
+        traceback.print_exc()
+        typer.echo("This is a defect of alignflow; the lines above help to find it.", err=True)
+        return UNEXPECTED
 
 
 if __name__ == "__main__":

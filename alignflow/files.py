@@ -87,3 +87,11 @@ def digest_json(value: Any) -> str:
 def digest_directory(directory: Path) -> str:
     """sha256 over names and contents of every file below `directory`."""
     return digest_json({name: entry["sha256"] for name, entry in hash_files(directory).items()})
+
+
+def file_stamps(directory: Path) -> dict[str, list[int]]:
+    """`{relative path: [bytes, modification time in ns]}`: whether files may have changed."""
+    return {
+        path.relative_to(directory).as_posix(): [(stat := path.stat()).st_size, stat.st_mtime_ns]
+        for path in regular_files(directory)
+    }

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from alignflow.errors import ArtifactError, RecipeError
+from alignflow.files import digest_directory, file_stamps
 from alignflow.recipe import TARGET_PRESETS, TuningSection
 from alignflow.stage import Record
 
@@ -64,17 +65,27 @@ class BaseModel(Record):
 def read_base(prepare_directory: Path) -> BaseModel:
     """The base model a prepare artifact names.
 
+    Its files are hashed again only when a size or a modification time differs from what `prepare`
+    saw.
+
     Raises:
-        ArtifactError: It is no longer where it was.
+        ArtifactError: It is no longer where it was, or no longer what it was.
     """
     record = json.loads((prepare_directory / "base_model.json").read_text())
-    path = json.loads((prepare_directory / "location.json").read_text())["path"]
-    if not (Path(path) / "config.json").is_file():
+    location = json.loads((prepare_directory / "location.json").read_text())
+    path = Path(location["path"])
+    if not (path / "config.json").is_file():
         raise ArtifactError(
             f"The base model {record['source']} is no longer in {path}. Put it back, or delete "
             f"{prepare_directory} to prepare again."
         )
-    return BaseModel(path=path, **record)
+    if file_stamps(path) != location["files"] and digest_directory(path) != record["digest"]:
+        raise ArtifactError(
+            f"The base model {record['source']} in {path} is not the one that the data were "
+            f"prepared for (digest {record['digest'][:12]}). Put that one back, or run the recipe "
+            "again from the start."
+        )
+    return BaseModel(path=str(path), **record)
 
 
 def load_tokenizer(prepare_directory: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def _prepare(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> P
     if base.path:
         paths["base_model"] = base.path
     for source in data_sources(recipe):
-        resolved = resolve_data_source(source, recipe.seed)
+        resolved = resolve_data_source(source, home, recipe.seed)
         digests[source.source] = resolved.digest
         if resolved.path:
             paths[source.source] = resolved.path
@@ -71,9 +72,22 @@ def _prepare(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> P
         "sources": digests,
         "max_examples": recipe.evaluation.max_examples,
     }
+    held_out = _held_out_prompts(home)
+    if held_out is not None:
+        params["held_out_prompts"] = sha256_file(held_out)
+        paths["held_out_prompts"] = str(held_out)
     if recipe.base_model.chat_template:
         params["chat_template_digest"] = sha256_file(Path(recipe.base_model.chat_template))
     return params, {}, paths
+
+
+def _held_out_prompts(home: Path) -> Path | None:
+    """The ledger's hold-out, from which nothing is trained, whatever source it also stands in."""
+    if not (home / "ledger.db").exists() and "ALIGNFLOW_LEDGER_URL" not in os.environ:
+        return None  # SQLAlchemy stays unloaded
+    from alignflow.ledger import held_out_file
+
+    return held_out_file(home)
 
 
 def data_sources(recipe: Recipe) -> list[DataSource]:
@@ -131,8 +145,19 @@ def _judged_inputs(
 
 
 def _evaluate(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
-    params = {"section": recipe.evaluation.model_dump(mode="json"), **_tuning(recipe)}
+    params = {
+        "section": recipe.evaluation.model_dump(mode="json"),
+        "judged_by": judged_by(recipe),
+        **_tuning(recipe),
+    }
     return params, _judged_inputs(recipe, artifacts, ("sft", "aligned", "reward")), {}
+
+
+def judged_by(recipe: Recipe) -> dict[str, str]:
+    """Digests of the files that metrics are computed with: the user's own and the JSON schema."""
+    section = recipe.evaluation
+    named = [*section.metrics, *([section.json_schema] if section.json_schema else [])]
+    return {name: sha256_file(Path(name)) for name in named if Path(name).is_file()}
 
 
 def _merge(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
@@ -140,6 +165,7 @@ def _merge(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Par
     params = {
         "section": recipe.merge.model_dump(mode="json"),
         "evaluation": recipe.evaluation.model_dump(mode="json"),
+        "judged_by": judged_by(recipe),
         **_tuning(recipe),
     }
     return params, _judged_inputs(recipe, artifacts, ("sft", "aligned")), {}

@@ -47,7 +47,8 @@ class DataSource(Section):
     """Rows. A plain string is accepted for a source with nothing else to say."""
 
     source: str = Field(min_length=1)
-    """`builtin:NAME`, a file or glob (.jsonl, .jsonl.gz, .json, .parquet, .csv), or a Hub dataset id."""
+    """`builtin:NAME`, `ledger:NAME[@SNAPSHOT]`, a file or glob (.jsonl, .jsonl.gz, .json, .parquet,
+    .csv), or a Hub dataset id."""
 
     revision: str | None = None
     """Hub commit, tag or branch."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -52,7 +53,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     text = _read(path)
     node = _compose(path, text)
-    lines = dict(_lines(node))
+    places = {field: f"{path}:{line}" for field, line in _lines(node)}
     try:
         values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -62,11 +63,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             f"{path}: a recipe is a mapping of fields; this is {type(values).__name__}."
         )
     for override in overrides:
-        _override(values, override)
+        places[_override(values, override)] = f"--set {override}"
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError("\n".join(_problems(path, lines, error))) from error
+        lines = list(_problems(path, places, values, error))
+        lines += _hidden_problems(path, places, values, error)
+        raise RecipeError("\n".join(dict.fromkeys(lines))) from error
 
 
 def _read(path: Path) -> str:
@@ -136,7 +139,8 @@ def _lines(node: Node, prefix: FieldPath = ()) -> Iterator[tuple[FieldPath, int]
             yield from _lines(value, (*prefix, index))
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def _override(values: dict[str, Any], override: str) -> FieldPath:
+    """Sets one field in `values` and returns its path."""
     name, equals, text = override.partition("=")
     if not equals or not name.strip():
         raise RecipeError(f"--set {override}: write it as path.to.field=value, e.g. dpo.beta=0.2.")
@@ -144,27 +148,107 @@ def _override(values: dict[str, Any], override: str) -> None:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {override}: {_one_line(error)}") from error
-    *sections, field = name.strip().split(".")
-    place = values
-    for section in sections:
-        inner = place.get(section)
-        if inner is None:
-            inner = place[section] = {}
-        if not isinstance(inner, dict):
-            raise RecipeError(f"--set {override}: {section} is {inner!r}, not a section.")
-        place = inner
-    place[field] = value
+    path = tuple(_part(part) for part in name.strip().split("."))
+    place: Any = values
+    for section in path[:-1]:
+        if isinstance(place, dict) and place.get(str(section)) is None:
+            place[str(section)] = {}
+        place = _entry(place, section, override)
+        if not isinstance(place, dict | list):
+            raise RecipeError(f"--set {override}: {section} is {place!r}, not a section.")
+    if isinstance(place, list):
+        _entry(place, path[-1], override)
+        place[int(path[-1])] = value
+    else:
+        place[str(path[-1])] = value
+    return path
 
 
-def _problems(path: Path, lines: dict[FieldPath, int], error: ValidationError) -> Iterator[str]:
+def _part(text: str) -> str | int:
+    return int(text) if text.isdigit() else text
+
+
+def _entry(place: Any, part: str | int, override: str) -> Any:
+    try:
+        return place[part if isinstance(place, list) else str(part)]
+    except (KeyError, IndexError, TypeError) as error:
+        raise RecipeError(
+            f"--set {override}: {part} is no place in a list of {len(place)}; count from 0."
+        ) from error
+
+
+def _problems(
+    path: Path, places: Mapping[FieldPath, str], values: Any, error: ValidationError
+) -> Iterator[str]:
+    found: dict[FieldPath, list[Any]] = {}
     for problem in error.errors(include_url=False):
-        place: FieldPath = problem["loc"]
-        line = next(
-            (lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in lines), None
+        found.setdefault(_written(problem, values), []).append(problem)
+    for field, problems in found.items():
+        where = _where(path, places, field, problems[0]["msg"])
+        name = ".".join(str(part) for part in field) or "recipe"
+        advice = " or ".join(
+            dict.fromkeys(_what_to_do(problem, field).rstrip(".") for problem in problems)
         )
-        where = f"{path}:{line}" if line else str(path)
-        field = ".".join(str(part) for part in place) or "recipe"
-        yield f"{where}: {field}{_shown(problem)}: {_what_to_do(problem, place)}"
+        yield f"{where}: {name}{_shown(problems[0])}: {advice}{'' if advice[-1] == '?' else '.'}"
+
+
+def _hidden_problems(
+    path: Path, places: Mapping[FieldPath, str], values: Any, error: ValidationError
+) -> list[str]:
+    """Problems of how sections fit, which pydantic does not look for while a field is wrong."""
+    wrong = {_written(problem, values) for problem in error.errors(include_url=False)}
+    absent = {name for name in Recipe.model_fields if (name,) in wrong} - {"name", "seed"}
+    if () in wrong or any(field[0] in {"data", *absent} for field in wrong):
+        return []  # what is pruned below would itself look like a problem
+    pruned = copy.deepcopy(values)
+    for field in sorted(wrong, key=len, reverse=True):
+        _remove(pruned, field)
+    pruned.setdefault("name", "unnamed")
+    try:
+        Recipe.model_validate(pruned)
+    except ValidationError as rest:
+        whole = [line for line in rest.errors(include_url=False) if not line["loc"]]
+        return [
+            f"{_where(path, places, (), line['msg'])}: recipe: {_what_to_do(line, ())}"
+            for line in whole
+        ]
+    return []
+
+
+def _remove(values: Any, field: FieldPath) -> None:
+    place = values
+    for part in field[:-1]:
+        place = place[part]
+    if isinstance(place, dict):
+        place.pop(field[-1], None)
+
+
+def _written(problem: Any, values: Any) -> FieldPath:
+    """Path of a problem as far as it stands in the file, without pydantic's own parts."""
+    place: Any = values
+    field: list[str | int] = []
+    for part in problem["loc"]:
+        known = part in place if isinstance(place, dict) else _holds(place, part)
+        if not known:
+            break
+        field.append(part)
+        place = place[part]
+    if problem["type"] == "missing" and len(field) == len(problem["loc"]) - 1:
+        field.append(problem["loc"][-1])
+    return tuple(field)
+
+
+def _holds(place: Any, part: str | int) -> bool:
+    return isinstance(place, list) and isinstance(part, int) and part < len(place)
+
+
+def _where(path: Path, places: Mapping[FieldPath, str], field: FieldPath, message: str) -> str:
+    """File and line of a field, of its section, or of the first field that the message names."""
+    for length in range(len(field), 0, -1):
+        if field[:length] in places:
+            return places[field[:length]]
+    named = (places.get((word,)) for word in re.findall(r"[a-z_]+", message))
+    return next((place for place in named if place), str(path)) if not field else str(path)
 
 
 def _shown(problem: Any) -> str:
@@ -182,7 +266,12 @@ def _what_to_do(problem: Any, place: FieldPath) -> str:
     if problem["type"] == "missing":
         return "is missing; add it."
     message = problem["msg"].removeprefix("Value error, ")
-    return message[0].lower() + message[1:] + ("" if message.endswith(".") else ".")
+    message = message[0].lower() + message[1:]
+    if problem["type"] == "literal_error":
+        known = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+        close = difflib.get_close_matches(str(problem["input"]), known, n=1)
+        message += f"; did you mean {close[0]}?" if close else ""
+    return message + ("" if message.endswith((".", "?")) else ".")
 
 
 def _fields_at(place: FieldPath) -> list[str]:

@@ -25,10 +25,16 @@ def is_builtin(source: str) -> bool:
     return source.startswith("builtin:")
 
 
+def is_ledger(source: str) -> bool:
+    """Whether the source is a preference set of the home's ledger: `ledger:NAME[@SNAPSHOT]`."""
+    return source.startswith("ledger:")
+
+
 def is_hub_id(source: str) -> bool:
     """Whether the source can only be a Hub id: `name` or `owner/name`, and no file of that name."""
     return (
         not is_builtin(source)
+        and not is_ledger(source)
         and not source.startswith((".", "/", "~"))
         and source.count("/") <= 1
         and not any(character in source for character in "*?[")
@@ -79,12 +85,12 @@ def resolve_base_model(model: ModelSource) -> Resolved:
     return Resolved(digest_directory(directory), str(directory))
 
 
-def resolve_data_source(source: DataSource, seed: int) -> Resolved:
+def resolve_data_source(source: DataSource, home: Path, seed: int) -> Resolved:
     """Digest of a data source's content; a Hub dataset's is its commit.
 
     Raises:
         RecipeError: No builtin data set has that name.
-        DataError: No file matches.
+        DataError: No file matches, or the ledger has no such set or snapshot.
     """
     if is_builtin(source.source):
         from alignflow.builtin import rows
@@ -94,6 +100,12 @@ def resolve_data_source(source: DataSource, seed: int) -> Resolved:
         except KeyError as error:
             raise RecipeError(f"data: {error.args[0]}.") from error
         return Resolved(digest_json(content), None)
+    if is_ledger(source.source):
+        from alignflow.ledger import training_rows
+
+        name, _, snapshot = source.source.removeprefix("ledger:").partition("@")
+        path = training_rows(home, name, snapshot or None)
+        return Resolved(sha256_file(path), str(path))
     if is_hub_id(source.source):
         return Resolved(hub_commit(source.source, source.revision, "dataset"), None)
     files = matching_files(source.source)

@@ -15,12 +15,11 @@ import os
 import select
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from alignflow.artifacts import locked, publish
 from alignflow.errors import AlignflowError, DiskSpaceError, OutOfMemory, Preempted, StageError
@@ -99,32 +98,43 @@ def _preempted(_signal: int, _frame: Any) -> None:
 
 
 def die_with(pid: int) -> None:
-    """Kills this process's group once process `pid` is gone.
+    """Has this process's group killed once process `pid`, or this one, is gone.
 
-    A thread waits on a pidfd; the kernel's parent-death signal is the second line, since it
-    follows whoever forked this process and not `pid`.
+    A guard outside the group waits for either, so what the stage started ends too, even where the
+    interpreter hangs. The kernel's parent-death signal is the second line: it reaches this process
+    only, and follows whoever forked it and not `pid`.
     """
+    stage = os.getpid()
+    if os.fork() == 0:
+        _guard(stage, pid)
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    threading.Thread(target=_kill_group_after, args=(pid,), name="die-with", daemon=True).start()
 
 
-def _kill_group_after(pid: int) -> None:
-    wait_for_death(pid)
-    os.killpg(os.getpgrp(), signal.SIGKILL)
-
-
-def wait_for_death(pid: int) -> None:
-    """Returns when process `pid` no longer runs."""
+def _guard(group: int, pid: int) -> NoReturn:
+    """Never returns: a guard must not become a second stage."""
     try:
-        descriptor = os.pidfd_open(pid)
+        os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        wait_for_death(pid, group)
+        os.killpg(group, signal.SIGKILL)
+    finally:
+        os._exit(0)
+
+
+def wait_for_death(*pids: int) -> None:
+    """Returns when one of the processes no longer runs."""
+    descriptors: list[int] = []
+    try:
+        descriptors += [os.pidfd_open(pid) for pid in pids]
     except ProcessLookupError:
         return
     except OSError:  # a kernel without pidfds
-        while _runs(pid):
+        while all(_runs(pid) for pid in pids):
             time.sleep(0.2)
         return
-    select.select([descriptor], [], [])
-    os.close(descriptor)
+    select.select(descriptors, [], [])
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _runs(pid: int) -> bool:

@@ -23,7 +23,7 @@ from alignflow.errors import AlignflowError, CertificateError
 from alignflow.events import EVENTS_FILE, metric_history, read_events
 from alignflow.files import atomic_write_json, digest_json
 from alignflow.outcome import StageOutcome
-from alignflow.recipe import TARGET_PRESETS, Recipe, TuningSection
+from alignflow.recipe import Recipe, TuningSection
 from alignflow.settings import Settings
 from alignflow.stage import StageSpec, library_versions
 
@@ -37,7 +37,11 @@ DRAIN_SECONDS = 120.0
 METRICS_PER_REQUEST = 500
 PARAMS_PER_REQUEST = 100
 QUIET = {"MLFLOW_LOGGING_LEVEL": "WARNING"}
-IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
+IMPATIENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0.5",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+}
 STATUS = {"completed": "FINISHED", "cached": "FINISHED", "cancelled": "KILLED"}
 
 logger = logging.getLogger(__name__)
@@ -69,7 +73,10 @@ def _read_note(home: Path, stage: str, key: str) -> dict[str, Any]:
 
 
 def tuning_params(tuning: TuningSection) -> dict[str, Any]:
-    """How weights are tuned, under names that need no quotes in a search."""
+    """How weights are tuned, under names that need no quotes in a search.
+
+    `lora_target_modules_resolved` is not here: params never change, and only the stage knows it.
+    """
     if tuning.mode == "full":
         return {"tuning_mode": "full", "quantization": "none"}
     targets = tuning.target_modules
@@ -82,11 +89,6 @@ def tuning_params(tuning: TuningSection) -> dict[str, Any]:
         "lora_scaling": tuning.lora_scaling,
         "lora_dropout": tuning.dropout,
         "lora_target_modules": asked,
-        **(
-            {"lora_target_modules_resolved": ",".join(sorted(TARGET_PRESETS[asked]))}
-            if asked in TARGET_PRESETS
-            else {}
-        ),
         "lora_use_rslora": tuning.use_rslora,
         "lora_use_dora": tuning.use_dora,
         "adapter_dtype": tuning.adapter_dtype,
@@ -145,6 +147,16 @@ def require_certificate(model: Path) -> dict[str, Any]:
     return certificate
 
 
+def import_mlflow() -> None:
+    """Imports MLflow, quiet and impatient; the 2 s may overlap a wait for something else."""
+    for name, value in (IMPATIENT | QUIET).items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    import mlflow.tracking  # noqa: F401
+
+
 class Connection:
     """A client with its experiment, made on first use and again after the server was away."""
 
@@ -162,11 +174,7 @@ class Connection:
         return self._client
 
     def _connect(self) -> MlflowClient:
-        for name, value in (IMPATIENT | QUIET).items():
-            os.environ.setdefault(name, value)
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        logging.getLogger("alembic").setLevel(logging.ERROR)
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        import_mlflow()
         from mlflow.tracking import MlflowClient
 
         client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
@@ -400,7 +408,7 @@ class Tracker:
     def drain(self, timeout_seconds: float = DRAIN_SECONDS) -> None:
         """Waits until all that is queued was sent, or could not be."""
         done = threading.Event()
-        self._jobs.put(self._send_unsent)
+        self._jobs.put(self._send_once_more)
         self._jobs.put(done.set)
         done.wait(timeout_seconds)
 
@@ -452,6 +460,11 @@ class Tracker:
     def _is_away(self) -> bool:
         return time.monotonic() < self._away_until
 
+    @property
+    def _is_gone(self) -> bool:
+        """Away, and never seen in this run: the end of the run does not wait for it."""
+        return self._is_away and self._parent is None
+
     def _open_parent(self) -> None:
         if self._parent is not None:
             return
@@ -498,6 +511,10 @@ class Tracker:
         if not self._is_away:
             self._send_unsent()
 
+    def _send_once_more(self) -> None:
+        if not self._is_gone:
+            self._send_unsent()
+
     def _send_unsent(self) -> None:
         for key, artifact in list(self._unsent.items()):
             try:
@@ -535,7 +552,7 @@ class Tracker:
         log.end("cancelled" if outcome.error == "cancelled" else "failed")
 
     def _close_parent(self, status: str, report: Mapping[str, Any], folder: Path) -> None:
-        if self._is_away and self._parent is None:
+        if self._is_gone:
             return
         self._open_parent()
         assert self._parent is not None

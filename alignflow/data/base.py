@@ -8,7 +8,7 @@ from typing import Any
 
 from alignflow.data.template import ChatTemplate, load_template
 from alignflow.errors import DataError, RecipeError
-from alignflow.files import atomic_write_json, digest_directory
+from alignflow.files import atomic_write_json, digest_directory, file_stamps
 
 MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 
@@ -71,5 +71,6 @@ def describe_base(params: dict[str, Any], base: Path, output: Path) -> int | Non
         "torch_dtype": config.get("dtype") or config.get("torch_dtype"),
     }
     atomic_write_json(output / "base_model.json", record)
-    atomic_write_json(output / "location.json", {"path": str(base.absolute())})
+    location = {"path": str(base.absolute()), "files": file_stamps(base)}
+    atomic_write_json(output / "location.json", location)
     return context_length

@@ -6,7 +6,6 @@ Preference pairs have their own module, `alignflow.preferences`, which the ledge
 from __future__ import annotations
 
 import json
-import re
 import unicodedata
 from typing import Any, NamedTuple
 
@@ -132,7 +131,7 @@ def _not_empty(text: str, what: str) -> str:
 def first_user_turn(messages: list[Message]) -> str:
     """Text that tells whether two rows ask the same: the first user turn, normalised."""
     text = next((entry["content"] for entry in messages if entry["role"] == "user"), "")
-    return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text)).strip().casefold()
+    return " ".join(unicodedata.normalize("NFKC", text).split()).casefold()
 
 
 def last_user_turn(messages: list[Message]) -> str:

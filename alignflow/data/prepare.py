@@ -3,12 +3,14 @@
     sources -> rows -> conversations -> token ids -> training, held-out, evaluation, general
 
 A bad or too long row is dropped and counted by reason, never cut. Rows whose first user turn is an
-evaluation prompt's are dropped from training, whatever source they stand in.
+evaluation prompt's, or held out by the ledger, are dropped from training, whatever source they
+stand in.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +28,7 @@ from alignflow.data.forms import (
 )
 from alignflow.data.pairs import PAIR_COLUMNS, Pair, preference_pair
 from alignflow.data.reading import RawRow, read_source
-from alignflow.data.template import load_template
+from alignflow.data.template import Message, load_template
 from alignflow.data.tokens import Encoder
 from alignflow.errors import DataError
 from alignflow.events import EventWriter
@@ -68,9 +70,9 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     limits = _limits(spec.params["lengths"], context)
 
     def read(source: DataSource) -> list[RawRow]:
-        return read_source(source, seed=spec.seed)
+        return read_source(source, seed=spec.seed, path=spec.paths.get(source.source))
 
-    judged = _evaluation_prompts(data.evaluation, read)
+    judged = _evaluation_prompts(data.evaluation, read) | _held_out(spec)
     forms = {
         "sft": _sft_form(encoder, judged, limits["sft"]),
         "preferences": _pair_form(encoder, judged, limits["preferences"], data.held_out_share),
@@ -121,12 +123,23 @@ def _evaluation_prompts(
     return found
 
 
+def _held_out(spec: StageSpec) -> set[str]:
+    """sha256 of the first user turns that the ledger holds out."""
+    path = spec.paths.get("held_out_prompts")
+    return set(json.loads(Path(path).read_text())) if path else set()
+
+
+def _is_judged(messages: list[Message], judged: set[str]) -> bool:
+    turn = first_user_turn(messages)
+    return turn in judged or hashlib.sha256(turn.encode()).hexdigest() in judged
+
+
 def _sft_form(
     encoder: Encoder, judged: set[str], limit: int | None
 ) -> Callable[[dict[str, Any]], Kept]:
     def form(fields: dict[str, Any]) -> Kept:
         row = demonstration(fields)
-        if row.messages is not None and first_user_turn(row.messages) in judged:
+        if row.messages is not None and _is_judged(row.messages, judged):
             raise BadRow(EVALUATION_PROMPT)
         encoded = encoder.demonstration(row)
         _check_length(len(encoded.input_ids), limit)
@@ -140,7 +153,7 @@ def _pair_form(
 ) -> Callable[[dict[str, Any]], Kept]:
     def form(fields: dict[str, Any]) -> Kept:
         pair = preference_pair(fields)
-        if first_user_turn(pair.prompt) in judged:
+        if _is_judged(pair.prompt, judged):
             raise BadRow(EVALUATION_PROMPT)
         encoded = encoder.pair(*pair)
         longest = max(len(encoded.chosen_ids), len(encoded.rejected_ids))

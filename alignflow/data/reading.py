@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from alignflow.errors import DataError
 from alignflow.recipe import DataSource
-from alignflow.sources import is_builtin, is_hub_id, matching_files
+from alignflow.sources import is_builtin, is_hub_id, is_ledger, matching_files
 
 LINES = (".jsonl", ".jsonl.gz")
 
@@ -29,17 +29,18 @@ class RawRow(NamedTuple):
     """Why it could not be read."""
 
 
-def read_source(source: DataSource, *, seed: int) -> list[RawRow]:
+def read_source(source: DataSource, *, seed: int, path: str | None = None) -> list[RawRow]:
     """Rows of a source: columns mapped, its share drawn.
 
     Args:
         source: What the recipe names.
         seed: Of the draw.
+        path: Where a ledger source's rows are; other sources need none.
 
     Raises:
         DataError: There is nothing to read.
     """
-    rows = [_mapped(row, source.columns) for row in _rows(source, seed)]
+    rows = [_mapped(row, source.columns) for row in _rows(source, path, seed)]
     if not rows:
         raise DataError(f"{source.source}: the data set is empty. Give a source that has rows.")
     return drawn_share(rows, source.weight, f"{seed}:{source.source}")
@@ -53,11 +54,15 @@ def drawn_share(rows: list[RawRow], weight: float, seed: str) -> list[RawRow]:
     return [rows[index] for index in sorted(Random(seed).sample(range(len(rows)), count))]
 
 
-def _rows(source: DataSource, seed: int) -> Iterator[RawRow]:
+def _rows(source: DataSource, path: str | None, seed: int) -> Iterator[RawRow]:
     if is_builtin(source.source):
         from alignflow.builtin import rows
 
         return _numbered(rows(source.source.removeprefix("builtin:"), seed), source.source)
+    if is_ledger(source.source):
+        if path is None:
+            raise DataError(f"{source.source}: the ledger gave no file of its rows.")
+        return read_file(Path(path))
     if is_hub_id(source.source):
         return _hub_rows(source)
     return (row for file in matching_files(source.source) for row in read_file(file))

@@ -1,12 +1,11 @@
-"""The merge certificate: by how much the merged model differs from base plus adapter."""
+"""The merge certificate: what was merged into what, and by how much the result differs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
+from pydantic import Field
 
 from alignflow.files import atomic_write_json
 from alignflow.stage import Record
@@ -34,25 +33,48 @@ class Figures(Record):
     """Share of tokens whose most likely successor is the same."""
     finite: bool
     """Whether every logit of both is finite."""
+    greedy_agreement: float | None = None
+    """Share of probes whose greedy continuations are the same; None where not generated."""
+    latency_ratio: float | None = None
+    """Seconds of a forward pass of merged over plain base; None where not timed."""
+    streamed: bool = False
+    """Whether the models were run layer by layer from the disk."""
 
 
 class Certificate(Record):
     """What was merged into what, how, and how it was checked."""
 
-    schema_version: Literal[1] = 1
-    status: Literal["passed", "failed"]
+    schema_version: Literal[2] = 2
+    status: Literal["passed", "failed", "unverified"]
     base: dict[str, Any]
-    adapter: dict[str, Any] | None
+    adapters: list[dict[str, Any]]
+    """Path, sha256, weight and step of each, in order."""
     arithmetic: str
     dtype: str
-    figures: Figures
+    finite: bool
+    """Whether every merged weight is finite."""
+    figures: Figures | None
     limits: Limits
     files: dict[str, dict[str, Any]]
     """sha256 and bytes of every file of the merged model, as they were when it was checked."""
+    plan: str
+    """Digest of the plan: the same plan gives the same bytes."""
+    notes: list[str] = Field(default_factory=list)
+    serve: dict[str, str] = Field(default_factory=dict)
+    """Command lines of vLLM for the merged model, and for base plus adapter."""
 
     def write(self, directory: Path) -> None:
         """Puts it beside the model."""
         atomic_write_json(directory / CERTIFICATE_FILE, self.model_dump(mode="json"))
+
+
+def read_certificate(directory: Path) -> Certificate | None:
+    """The certificate beside a model; None where there is none of this version."""
+    path = directory / CERTIFICATE_FILE
+    try:
+        return Certificate.model_validate_json(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def status_of(figures: Figures, limits: Limits) -> Literal["passed", "failed"]:
@@ -63,37 +85,3 @@ def status_of(figures: Figures, limits: Limits) -> Literal["passed", "failed"]:
         and figures.top1_agreement >= limits.min_top1_agreement
     )
     return "passed" if good else "failed"
-
-
-@torch.no_grad()
-def logits_of(model: Any, probes: list[list[int]]) -> list[Tensor]:
-    """Logits of each probe alone (no padding), [T, V] in fp32 on the CPU."""
-    model.eval()
-    device = next(model.parameters()).device
-    return [
-        model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].float().cpu()
-        for ids in probes
-    ]
-
-
-def compare(expected: list[Tensor], actual: list[Tensor], probes: list[list[int]]) -> Figures:
-    """Figures of `actual` (merged) against `expected` (base plus adapter)."""
-    kl_sum, agreed, tokens, worst, finite = 0.0, 0, 0, 0.0, True
-    for before, after, ids in zip(expected, actual, probes, strict=True):
-        finite = finite and bool(before.isfinite().all() and after.isfinite().all())
-        p, q = before.double().log_softmax(-1), after.double().log_softmax(-1)
-        kl_sum += (p.exp() * (p - q)).sum().item()
-        agreed += int((p.argmax(-1) == q.argmax(-1)).sum())
-        tokens += len(ids)
-        following = torch.tensor(ids[1:]).unsqueeze(1)
-        if len(ids) > 1:
-            gap = p[:-1].gather(1, following) - q[:-1].gather(1, following)
-            worst = max(worst, gap.abs().max().item())
-    return Figures(
-        probes=len(probes),
-        tokens=tokens,
-        kl=max(kl_sum / max(tokens, 1), 0.0) if finite else 0.0,
-        max_logp_difference=worst if finite else 0.0,
-        top1_agreement=agreed / max(tokens, 1),
-        finite=finite,
-    )

@@ -1,125 +1,243 @@
-"""Base and adapter in one: load, merge, save, reload, compare.
+"""Base and adapters in one, streamed: bounded memory, resumable, certified.
 
-An adapter trained on NF4 weights is merged into what it was trained on, dequantized to fp32 and
-cast last, unless the original weights are asked for. Full tuning passes through, verified.
+The base is never loaded. Each tensor is read from a memory map, merged with PEFT's arithmetic,
+written and hashed; a finished file is certified, so that a second call continues a killed one.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-
-from alignflow.errors import ArtifactError
-from alignflow.files import hash_files
-from alignflow.merging.certificate import Certificate, Limits, compare, logits_of, status_of
-from alignflow.modeling import BaseModel, load_adapter, load_base, load_merged, load_policy
+from alignflow.files import digest_json, fsync_directory, sha256_file
+from alignflow.merging.adapter import AdapterStep
+from alignflow.merging.carrying import prepare_directory, write_small_files
+from alignflow.merging.certificate import (
+    Certificate,
+    Figures,
+    Limits,
+    read_certificate,
+    status_of,
+)
+from alignflow.merging.headers import FLOATS
+from alignflow.merging.planning import MergeOptions, MergePlan, ShardPlan, plan
+from alignflow.merging.streaming import STATE, Written, finished_shard, write_shard
 
 Progress = Callable[[int, int], None]
-STEPS = 4
 
 
 def merge(
-    base: BaseModel,
-    trained: Path,
-    tokenizer: Path,
+    base: Path,
+    adapters: list[AdapterStep],
     out: Path,
-    *,
-    probes: list[list[int]],
-    quantization: str | None,
-    qlora_base: str = "dequantized",
-    dtype: str = "auto",
-    limits: Limits | None = None,
+    options: MergeOptions | None = None,
     progress: Progress | None = None,
 ) -> Certificate:
     """Writes the merged model to `out`, with its certificate.
 
     Args:
-        base: What the adapter was trained on.
-        trained: A stage's directory, with `adapter/` or `model/` inside.
-        tokenizer: Directory of the tokenizer with the chat template in force.
-        out: Directory that is made; what stands there is replaced.
-        probes: Token ids on which merged and adapter are compared, at least one.
-        quantization: `nf4` if the adapter was trained on 4-bit weights, else None.
-        qlora_base: For `nf4`: `dequantized` or `original`.
-        dtype: Of the merged weights; `auto` keeps the base's.
-        limits: What the certificate may not exceed.
-        progress: Told (done, total) of four steps.
+        base: Directory of the base model (safetensors, one file or several).
+        adapters: In the order they are merged; none passes the base through, verified.
+        out: Directory that is made. A merge of the same plan that was killed there is continued;
+            a finished one whose files are still what its certificate says is left as it is.
+        options: How to merge.
+        progress: Told (bytes done, bytes in all).
 
     Returns:
-        The certificate, passed or failed; the caller decides what a failed one means.
+        The certificate: passed, failed, or unverified where the logits check was left out. The
+        caller decides what a failed one means.
 
     Raises:
-        ArtifactError: There is neither adapter nor model, or it belongs to another base.
+        ArtifactError: Base or adapter is damaged, or a tensor cannot be merged: it is named.
+        DiskSpaceError: The disk is too small.
+        NumericsError: The base or the adapter makes a logit that is no number.
     """
-    tell = progress or _silent
-    limits = limits or Limits()
-    shutil.rmtree(out, ignore_errors=True)
-    adapter = trained / "adapter"
-    tell(0, STEPS)
-    expected = logits_of(_trained(base, trained, quantization), probes)
-    tell(1, STEPS)
-    kind = getattr(torch, _dtype(base, dtype))
-    if adapter.is_dir():
-        merged, arithmetic = _merged(base, adapter, quantization, qlora_base)
-        merged.to(kind).save_pretrained(str(out), safe_serialization=True)
-        del merged
-    elif (trained / "model").is_dir():
-        arithmetic = "none: the whole model was trained"
-        model = load_policy(base, trained, dtype="float32", quantization=None)
-        model.to(kind).save_pretrained(str(out), safe_serialization=True)
-    else:
-        raise ArtifactError(f"{trained} holds neither adapter/ nor model/. Run its stage again.")
-    tell(2, STEPS)
-    for path in tokenizer.iterdir():
-        shutil.copyfile(path, out / path.name)
-    actual = logits_of(load_merged(out), probes)
-    tell(3, STEPS)
-    figures = compare(expected, actual, probes)
-    certificate = Certificate(
-        status=status_of(figures, limits),
-        base={"source": base.source, "revision": base.revision, "digest": base.digest},
-        adapter={"files": hash_files(adapter)} if adapter.is_dir() else None,
-        arithmetic=arithmetic,
-        dtype=_dtype(base, dtype),
-        figures=figures,
-        limits=limits,
-        files=hash_files(out),
+    options = options or MergeOptions()
+    planned = plan(base, adapters, options)
+    if done := finished_merge(out, planned):
+        return _checked_again(done, planned, out, options)
+    prepare_directory(out, planned, STATE, options.replace)
+    written = write_weights(planned, out, options, progress or _silent)
+    write_small_files(out, planned, options)
+    fsync_directory(out)
+    figures = _figures(planned, out, options) if options.verify else None
+    certificate = _certificate(planned, out, options, written, figures)
+    certificate.write(out)
+    shutil.rmtree(out / STATE)
+    return certificate
+
+
+def finished_merge(out: Path, planned: MergePlan) -> Certificate | None:
+    """The certificate of a finished merge of this plan whose files are still what it says."""
+    certificate = read_certificate(out)
+    if certificate is None or certificate.plan != planned.digest:
+        return None
+    for name, entry in certificate.files.items():
+        path = out / name
+        if not path.is_file() or sha256_file(path) != entry["sha256"]:
+            return None
+    return certificate
+
+
+def _checked_again(
+    done: Certificate, planned: MergePlan, out: Path, options: MergeOptions
+) -> Certificate:
+    """A finished merge's certificate, with the check it lacked or by other limits."""
+    missing = options.verify and done.figures is None
+    if not missing and done.limits == _limits(options):
+        return done
+    figures = _figures(planned, out, options) if missing else done.figures
+    status = _status(done.finite, figures, _limits(options))
+    certificate = done.model_copy(
+        update={"figures": figures, "limits": _limits(options), "status": status}
     )
     certificate.write(out)
-    tell(STEPS, STEPS)
     return certificate
+
+
+def write_weights(
+    planned: MergePlan, out: Path, options: MergeOptions, progress: Progress
+) -> dict[str, Written]:
+    """Writes every shard that is not there yet."""
+    progress(0, planned.bytes)
+    written = {}
+    for shard in planned.shards:
+        if found := finished_shard(out, planned, shard):
+            written[shard.file] = found
+    left = [shard for shard in planned.shards if shard.file not in written]
+    with ThreadPoolExecutor(1) as hasher:  # busy while torch is imported, and beside the writer
+        wanted = left if options.base_digest is None else []
+        sources = {s.file: hasher.submit(sha256_file, planned.base / s.file) for s in wanted}
+        try:
+            return _write_left(planned, out, options, progress, written, left, sources)
+        finally:
+            for source in sources.values():
+                source.cancel()
+
+
+def _write_left(
+    planned: MergePlan,
+    out: Path,
+    options: MergeOptions,
+    progress: Progress,
+    written: dict[str, Written],
+    left: list[ShardPlan],
+    sources: dict[str, Future[str]],
+) -> dict[str, Written]:
+    from alignflow.merging.arithmetic import Arithmetic, Reader, threads
+
+    reader = Reader()
+    arithmetic = Arithmetic(reader, options.block_bytes)
+    total = planned.bytes
+    done = total - sum(shard.bytes for shard in left)
+
+    def tell(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    with threads(1):  # where the result depends on it, Arithmetic takes the number it found
+        for shard in left:
+            written[shard.file] = write_shard(
+                out, planned, shard, source_digest=sources.get(shard.file), progress=tell,
+                arithmetic=arithmetic,
+            )  # fmt: skip
+            reader.close(planned.base / shard.file)
+    return written
 
 
 def _silent(_done: int, _total: int) -> None:
     pass
 
 
-def _dtype(base: BaseModel, dtype: str) -> str:
-    if dtype != "auto":
-        return dtype
-    return base.torch_dtype or "float32"
+def _figures(planned: MergePlan, out: Path, options: MergeOptions) -> Figures:
+    from alignflow.merging.verifying import verify
+
+    probes: list[Any] = [p if isinstance(p, str) else list(p) for p in options.probes]
+    quantization = options.quantization if options.probe_quantization else None
+    return verify(planned.base, list(planned.steps), out, probes, quantization)
 
 
-def _trained(base: BaseModel, trained: Path, quantization: str | None) -> Any:
-    """Base plus adapter as it was trained and judged, computing in fp32."""
-    return load_policy(base, trained, dtype="float32", quantization=quantization)
+def _certificate(
+    planned: MergePlan,
+    out: Path,
+    options: MergeOptions,
+    written: dict[str, Written],
+    figures: Figures | None,
+) -> Certificate:
+    limits = _limits(options)
+    finite = all(shard.finite for shard in written.values())
+    sources = {name: shard.source_sha256 for name, shard in written.items()}
+    return Certificate(
+        status=_status(finite, figures, limits),
+        base={
+            "source": options.base_source or str(planned.base),
+            "digest": options.base_digest or digest_json(sources),
+            "header_digest": planned.header_digest,
+        },
+        adapters=list(planned.adapters),
+        arithmetic=planned.arithmetic,
+        dtype=_dtype(planned),
+        finite=finite,
+        figures=figures,
+        limits=limits,
+        files=_files(out, written),
+        plan=planned.digest,
+        notes=list(planned.notes),
+        serve=serve_lines(planned, out),
+    )
 
 
-def _merged(
-    base: BaseModel, adapter: Path, quantization: str | None, qlora_base: str
-) -> tuple[Any, str]:
-    """The merged model in fp32, and a sentence on the arithmetic."""
-    dequantized = quantization is not None and qlora_base == "dequantized"
-    model = load_base(base, dtype="float32", quantization=quantization if dequantized else None)
-    if dequantized:
-        model = model.dequantize().to(torch.float32)
-    merged = load_adapter(model, adapter, base).merge_and_unload()
-    for name in ("quantization_config", "_pre_quantization_dtype"):
-        if hasattr(merged.config, name):
-            delattr(merged.config, name)
-    origin = "NF4 weights dequantized to float32" if dequantized else "original weights in float32"
-    return merged, f"{origin}, adapter added in float32, cast last"
+def _status(
+    finite: bool, figures: Figures | None, limits: Limits
+) -> Literal["passed", "failed", "unverified"]:
+    if not finite:
+        return "failed"
+    return "unverified" if figures is None else status_of(figures, limits)
+
+
+def _limits(options: MergeOptions) -> Limits:
+    return Limits(max_kl=options.max_kl, min_top1_agreement=options.min_top1_agreement)
+
+
+def _files(out: Path, written: dict[str, Written]) -> dict[str, dict[str, Any]]:
+    """Digests of all files: of the weights as they were written, of the small ones read again."""
+    small = {
+        path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        for path in sorted(out.iterdir())
+        if path.is_file() and path.name not in written and not path.name.startswith(".")
+    }
+    weights = {
+        name: {"sha256": shard.sha256, "bytes": shard.bytes} for name, shard in written.items()
+    }
+    return dict(sorted({**small, **weights}.items()))
+
+
+def _dtype(planned: MergePlan) -> str:
+    bytes_by: dict[str, int] = {}
+    for shard in planned.shards:
+        for tensor in shard.tensors:
+            bytes_by[tensor.dtype] = bytes_by.get(tensor.dtype, 0) + tensor.source.elements
+    most = max(bytes_by, key=lambda code: bytes_by[code])
+    return FLOATS.get(most, most)
+
+
+def serve_lines(planned: MergePlan, out: Path) -> dict[str, str]:
+    """VLLM's command lines for the merged model and, for one plain adapter, base plus adapter."""
+    lines = {"merged": f"vllm serve {out}"}
+    if len(planned.adapters) == 1 and planned.adapters[0]["weight"] == 1.0:
+        ranks = [f.rank for f in _plain_factors(planned)]
+        lines["base_plus_adapter"] = (
+            f"vllm serve {planned.base} --enable-lora --max-lora-rank {max(ranks, default=16)} "
+            f"--lora-modules adapter={planned.adapters[0]['path']}"
+        )
+    return lines
+
+
+def _plain_factors(planned: MergePlan) -> list[Any]:
+    from alignflow.merging.adapter import read_adapter
+
+    return list(read_adapter(planned.steps[0].path).factors)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from alignflow.errors import CertificateError
+from alignflow.errors import ArtifactError, CertificateError
 from alignflow.evaluation.kept import evaluation_digest, kept_or
 from alignflow.evaluation.measure import Measured, load_job, measure, responses
 from alignflow.evaluation.suite import figures, flat, free_memory, samples, write_responses
 from alignflow.events import EventWriter
 from alignflow.files import digest_json
-from alignflow.merging import Certificate, Limits, merge
-from alignflow.modeling import device, load_tokenizer, read_base
+from alignflow.merging import AdapterStep, Certificate, Figures, MergeOptions, merge
+from alignflow.modeling import BaseModel, check_adapter, device, load_tokenizer, read_base
 from alignflow.recipe import EvaluationSection, MergeSection
 from alignflow.stage import StageResult, StageSpec
 
@@ -35,25 +35,34 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     evaluation = EvaluationSection.model_validate(spec.params["evaluation"])
     prepared, output = spec.input("data"), work / "output"
     tokenizer = load_tokenizer(prepared)
-    certificate = merge(
-        read_base(prepared),
-        spec.input("aligned"),
-        prepared / "tokenizer",
-        output / "model",
-        probes=probes(prepared, tokenizer, evaluation),
+    base, trained = read_base(prepared), spec.input("aligned")
+    source, adapters = merge_inputs(base, trained)
+    options = MergeOptions(
+        dtype=section.dtype if adapters else whole_dtype(section.dtype, base),
         quantization="nf4" if spec.params["tuning"]["mode"] == "qlora" else None,
         qlora_base=section.qlora_base,
-        dtype=section.dtype,
-        limits=Limits(max_kl=section.max_kl, min_top1_agreement=section.min_top1_agreement),
-        progress=lambda done, total: events.progress(done, total, "steps"),
+        probes=tuple(tuple(ids) for ids in probes(prepared, tokenizer, evaluation)),
+        max_kl=section.max_kl,
+        min_top1_agreement=section.min_top1_agreement,
+        base_digest=base.digest if adapters else None,
+        base_source=base.source if adapters else None,
+        tokenizer=prepared / "tokenizer",
+        replace=True,
     )
-    demand(certificate)
+    certificate = merge(
+        source,
+        adapters,
+        output / "model",
+        options,
+        progress=lambda done, total: events.progress(done, total, "bytes"),
+    )
+    found = demand(certificate)
     free_memory()
     result = StageResult(
         metrics={
-            "certificate_kl": certificate.figures.kl,
-            "certificate_top1_agreement": certificate.figures.top1_agreement,
-            "certificate_max_logp_difference": certificate.figures.max_logp_difference,
+            "certificate_kl": found.kl,
+            "certificate_top1_agreement": found.top1_agreement,
+            "certificate_max_logp_difference": found.max_logp_difference,
         },
         params={"merged_dtype": certificate.dtype, "merge_arithmetic": certificate.arithmetic},
         details={"certificate": certificate.model_dump(mode="json", exclude={"files"})},
@@ -67,6 +76,20 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
             "details": result.details | judged.details,
         }
     )
+
+
+def merge_inputs(base: BaseModel, trained: Path) -> tuple[Path, list[AdapterStep]]:
+    """What is merged into what: the adapter into the base, or the whole trained model into nothing.
+
+    Raises:
+        ArtifactError: There is neither adapter nor model, or it belongs to another base.
+    """
+    if (trained / "adapter").is_dir():
+        check_adapter(trained / "adapter", base)
+        return Path(base.path), [AdapterStep(trained / "adapter")]
+    if (trained / "model").is_dir():
+        return trained / "model", []
+    raise ArtifactError(f"{trained} holds neither adapter/ nor model/. Run its stage again.")
 
 
 def probes(prepared: Path, tokenizer: Any, evaluation: EvaluationSection) -> list[list[int]]:
@@ -86,20 +109,29 @@ def has_evaluation(prepared: Path) -> bool:
     return any((prepared / name).is_file() for name in files)
 
 
-def demand(certificate: Certificate) -> None:
-    """Refuses a failed certificate.
+def whole_dtype(dtype: str, base: BaseModel) -> Any:
+    """A model that was trained whole, in float32, is written in the base's type for `auto`."""
+    known = base.torch_dtype in ("float32", "bfloat16", "float16")
+    return base.torch_dtype if dtype == "auto" and known else dtype
+
+
+def demand(certificate: Certificate) -> Figures:
+    """The figures of a certificate that passed.
 
     Raises:
         CertificateError: Says which figure exceeds which limit.
     """
-    if certificate.status == "passed":
-        return
     found, limits = certificate.figures, certificate.limits
+    if found is None:
+        raise CertificateError("The merged model was not compared with base plus adapter.")
+    if certificate.status == "passed":
+        return found
+    finite = found.finite and certificate.finite
     raise CertificateError(
         "The merged model differs from base plus adapter: KL "
         f"{found.kl:.3g} nats per token (merge.max_kl {limits.max_kl:g}), most likely token equal "
         f"in {found.top1_agreement:.2%} (merge.min_top1_agreement {limits.min_top1_agreement:.2%}),"
-        f" logits {'finite' if found.finite else 'not finite'}. Merge in a wider type "
+        f" logits and weights {'finite' if finite else 'not finite'}. Merge in a wider type "
         "(merge.dtype float32), or raise the limit if the loss is acceptable."
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,11 +14,15 @@ from alignflow.errors import BY_EXIT_CODE
 from alignflow.events import EventWriter
 from alignflow.stage import RowAccount, StageResult, StageSpec
 
+ORDERS = Path(os.environ.get("FAKE_ORDERS", "/nonexistent"))
+
 
 def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     """Does what `params["fake"]` says, else writes what the following stages look for."""
-    orders = Path(os.environ.get("FAKE_ORDERS", "/nonexistent")) / spec.stage
-    order = spec.params.get("fake") or (orders.read_text().strip() if orders.exists() else "")
+    order = order_of(spec)
+    if ORDERS.exists():
+        with (ORDERS / "executions.txt").open("a") as file:
+            file.write(f"{spec.stage}\n")
     action, _, argument = order.partition(":")
     if action:
         ACTIONS[action](argument, spec, work, events)
@@ -25,10 +30,16 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     return write_output(spec, work, events)
 
 
+def order_of(spec: StageSpec) -> str:
+    """`action:argument`, from the spec or from the file named after the stage."""
+    path = ORDERS / spec.stage
+    return spec.params.get("fake") or (path.read_text().strip() if path.exists() else "")
+
+
 def write_output(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     output = work / "output"
     micro = spec.compute.get("micro_batch_size", "auto")
-    for step in range(1, 4):
+    for step in range(resumed_step(work) + 1, 4):
         events.progress(step, 3)
         events.metrics(step, {"loss": 1.0 / step})
     folders = {
@@ -39,18 +50,28 @@ def write_output(spec: StageSpec, work: Path, events: EventWriter) -> StageResul
         "reward": ["adapter"],
     }
     for folder in folders.get(spec.stage, ["tables"]):
-        (output / folder).mkdir()
+        (output / folder).mkdir(exist_ok=True)
         (output / folder / "content.txt").write_text(f"{spec.stage} {spec.key}")
     if spec.stage == "prepare":
         (output / "base_model.json").write_text("{}")
-    if spec.stage == "merge":
-        (output / "model" / "merge_certificate.json").write_text('{"passed": true}')
+    if spec.stage == "merge" and "uncertified" not in order_of(spec):
+        (output / "model" / "merge_certificate.json").write_text('{"status": "passed"}')
     return StageResult(
         metrics={"accuracy": 0.5},
         rows=RowAccount(read=3, trained=3),
-        params={"trainable_params": 10, "lora_target_modules_resolved": ["q_proj"]},
+        params={
+            "trainable_params": 10,
+            "total_params": 1000,
+            "trainable_percent": 1.0,
+            "lora_target_modules_resolved": ["layers.v_proj", "layers.q_proj"],
+        },
         details={"micro_batch_size": micro, "pid": os.getpid()},
     )
+
+
+def resumed_step(work: Path) -> int:
+    checkpoint = work / "checkpoints" / "step.txt"
+    return int(checkpoint.read_text()) if checkpoint.exists() else 0
 
 
 def fail(argument: str, spec: StageSpec, work: Path, events: EventWriter) -> None:
@@ -62,6 +83,14 @@ def fail_once(argument: str, spec: StageSpec, work: Path, events: EventWriter) -
     if not marker.exists():
         marker.touch()
         fail(argument, spec, work, events)
+
+
+def fail_twice(argument: str, spec: StageSpec, work: Path, events: EventWriter) -> None:
+    if (work / "failed").exists():
+        (work / "failed").rename(work / "failed-twice")
+        fail(argument, spec, work, events)
+    if not (work / "failed-twice").exists():
+        fail_once(argument, spec, work, events)
 
 
 def break_down(argument: str, spec: StageSpec, work: Path, events: EventWriter) -> None:
@@ -84,6 +113,45 @@ def sleep(argument: str, spec: StageSpec, work: Path, events: EventWriter) -> No
     time.sleep(float(argument))
 
 
+def sleep_once(argument: str, spec: StageSpec, work: Path, events: EventWriter) -> None:
+    """Saves a checkpoint of step 2, then sleeps; an attempt that finds the checkpoint goes on."""
+    if resumed_step(work):
+        events.message(f"resumed from step {resumed_step(work)}")
+        return
+    events.metrics(1, {"loss": 1.0})
+    events.metrics(2, {"loss": 0.5})
+    (work / "checkpoints").mkdir()
+    (work / "checkpoints" / "step.txt").write_text("2")
+    sleep(argument, spec, work, events)
+
+
+def surroundings(argument: str, spec: StageSpec, work: Path, events: EventWriter) -> None:
+    """Says what the process finds itself in."""
+    umask = os.umask(0)
+    os.umask(umask)
+    seen = {
+        "umask": umask,
+        "stdin": os.readlink("/proc/self/fd/0"),
+        "stdout": os.readlink("/proc/self/fd/1"),
+        "group": os.getpgrp() == os.getpid(),
+        "environment": dict(os.environ),
+    }
+    events.message(json.dumps(seen))
+
+
+def background(argument: str, spec: StageSpec, work: Path, events: EventWriter) -> None:
+    """Leaves a process of its own running."""
+    left = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({argument})"])
+    (Path(spec.home) / "background.txt").write_text(str(left.pid))
+
+
+def uncertified(argument: str, spec: StageSpec, work: Path, events: EventWriter) -> None:
+    """Writes a certificate that did not pass, or none."""
+    (work / "output" / "model").mkdir()
+    if argument:
+        (work / "output" / "model" / "merge_certificate.json").write_text(argument)
+
+
 def matmul(argument: str, spec: StageSpec, work: Path, events: EventWriter) -> None:
     """Times products with the threads it was given."""
     import torch
@@ -99,8 +167,13 @@ def matmul(argument: str, spec: StageSpec, work: Path, events: EventWriter) -> N
 ACTIONS = {
     "fail": fail,
     "fail_once": fail_once,
+    "fail_twice": fail_twice,
     "break": break_down,
     "kill": kill_itself,
     "sleep": sleep,
+    "sleep_once": sleep_once,
+    "surroundings": surroundings,
+    "uncertified": uncertified,
+    "background": background,
     "matmul": matmul,
 }

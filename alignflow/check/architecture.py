@@ -1,0 +1,242 @@
+"""The base model by its config and its safetensors headers: layers, sizes, what adapters can target."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from alignflow.check.findings import Finding, error, note, warning
+from alignflow.check.model_files import read_config
+from alignflow.errors import ArtifactError, RecipeError
+from alignflow.merging.headers import Located, read_checkpoint, read_header
+from alignflow.recipe import TARGET_PRESETS, ModelSource, Recipe, TuningSection
+from alignflow.stage import Record
+
+USUAL_LAYERS = 32
+HEADS = frozenset({"lm_head", "embed_out", "output_layer", "score", "classifier"})
+NO_LINEAR = re.compile(r"embed|wte|wpe|norm|rotary")
+FACTORS = re.compile(
+    r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(\.default)?\.weight$"
+)
+SIZE_IN_NAME = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)\s*([BbMm])(?![A-Za-z0-9])")
+
+
+class Shape(Record):
+    """What an estimate needs to know of a model."""
+
+    parameters: int
+    embedding_parameters: int = 0
+    linear: dict[str, list[tuple[int, int]]]
+    """Leaf name of linear layers to (outputs, inputs) of each."""
+    hidden: int | None = None
+    layers: int | None = None
+    vocabulary: int | None = None
+    context: int | None = None
+    model_type: str | None = None
+    dtype: str | None = None
+    weight_bytes: int
+    """On disk."""
+    from_name: bool = False
+    """Guessed from the model's name, for it is not on this machine."""
+
+    def adapter_parameters(self, tuning: TuningSection) -> int:
+        """Parameters of one adapter; a guess where the layers are not known.
+
+        A layer of width h has about 12 h^2 parameters, its adapters about 20 h per rank.
+        """
+        if not self.linear:
+            return int(self.parameters * 20 * tuning.rank / 12 / guessed_width(self.parameters))
+        leaves = resolved_targets(self, tuning)
+        return sum(
+            tuning.rank * (rows + columns) for leaf in leaves for rows, columns in self.linear[leaf]
+        )
+
+
+def guessed_width(parameters: int) -> int:
+    """Width of a model of that size, if it has the usual depth."""
+    return max(64, int((parameters / 12 / USUAL_LAYERS) ** 0.5))
+
+
+def read_shape(directory: Path) -> Shape:
+    """A model's shape from its config and headers; no weight is read.
+
+    Raises:
+        RecipeError: The config does not parse.
+        ArtifactError: There are no whole safetensors files.
+    """
+    config = read_config(directory / "config.json")
+    text = config.get("text_config")
+    inner: dict[str, Any] = text if isinstance(text, dict) else config
+    tensors = [tensor for found in read_checkpoint(directory).values() for tensor in found]
+    return Shape(
+        parameters=sum(tensor.elements for tensor in tensors),
+        embedding_parameters=sum(t.elements for t in tensors if "embed" in t.name),
+        linear=_linear_layers(tensors),
+        hidden=_whole(inner, "hidden_size", "n_embd"),
+        layers=_whole(inner, "num_hidden_layers", "n_layer"),
+        vocabulary=_whole(inner, "vocab_size"),
+        context=_whole(inner, "max_position_embeddings", "n_positions"),
+        model_type=config.get("model_type"),
+        dtype=config.get("dtype") or config.get("torch_dtype"),
+        weight_bytes=sum(tensor.bytes for tensor in tensors),
+    )
+
+
+def _whole(config: dict[str, Any], *names: str) -> int | None:
+    return next((config[n] for n in names if isinstance(config.get(n), int)), None)
+
+
+def _linear_layers(tensors: list[Located]) -> dict[str, list[tuple[int, int]]]:
+    found: dict[str, list[tuple[int, int]]] = {}
+    for tensor in tensors:
+        module, _, kind = tensor.name.rpartition(".")
+        leaf = module.rpartition(".")[2]
+        is_linear = kind == "weight" and len(tensor.shape) == 2 and not NO_LINEAR.search(leaf)
+        if is_linear and leaf not in HEADS:
+            found.setdefault(leaf, []).append((tensor.shape[0], tensor.shape[1]))
+    return found
+
+
+def shape_from_name(source: str) -> Shape | None:
+    """A rough shape from the size that a model's name states, such as `-8B`."""
+    match = SIZE_IN_NAME.search(source.rpartition("/")[2].replace("-", " "))
+    if match is None:
+        return None
+    parameters = int(float(match[1]) * (1e9 if match[2] in "Bb" else 1e6))
+    return Shape(
+        parameters=parameters, linear={}, weight_bytes=2 * parameters, from_name=True
+    )  # fmt: skip
+
+
+def base_shape(model: ModelSource, directory: Path | None) -> tuple[Shape | None, list[Finding]]:
+    """The base model's shape as far as it can be known here, and what is wrong with its files."""
+    if directory is None:
+        shape = shape_from_name(model.source)
+        text = f"{model.source} is not on this machine; its files are checked by `prepare`."
+        return shape, [note("base_model", text)]
+    try:
+        return read_shape(directory), []
+    except RecipeError as problem:
+        return None, [error("base_model", problem.message.removeprefix("base_model: "))]
+    except ArtifactError as problem:
+        return None, [error("base_model", problem.message, ArtifactError)]
+
+
+def resolved_targets(shape: Shape, tuning: TuningSection) -> list[str]:
+    """Leaf names of the layers that adapters go on; names that do not exist are left out."""
+    return sorted({leaf for leaf in _wanted(shape, tuning) if leaf in shape.linear})
+
+
+def _wanted(shape: Shape, tuning: TuningSection) -> list[str]:
+    targets = tuning.target_modules
+    if targets == "all-linear":
+        return list(shape.linear)
+    names = targets if isinstance(targets, list) else TARGET_PRESETS.get(targets, (targets,))
+    return [name.rpartition(".")[2] for name in names]
+
+
+def target_findings(recipe: Recipe, shape: Shape) -> list[Finding]:
+    """Target modules that the architecture does not have."""
+    if recipe.tuning.mode == "full" or not shape.linear:
+        return []
+    known = sorted(shape.linear)
+    return [
+        error(
+            "tuning.target_modules",
+            f"the model has no linear layer {leaf!r}; " + _meant(leaf, known),
+        )
+        for leaf in dict.fromkeys(_wanted(shape, recipe.tuning))
+        if leaf not in shape.linear
+    ]
+
+
+def _meant(leaf: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(leaf, known, n=1)
+    presets = ", ".join([*TARGET_PRESETS, "all-linear"])
+    meant = f"did you mean {close[0]}? " if close else ""
+    return f"{meant}It has {', '.join(known)}; or take a preset: {presets}."
+
+
+def context_findings(recipe: Recipe, shape: Shape) -> Iterator[Finding]:
+    """Lengths above the context window."""
+    if shape.context is None:
+        return
+    for name in ("sft", "reward", "dpo", "ppo"):
+        section = getattr(recipe, name)
+        if section is not None and section.max_length > shape.context:
+            yield warning(
+                f"{name}.max_length",
+                f"is {section.max_length} tokens, the base model's context {shape.context}; rows "
+                f"above {shape.context} are dropped. Lower it, or take a model with a longer context.",
+            )
+    if recipe.data.evaluation and recipe.evaluation.max_new_tokens >= shape.context:
+        yield error(
+            "evaluation.max_new_tokens",
+            f"is {recipe.evaluation.max_new_tokens}, which fills the context of {shape.context} "
+            "tokens and leaves none for a prompt. Lower it.",
+        )
+
+
+def adapter_findings(adapter: str, digest: str | None, shape: Shape | None) -> Iterator[Finding]:
+    """Whether `tuning.init_adapter` is an adapter, and one of this base.
+
+    Args:
+        adapter: Directory, as the recipe has it.
+        digest: Of the base model's files; None when they are not here.
+        shape: Of the base model.
+    """
+    field, directory = "tuning.init_adapter", Path(adapter).expanduser().absolute()
+    weights = directory / "adapter_model.safetensors"
+    if not (directory / "adapter_config.json").is_file() or not weights.is_file():
+        absent = (
+            "adapter_model" if (directory / "adapter_config.json").is_file() else "adapter_config"
+        )
+        yield error(
+            field,
+            f"{adapter!r} is not an adapter directory ({directory} has no {absent} file). Give the "
+            "folder PEFT saved.",
+        )
+        return
+    try:
+        recorded = _recorded_digest(directory)
+        tensors = read_header(weights)
+    except (RecipeError, ArtifactError) as problem:
+        yield error(field, problem.message, ArtifactError)
+        return
+    if recorded and digest and recorded != digest:
+        yield error(
+            field,
+            f"{adapter!r} was trained on a base model with digest {recorded[:12]}, this recipe's "
+            f"has {digest[:12]}. Use an adapter of this base, or the base of that adapter.",
+            ArtifactError,
+        )
+    elif shape is not None and shape.linear:
+        yield from _misfits(adapter, tensors, shape)
+
+
+def _recorded_digest(directory: Path) -> str | None:
+    path = directory / "base_model.json"
+    return read_config(path).get("digest") if path.is_file() else None
+
+
+def _misfits(adapter: str, tensors: list[Located], shape: Shape) -> Iterator[Finding]:
+    """The first factor that no layer of the base has the size for."""
+    for tensor in tensors:
+        match = FACTORS.match(tensor.name)
+        if match is None or len(tensor.shape) != 2:
+            continue
+        leaf = match["module"].rpartition(".")[2]
+        side, size = (1, tensor.shape[1]) if match["side"] == "A" else (0, tensor.shape[0])
+        sizes = {layer[side] for layer in shape.linear.get(leaf, [])}
+        if leaf not in HEADS and size not in sizes:
+            has = f"of size {sorted(sizes)}" if sizes else "at all"
+            yield error(
+                "tuning.init_adapter",
+                f"{adapter!r} belongs to another base: {tensor.name} has size {size}, this base "
+                f"has {'' if sizes else 'no '}{leaf} {has}. Use an adapter of this base.",
+                ArtifactError,
+            )
+            return

@@ -1,0 +1,171 @@
+"""One check of one recipe file, in order of what it needs: nothing, file names, headers, rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from alignflow.check.architecture import (
+    Shape,
+    adapter_findings,
+    base_shape,
+    context_findings,
+    target_findings,
+)
+from alignflow.check.findings import Finding, error, exit_code, note, raise_errors, raised
+from alignflow.check.model_files import model_directory, refusals
+from alignflow.check.needs import Needs, need_findings, needs_of
+from alignflow.check.rows import SourceRows, is_elsewhere, row_findings, source_findings
+from alignflow.check.rules import recipe_findings
+from alignflow.check.template import template_findings
+from alignflow.errors import AlignflowError
+from alignflow.files import digest_directory
+from alignflow.recipe import Recipe
+from alignflow.recipe_file import load_recipe
+from alignflow.sources import is_hub_id
+from alignflow.stage import Record
+
+SMALL_PARAMETERS = 100_000_000
+
+
+class Check(Record):
+    """All that is known of a recipe before it runs."""
+
+    file: str
+    recipe: str | None = None
+    stages: list[str] = Field(default_factory=list)
+    findings: list[Finding] = Field(default_factory=list)
+    base_model: Shape | None = None
+    rows: list[SourceRows] = Field(default_factory=list)
+    needs: Needs | None = None
+    seconds: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """0, or the code that a run would end with."""
+        return exit_code(self.findings)
+
+
+class Surroundings(Record):
+    """What a recipe finds on this machine without reading rows or weights."""
+
+    directory: Path | None
+    shape: Shape | None
+    findings: list[Finding]
+
+
+def check_file(
+    path: Path, overrides: Sequence[str] = (), *, home: Path, full: bool = False
+) -> Check:
+    """Everything about one recipe file. Nothing is raised for what is wrong with it.
+
+    Args:
+        path: The recipe.
+        overrides: `path.to.field=value`.
+        home: Where results would go.
+        full: Read every row, not a sample.
+    """
+    started = time.monotonic()
+    try:
+        recipe = load_recipe(path, overrides)
+    except AlignflowError as problem:
+        lines = problem.message.splitlines()
+        return Check(
+            file=str(path),
+            findings=[
+                Finding(level="error", field="", text=line, exit_code=problem.exit_code)
+                for line in lines
+            ],
+            seconds=time.monotonic() - started,
+        )
+    found = surroundings(recipe)
+    findings, rows, needs = list(found.findings), [], None
+    if exit_code(findings) == 0:
+        seen = _template_seen(recipe, found)
+        findings += seen
+        if exit_code(seen) == 0:
+            context = found.shape.context if found.shape else None
+            rows, judged = row_findings(recipe, found.directory, context, full=full)
+            findings += judged
+    if found.shape is not None:
+        download = found.directory is None
+        needs = needs_of(recipe, found.shape, home, download=download)
+        findings += need_findings(needs, guessed=found.shape.from_name)
+    return Check(
+        file=str(path), recipe=recipe.name, stages=recipe.stages, findings=findings,
+        base_model=found.shape, rows=rows, needs=needs, seconds=time.monotonic() - started,
+    )  # fmt: skip
+
+
+def surroundings(recipe: Recipe) -> Surroundings:
+    """What can be said of a recipe in a second: rules, file names, headers."""
+    directory, shape, findings = None, None, []
+    try:
+        directory = model_directory(recipe.base_model)
+    except AlignflowError as problem:
+        findings.append(raised(problem))
+    else:
+        is_local = directory is not None and not is_hub_id(recipe.base_model.source)
+        findings += refusals(directory) if directory is not None and is_local else []
+        shape, problems = base_shape(recipe.base_model, directory)
+        findings += problems
+    small = shape is not None and shape.parameters < SMALL_PARAMETERS
+    findings += recipe_findings(recipe, small_model=small)
+    findings += source_findings(recipe)
+    if shape is not None:
+        findings += [*target_findings(recipe, shape), *context_findings(recipe, shape)]
+    if recipe.tuning.init_adapter:
+        findings += _adapter_seen(recipe, directory, shape)
+    return Surroundings(directory=directory, shape=shape, findings=findings)
+
+
+def preflight(recipe: Recipe, name: str) -> None:
+    """Refuses what a run would stumble over later, before anything is started.
+
+    Args:
+        recipe: What is about to run.
+        name: Names the recipe in messages.
+
+    Raises:
+        AlignflowError: Names everything that is wrong.
+    """
+    raise_errors(name, surroundings(recipe).findings)
+
+
+def _adapter_seen(recipe: Recipe, directory: Path | None, shape: Shape | None) -> list[Finding]:
+    assert recipe.tuning.init_adapter is not None
+    adapter = Path(recipe.tuning.init_adapter).expanduser().absolute()
+    hashed = directory is not None and (adapter / "base_model.json").is_file()
+    digest = digest_directory(directory) if directory is not None and hashed else None
+    findings = [
+        *(refusals(adapter, "tuning.init_adapter") if adapter.is_dir() else []),
+        *adapter_findings(recipe.tuning.init_adapter, digest, shape),
+    ]
+    if directory is not None and recipe.merge is not None and exit_code(findings) == 0:
+        findings += _merge_seen(directory, adapter)
+    return findings
+
+
+def _merge_seen(base: Path, adapter: Path) -> list[Finding]:
+    """Whether that adapter could be merged, by headers alone."""
+    from alignflow.merging.adapter import AdapterStep
+    from alignflow.merging.planning import MergeOptions, plan
+
+    try:
+        planned = plan(base, [AdapterStep(adapter)], MergeOptions())
+    except AlignflowError as problem:
+        return [error("merge", problem.message, type(problem))]
+    return [note("merge", text) for text in planned.notes]
+
+
+def _template_seen(recipe: Recipe, found: Surroundings) -> list[Finding]:
+    if found.directory is None:
+        return []
+    data = recipe.data
+    needed = any(
+        not is_elsewhere(source.source) for source in [*data.preferences, *data.evaluation]
+    )
+    return template_findings(found.directory, recipe.base_model.chat_template, needed=needed)

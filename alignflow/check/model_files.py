@@ -1,0 +1,145 @@
+"""A model directory's files: what is there, and what is refused before anything loads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from alignflow.check.findings import Finding, error, raised
+from alignflow.errors import AlignflowError, RecipeError
+from alignflow.recipe import ModelSource
+from alignflow.sources import is_builtin, is_hub_id
+
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".msgpack")
+CONFIGS = ("config.json", "tokenizer_config.json", "adapter_config.json", "generation_config.json")
+LARGEST_CONFIG_BYTES = 32 * 1024 * 1024
+
+
+def model_directory(model: ModelSource) -> Path | None:
+    """Where the base model's files are on this machine; None for a Hub model not in the cache.
+
+    Raises:
+        RecipeError: The builtin name or the directory does not exist.
+    """
+    if is_builtin(model.source):
+        from alignflow.builtin import base_model_directory
+
+        try:
+            return base_model_directory(model.source.removeprefix("builtin:"))
+        except KeyError as problem:
+            raise RecipeError(f"base_model: {problem.args[0]}.") from problem
+    if is_hub_id(model.source):
+        return cached_on_hub(model.source, model.revision)
+    directory = Path(model.source).expanduser().absolute()
+    if not (directory / "config.json").is_file():
+        raise RecipeError(
+            f"base_model: {model.source!r} is not a model directory ({directory}/config.json is "
+            "not there). Give a directory, a Hub id, or builtin:freight-base."
+        )
+    return directory
+
+
+def cached_on_hub(repository: str, revision: str | None) -> Path | None:
+    """Directory of a Hub model in the local cache, without asking the Hub."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(repository, "config.json", revision=revision)
+    except ValueError as problem:
+        raise RecipeError(
+            f"base_model: {repository!r} is neither a directory nor a Hub id: {problem}."
+        ) from problem
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def refusals(directory: Path, field: str = "base_model") -> list[Finding]:
+    """Why a local directory's files are not loaded; empty for a harmless one."""
+    return [
+        *_links(directory, field),
+        *_pickles(directory, field),
+        *(found for name in CONFIGS for found in _config(directory / name, field)),
+    ]
+
+
+def _links(directory: Path, field: str) -> Iterator[Finding]:
+    """Symbolic links that leave the directory; the Hub's cache links to its own blobs."""
+    root = directory.resolve()
+    if root.parent.name == "snapshots":
+        root = root.parent.parent
+    for path in sorted(directory.rglob("*")):
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            yield error(
+                field,
+                f"{path} links to {path.resolve()}, outside the model's directory. Replace the "
+                "link by the file.",
+            )
+
+
+def _pickles(directory: Path, field: str) -> Iterator[Finding]:
+    found = sorted(
+        path.relative_to(directory).as_posix()
+        for path in directory.rglob("*")
+        if path.suffix in PICKLES
+    )
+    if found:
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        yield error(
+            field,
+            f"{directory} holds {found[0]}{more}: files of this kind can run code when they are "
+            "read. Convert weights to safetensors, delete the rest.",
+        )
+
+
+def _config(path: Path, field: str) -> Iterator[Finding]:
+    if not path.is_file():
+        return
+    try:
+        config = read_config(path)
+    except AlignflowError as problem:
+        yield raised(problem)
+        return
+    for name, value in _entries(config):
+        if name in ("auto_map", "auto_mapping") and value:
+            yield error(
+                field,
+                f"{path} asks for the model's own code ({name}: {value!r}), which is never run. "
+                "Use a model that the library itself knows.",
+            )
+        if "attn" in name and isinstance(value, str) and "/" in value:
+            yield error(
+                field,
+                f"{path}: {name} is {value!r}, which would download code from the Hub. Remove it.",
+            )
+
+
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """Every name and value of a JSON object, nested ones too."""
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            yield from item.items()
+            pending += item.values()
+        elif isinstance(item, list):
+            pending += item
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A configuration file of a model.
+
+    Raises:
+        RecipeError: It is no JSON object, or absurdly large.
+    """
+    try:
+        if path.stat().st_size > LARGEST_CONFIG_BYTES:
+            raise RecipeError(f"base_model: {path} has {path.stat().st_size} bytes; get it again.")
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as problem:
+        raise RecipeError(
+            f"base_model: {path} cannot be read as JSON ({type(problem).__name__}). Get the file again."
+        ) from problem
+    if not isinstance(config, dict):
+        raise RecipeError(f"base_model: {path} is no JSON object. Get the file again.")
+    return config

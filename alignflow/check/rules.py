@@ -1,0 +1,255 @@
+"""Rules of thumb of the field, and what a recipe alone shows to be wrong."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from alignflow.check.findings import Finding, advice, error, warning
+from alignflow.check.trainer_arguments import trainer_argument_findings
+from alignflow.errors import DataError
+from alignflow.recipe import DPOSection, Recipe, TrainingSection, TuningSection
+from alignflow.sources import is_hub_id
+
+METRICS = Path(__file__).parents[1] / "evaluation" / "metrics"
+LOSSES = (
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
+    "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+)  # fmt: skip
+FORMAT_METRICS = ("json_validity",)
+SMALLEST_USEFUL_RANK, LARGEST_FORMAT_RANK, REASONING_RANK, LARGEST_USUAL_RANK = 4, 16, 64, 128
+LARGEST_FULL_RATE, SMALLEST_LORA_RATE, LARGEST_LORA_RATE = 5e-5, 5e-6, 1e-3
+"""Usual rates for models of at least 100M parameters; smaller ones bear more."""
+POLICIES = ("sft", "dpo", "ppo")
+
+
+def recipe_findings(recipe: Recipe, *, small_model: bool) -> list[Finding]:
+    """What the recipe shows by itself, files that it names outside `data` and the base included.
+
+    Args:
+        recipe: What to judge.
+        small_model: Whether the base has less than 100M parameters, where rates are other ones.
+    """
+    return [
+        *_metric_findings(recipe),
+        *_loss_findings(recipe.dpo),
+        *(
+            finding
+            for name, section in training_sections(recipe)
+            for finding in trainer_argument_findings(name, section.trainer_args)
+        ),
+        *_template_findings(recipe),
+        *_adapter_advice(recipe),
+        *([] if small_model else _rate_advice(recipe)),
+        *_judging_advice(recipe),
+        *_pin_advice(recipe),
+    ]
+
+
+def training_sections(recipe: Recipe) -> list[tuple[str, TrainingSection]]:
+    """Training sections in force, by name."""
+    sections = ((name, getattr(recipe, name)) for name in ("sft", "reward", "dpo", "ppo"))
+    return [(name, section) for name, section in sections if section is not None]
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """`did you mean x?`, or what there is."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"There are {', '.join(known)}."
+
+
+def metric_names() -> list[str]:
+    """Metrics that ship with alignflow."""
+    return sorted(path.stem for path in METRICS.glob("[a-z]*.py"))
+
+
+def _metric_findings(recipe: Recipe) -> Iterator[Finding]:
+    section = recipe.evaluation
+    for metric in section.metrics:
+        given = Path(metric).expanduser()
+        if metric in metric_names() or given.is_file() or (given / f"{given.name}.py").is_file():
+            continue
+        yield error(
+            "evaluation.metrics",
+            f"{metric!r} is neither a metric of alignflow nor a file; "
+            + did_you_mean(metric, metric_names()),
+        )
+    if section.json_schema is not None:
+        yield from _schema_findings(Path(section.json_schema))
+        if "json_validity" not in section.metrics:
+            yield advice("evaluation.json_schema", "is only used by the metric json_validity.")
+    elif "json_validity" in section.metrics:
+        yield advice(
+            "evaluation.json_schema", "is not set, so json_validity accepts any JSON; name a file."
+        )
+
+
+def _schema_findings(path: Path) -> Iterator[Finding]:
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        text = f"{str(path)!r} cannot be read ({problem.strerror}); paths are relative to the "
+        yield error("evaluation.json_schema", text + "working directory.")
+        return
+    except ValueError as problem:
+        yield error("evaluation.json_schema", f"{str(path)!r} is not JSON: {problem}.")
+        return
+    from jsonschema.exceptions import SchemaError
+    from jsonschema.validators import validator_for
+
+    try:
+        validator_for(schema).check_schema(schema)
+    except SchemaError as problem:
+        text = f"{str(path)!r} is no JSON schema: {problem.message} at {problem.json_path}."
+        yield error("evaluation.json_schema", text)
+
+
+def _template_findings(recipe: Recipe) -> Iterator[Finding]:
+    template = recipe.base_model.chat_template
+    if template is not None and not Path(template).is_file():
+        yield error(
+            "base_model.chat_template",
+            f"{template!r} is no file ({Path(template).absolute()}). Name a Jinja file, or leave "
+            "it out for the tokenizer's own.",
+            DataError,
+        )
+
+
+def _loss_findings(dpo: DPOSection | None) -> Iterator[Finding]:
+    if dpo is None:
+        return
+    for name in dpo.loss_type:
+        if name not in LOSSES:
+            yield error(
+                "dpo.loss_type", f"TRL has no loss {name!r}; {did_you_mean(name, list(LOSSES))}"
+            )
+    if dpo.loss_type and "sft" not in dpo.loss_type and set(dpo.loss_type) <= set(LOSSES):
+        yield advice(
+            "dpo.loss_type",
+            f"is {dpo.loss_type}: without an sft term DPO may lower the likelihood of chosen "
+            "responses too. [sigmoid, sft] keeps it up.",
+        )
+    if not 0.01 <= dpo.beta <= 0.5:
+        yield advice(
+            "dpo.beta", f"is {dpo.beta}; usual are 0.01 (drifts far) to 0.5 (stays close)."
+        )
+
+
+def _adapter_advice(recipe: Recipe) -> Iterator[Finding]:
+    tuning = recipe.tuning
+    if tuning.mode == "full":
+        yield from _unused_advice(tuning)
+        return
+    if tuning.alpha is not None and tuning.alpha != 2 * tuning.rank and not tuning.use_rslora:
+        yield advice(
+            "tuning.alpha",
+            f"is {tuning.alpha:g} at rank {tuning.rank}; the usual 2 * rank is {2 * tuning.rank}. "
+            "Leave alpha out to get it at every rank.",
+        )
+    yield from _rank_advice(recipe)
+    targets = tuning.target_modules
+    if tuning.mode == "qlora" and targets != "all-linear":
+        yield advice(
+            "tuning.target_modules",
+            f"is {targets!r}; QLoRA reaches full tuning only with adapters on all-linear.",
+        )
+    elif targets == "attention-qv" and tuning.rank >= REASONING_RANK:
+        yield advice(
+            "tuning.target_modules",
+            f"is attention-qv at rank {tuning.rank}; a lower rank on all-linear learns more with "
+            "as many parameters.",
+        )
+    if tuning.dropout > 0.1:
+        yield advice("tuning.dropout", f"is {tuning.dropout}; usual are 0 to 0.1.")
+    if tuning.adapter_dtype == "bfloat16":
+        yield advice(
+            "tuning.adapter_dtype",
+            "is bfloat16, in which small updates are lost; float32 adapters cost little memory.",
+        )
+
+
+def _unused_advice(tuning: TuningSection) -> Iterator[Finding]:
+    for name in ("rank", "alpha", "target_modules", "use_rslora", "use_dora", "init_adapter"):
+        if name in tuning.model_fields_set and getattr(tuning, name):
+            yield advice(f"tuning.{name}", "has no effect with mode full; remove it.")
+
+
+def _rank_advice(recipe: Recipe) -> Iterator[Finding]:
+    tuning, rank = recipe.tuning, recipe.tuning.rank
+    is_format = bool(set(recipe.evaluation.metrics) & set(FORMAT_METRICS))
+    if rank < SMALLEST_USEFUL_RANK:
+        yield advice("tuning.rank", f"is {rank}; format and style need 8 to 16.")
+    elif rank > LARGEST_USUAL_RANK:
+        yield advice(
+            "tuning.rank",
+            f"is {rank}; above {LARGEST_USUAL_RANK} little is gained over memory spent.",
+        )
+    elif is_format and rank > LARGEST_FORMAT_RANK:
+        yield advice(
+            "tuning.rank",
+            f"is {rank} for a format ({', '.join(recipe.evaluation.metrics)}), which needs 8 to "
+            "16. Take 64 to 128 for reasoning.",
+        )
+    if rank >= REASONING_RANK and not tuning.use_rslora:
+        yield advice(
+            "tuning.use_rslora",
+            f"is off at rank {rank}; from {REASONING_RANK} on it keeps the update's size steady "
+            "(alpha / sqrt(rank)).",
+        )
+
+
+def _rate_advice(recipe: Recipe) -> Iterator[Finding]:
+    for name, section in training_sections(recipe):
+        rate = section.learning_rate
+        if recipe.tuning.mode == "full" and rate > LARGEST_FULL_RATE:
+            yield advice(
+                f"{name}.learning_rate",
+                f"is {rate:g} for full tuning; usual are at most {LARGEST_FULL_RATE:g}, a tenth of "
+                "an adapter's.",
+            )
+        if recipe.tuning.mode != "full" and rate > LARGEST_LORA_RATE:
+            yield advice(
+                f"{name}.learning_rate",
+                f"is {rate:g}; adapters of large models diverge above {LARGEST_LORA_RATE:g}.",
+            )
+        if recipe.tuning.mode != "full" and rate < SMALLEST_LORA_RATE and name != "ppo":
+            yield advice(
+                f"{name}.learning_rate",
+                f"is {rate:g}, usual for full tuning; adapters take about ten times as much.",
+            )
+
+
+def _judging_advice(recipe: Recipe) -> Iterator[Finding]:
+    if not recipe.data.evaluation:
+        yield advice(
+            "data.evaluation", "is empty, so no answers are judged; name prompts with targets."
+        )
+    if not recipe.data.general:
+        yield advice(
+            "data.general", "is empty, so forgetting is not measured; name some general text."
+        )
+    if recipe.data.preferences and recipe.data.held_out_share == 0:
+        yield warning(
+            "data.held_out_share",
+            "is 0: unless rows have a `split`, no pairs are left to measure accuracy on. 0.1 is usual.",
+        )
+
+
+def _pin_advice(recipe: Recipe) -> Iterator[Finding]:
+    named = [("base_model", recipe.base_model.source, recipe.base_model.revision)]
+    named += [
+        (f"data.{part}", source.source, source.revision)
+        for part in ("sft", "preferences", "evaluation", "general")
+        for source in getattr(recipe.data, part)
+    ]
+    loose = [
+        (field, source) for field, source, revision in named if not revision and is_hub_id(source)
+    ]
+    if loose:
+        names = ", ".join(dict.fromkeys(source for _, source in loose))
+        yield advice(
+            f"{loose[0][0]}.revision",
+            f"is not set: {names} may change between runs. Pin the 40-digit commit.",
+        )

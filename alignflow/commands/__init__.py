@@ -1,0 +1,1 @@
+"""The commands of `alignflow`, a file each. They alone, with `cli.py`, may import `flows`."""

@@ -1,0 +1,150 @@
+"""`alignflow check`: what is wrong with a recipe, before it costs anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from alignflow.commands.options import Home, Json, Overrides
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from alignflow.check.checked import Check
+    from alignflow.check.rows import SourceRows
+
+LABELS = {
+    "error": ("error", "bold red"),
+    "warning": ("warning", "yellow"),
+    "advice": ("advice", "cyan"),
+    "note": ("note", "dim"),
+}
+
+
+def check(
+    recipes: Annotated[
+        list[Path], typer.Argument(metavar="RECIPE...", help="Recipe files (YAML).")
+    ],
+    overrides: Overrides = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Read every row, not a sample of 1,000 per source.")
+    ] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Says what is wrong with RECIPE, and what could be better, without loading a model.
+
+    Checks the recipe's fields, the base model's files and architecture, the chat template, rows and
+    their lengths, and what memory and disk a run needs. The exit code is the one that a run would
+    fail with (64 recipe, 65 data, 66 adapter, 71 disk), 0 if nothing is wrong.
+
+    \b
+    Examples:
+      alignflow check deployments/recipes/quickstart.yaml
+      alignflow check my.yaml --set tuning.rank=64 --full
+      alignflow check deployments/recipes/*.yaml --json
+    """  # noqa: D301 (click's mark)
+    from alignflow.check.checked import check_file
+    from alignflow.settings import resolve_home
+
+    place = resolve_home(home)
+    checks = [check_file(path, overrides or [], home=place, full=full) for path in recipes]
+    code = min((found.exit_code for found in checks if found.exit_code), default=0)
+    if as_json:
+        typer.echo(json.dumps(_as_json(checks), indent=2))
+    else:
+        from rich.console import Console
+
+        out, problems = Console(), Console(stderr=True)
+        for found in checks:
+            _print(found, out, problems)
+    raise typer.Exit(code)
+
+
+def _as_json(checks: list[Check]) -> dict[str, object]:
+    return {
+        "schema": 1,
+        "ok": all(found.exit_code == 0 for found in checks),
+        "recipes": [
+            {**found.model_dump(mode="json"), "exit_code": found.exit_code} for found in checks
+        ],
+    }
+
+
+def _print(found: Check, out: Console, problems: Console) -> None:
+    """Errors go to stderr, all else to stdout."""
+    if found.recipe is not None:
+        out.print(f"[bold]{found.recipe}[/]  {' → '.join(found.stages)}", highlight=False)
+    for line in [
+        *_model_lines(found),
+        *(_source_line(rows) for rows in found.rows),
+        *_need_lines(found),
+    ]:
+        out.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+    for level, (label, style) in LABELS.items():
+        console = problems if level == "error" else out
+        for finding in found.findings:
+            if finding.level == level:
+                console.print(f"  [{style}]{label:<8}[/]", end="")
+                console.print(finding.line, highlight=False, markup=False, soft_wrap=True)
+    errors = sum(finding.level == "error" for finding in found.findings)
+    verdict = f"{errors} to repair" if errors else "nothing is wrong"
+    out.print(f"  {found.file}: {verdict} ({found.seconds:.1f} s)", highlight=False, soft_wrap=True)
+
+
+def _model_lines(found: Check) -> list[str]:
+    shape = found.base_model
+    if shape is None:
+        return []
+    if shape.from_name:
+        return [f"base model  about {_count(shape.parameters)} parameters, by its name"]
+    context = f", context {shape.context} tokens" if shape.context else ""
+    layers = f", {shape.layers} layers" if shape.layers else ""
+    return [
+        f"base model  {shape.model_type}, {_count(shape.parameters)} parameters{layers}{context}"
+    ]
+
+
+def _source_line(rows: SourceRows) -> str:
+    what = (
+        f"sample of {rows.looked_at:,} of {rows.read:,}" if rows.sampled else f"all {rows.read:,}"
+    )
+    kept = f"about {rows.expected:,} kept" if rows.sampled else f"{rows.kept:,} kept"
+    dropped = ", ".join(f"{reason} {count}" for reason, count in rows.dropped.items())
+    line = f"{rows.part:<12}{rows.source}  {what} rows, {kept}"
+    line += f", dropped: {dropped}" if dropped else ""
+    if rows.longest_tokens is not None:
+        line += f"; tokens median {rows.median_tokens}, 95 % {rows.p95_tokens}, longest {rows.longest_tokens}"
+        line += f" of {rows.limit}" if rows.limit else ""
+    return line
+
+
+def _need_lines(found: Check) -> list[str]:
+    from alignflow.check.needs import gib
+
+    needs = found.needs
+    if needs is None:
+        return []
+    share = needs.trainable_parameters / max(needs.parameters, 1)
+    lines = [f"trains      {_count(needs.trainable_parameters)} parameters ({share:.2%})"]
+    for stage in needs.stages:
+        lines.append(
+            f"{stage.stage:<12}memory about {gib(stage.least_bytes)} with one row per forward pass, "
+            f"{gib(stage.whole_batch_bytes)} with a whole batch"
+        )
+    have = needs.memory_available_bytes
+    lines.append(
+        f"here        {gib(have) if have is not None else 'unknown'} memory free ({needs.device}), "
+        f"disk about {gib(needs.disk_bytes)} of {gib(needs.disk_free_bytes)} free"
+    )
+    return lines
+
+
+def _count(number: int) -> str:
+    for unit, scale in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= scale:
+            return f"{number / scale:.3g}{unit}"
+    return str(number)

@@ -1,0 +1,42 @@
+"""`alignflow doctor`: what this machine can run and why not."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from alignflow.commands.options import Home, Json
+
+MARKS = {"good": ("✓", "green"), "note": ("·", "yellow"), "bad": ("✗", "bold red")}
+
+
+def doctor(home: Home = None, as_json: Json = False) -> None:
+    """Says what this machine can run and why not: versions, GPU, memory, disk, servers.
+
+    The exit code is 70 if something is broken, else 0.
+
+    \b
+    Examples:
+      alignflow doctor
+      alignflow doctor --home /data/alignflow --json
+    """  # noqa: D301 (click's mark)
+    from alignflow.doctor import examine
+    from alignflow.settings import resolve_home
+
+    facts = examine(resolve_home(home))
+    broken = [fact for fact in facts if fact.state == "bad"]
+    if as_json:
+        found = {"schema": 1, "ok": not broken, "facts": [fact.model_dump() for fact in facts]}
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        from rich.console import Console
+
+        console = Console()
+        for fact in facts:
+            mark, style = MARKS[fact.state]
+            console.print(f"[{style}]{mark}[/] {fact.name:<14}", end="")
+            console.print(fact.text, highlight=False, markup=False, soft_wrap=True)
+        verdict = f"{len(broken)} to repair" if broken else "this machine can run alignflow"
+        console.print(f"\n{verdict}", highlight=False)
+    raise typer.Exit(70 if broken else 0)

@@ -1,0 +1,135 @@
+"""`alignflow run` and `alignflow show`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from alignflow.commands.options import Home, Json, Overrides, RecipeFile
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from alignflow.recipe import Recipe
+
+
+def run(
+    recipe: RecipeFile, overrides: Overrides = None, home: Home = None, as_json: Json = False
+) -> None:
+    """Prepares, fine-tunes, aligns, evaluates and merges as RECIPE says.
+
+    What was done before is not done again: a second run is all cached, a changed dpo.beta repeats
+    dpo, evaluate and merge. Stop it at any moment; the next run continues. Exit codes: 0 done, 64
+    recipe, 65 data, 66 artifact or adapter, 67 out of memory, 68 evaluation, 69 NaN, 70 other, 71
+    disk full, 72 merge certificate, 75 preempted, 130 cancelled.
+
+    \b
+    Examples:
+      alignflow run deployments/recipes/quickstart.yaml
+      alignflow run my.yaml --set seed=1 --set dpo.beta=0.2 --home /data/alignflow
+      alignflow run my.yaml --json > report.json
+    """  # noqa: D301 (click's mark)
+    from alignflow.check.checked import preflight
+    from alignflow.recipe_file import load_recipe
+    from alignflow.settings import resolve_home
+
+    loaded = load_recipe(recipe, overrides or [])
+    preflight(loaded, str(recipe))
+    with _stdout_kept(as_json) as stdout:
+        _run(loaded, resolve_home(home), stdout if as_json else None)
+
+
+def _run(recipe: Recipe, home: Path, json_to: Any) -> None:
+    """Runs the flow in this process, in sight; its report is printed however it ends."""
+    from rich.console import Console
+
+    from alignflow.environment import prefect_environment
+
+    os.environ.update(prefect_environment(home))  # before prefect is imported
+    from alignflow.progress import shown_on
+    from flows.finetune import finetune
+    from tasks.pipeline import new_run_id
+
+    console = Console(stderr=json_to is not None)
+    run_id = new_run_id(recipe.name)
+    try:
+        with shown_on(console):
+            finetune(recipe, home=home, run_id=run_id)
+    finally:
+        _print_report(home, run_id, console, json_to)
+
+
+def _print_report(home: Path, run_id: str, console: Console, json_to: Any) -> None:
+    """The report, if the run came far enough to write one."""
+    from alignflow.report import load_report, print_report, run_directory
+
+    if not (run_directory(home, run_id) / "report.json").is_file():
+        return
+    report = load_report(home, run_id)
+    print_report(report, console)
+    if json_to is not None:
+        json_to.write(json.dumps(report) + "\n")
+
+
+@contextmanager
+def _stdout_kept(kept: bool) -> Iterator[Any]:
+    """Stdout for the report alone: what anything else writes there, even C code, goes to stderr."""
+    if not kept:
+        yield sys.stdout
+        return
+    sys.stdout.flush()
+    descriptor = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(os.dup(descriptor), "w", encoding="utf-8") as stdout:
+            yield stdout
+    finally:
+        sys.stdout.flush()
+        os.dup2(descriptor, 1)
+        os.close(descriptor)
+
+
+def show(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or `last`.")] = "last",
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Prints the report of a run again.
+
+    \b
+    Examples:
+      alignflow show
+      alignflow show quickstart-20261125-175900-1a2b --json
+    """  # noqa: D301 (click's mark)
+    from rich.console import Console
+
+    from alignflow.report import load_report, print_report
+    from alignflow.settings import resolve_home
+
+    place = resolve_home(home)
+    report = load_report(place, last_run(place) if run_id == "last" else run_id)
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        print_report(report, Console())
+
+
+def last_run(home: Path) -> str:
+    """Id of the newest run.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    from alignflow.errors import RecipeError
+
+    reports = sorted((home / "runs").glob("*/report.json"), key=lambda path: path.stat().st_mtime)
+    if not reports:
+        raise RecipeError(f"There is no run in {home}. Start one with `alignflow run RECIPE`.")
+    return reports[-1].parent.name

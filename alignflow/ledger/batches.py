@@ -1,0 +1,389 @@
+"""One batch of lines becomes one transaction: rows, observations, quarantine, offset and event."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, bindparam, func, insert, select, update
+
+from alignflow.data.forms import BadRow
+from alignflow.faults import faultpoint
+from alignflow.ledger.holdout import decide
+from alignflow.ledger.outbox import announce
+from alignflow.ledger.parsing import KEPT_BYTES, Line, fields_of, is_blank, raw_of
+from alignflow.ledger.schema import files, observations, quarantine, ratings, rows, texts
+from alignflow.ledger.store import in_parts, insert_many, select_in
+from alignflow.preferences import (
+    Observation,
+    Preference,
+    Rating,
+    observation_of,
+    pair_ids,
+    preferences_of,
+)
+
+MAX_MESSAGE_CHARACTERS = 300
+MAX_RATINGS = 64
+
+
+class Pair(NamedTuple):
+    """One pair that a line says."""
+
+    offset: int
+    part: int
+    preference: Preference
+    observation: Observation
+    id: bytes
+    opposite_id: bytes
+
+
+class Rated(NamedTuple):
+    """One rating that a line gives."""
+
+    offset: int
+    rating: Rating
+    observation: Observation
+
+
+class Bad(NamedTuple):
+    """One line that goes to quarantine."""
+
+    offset: int
+    reason: str
+    message: str
+    sha256: str
+    size: int
+    raw: bytes
+
+
+class Batch(NamedTuple):
+    """What some lines that follow each other hold."""
+
+    start: int
+    end: int
+    pairs: list[Pair]
+    rated: list[Rated]
+    bad: list[Bad]
+
+    @property
+    def lines(self) -> int:
+        """Lines that hold something, as far as bad files are judged by it."""
+        return len(self.bad) + len(self.rated) + len({pair.offset for pair in self.pairs})
+
+
+class Counts(NamedTuple):
+    """What became of what was read, in pairs: read = accepted + duplicates + quarantined."""
+
+    accepted: int = 0
+    duplicates: int = 0
+    quarantined: int = 0
+    contradictory: int = 0
+    """Part of `accepted`: the contrary pair is in the ledger."""
+    held_out: int = 0
+    """Part of `accepted`."""
+    unpaired: int = 0
+    """Ratings taken in, before the pairs that they form."""
+
+    def plus(self, other: Counts) -> Counts:
+        """The sum of both."""
+        return Counts(*(one + two for one, two in zip(self, other, strict=True)))
+
+
+class FileKey(NamedTuple):
+    """A file of a set, as the ledger knows it."""
+
+    key: int
+    preference_set: int
+    siblings: frozenset[int] = frozenset()
+    """Files that the same call took rows from before."""
+
+
+class Overtaken(Exception):
+    """Another process has taken in these lines; the ledger stands at `offset`."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(offset)
+        self.offset = offset
+
+
+def parsed(lines: Sequence[Line]) -> Batch:
+    """Parses lines without asking the ledger: the slow part, outside of any transaction."""
+    pairs: list[Pair] = []
+    rated: list[Rated] = []
+    bad: list[Bad] = []
+    for line in lines:
+        if is_blank(line):
+            continue
+        try:
+            fields = fields_of(line)
+            found, seen = preferences_of(fields), observation_of(fields)
+        except BadRow as problem:
+            bad.append(_bad(line, problem))
+            continue
+        if isinstance(found, Rating):
+            rated.append(Rated(line.offset, found, seen))
+        else:
+            pairs += [
+                Pair(line.offset, part, pair, seen, *pair_ids(pair))
+                for part, pair in enumerate(found)
+            ]
+    return Batch(lines[0].offset, lines[-1].end, pairs, rated, bad)
+
+
+def _bad(line: Line, problem: BadRow) -> Bad:
+    raw = raw_of(line)
+    return Bad(
+        line.offset,
+        problem.reason,
+        str(problem).encode("utf-8", "backslashreplace").decode()[:MAX_MESSAGE_CHARACTERS],
+        hashlib.sha256(raw).hexdigest(),
+        line.size or len(raw),
+        raw[:KEPT_BYTES],
+    )
+
+
+def commit(connection: Connection, file: FileKey, batch: Batch) -> Counts:
+    """Puts a batch into the ledger, in the caller's transaction.
+
+    Raises:
+        Overtaken: The file stands at another offset than the batch starts at.
+    """
+    offset = connection.execute(select(files.c.offset).where(files.c.key == file.key)).scalar_one()
+    if offset != batch.start:
+        raise Overtaken(offset)
+    pairs, unpaired, repeated = batch.pairs, 0, 0
+    if batch.rated:
+        formed, unpaired, repeated = _take_ratings(connection, file, batch.rated)
+        pairs = [*pairs, *formed]
+    counts = _take_pairs(connection, file, pairs)
+    counts = counts.plus(Counts(0, repeated, len(batch.bad), 0, 0, unpaired))
+    insert_many(
+        connection,
+        quarantine,
+        [(file.key, bad.offset, file.preference_set, *bad[1:]) for bad in batch.bad],
+    )
+    faultpoint("ledger.add.rows")
+    connection.execute(
+        update(files)
+        .where(files.c.key == file.key)
+        .values(
+            offset=batch.end,
+            accepted=files.c.accepted + counts.accepted,
+            duplicates=files.c.duplicates + counts.duplicates,
+            quarantined=files.c.quarantined + counts.quarantined,
+        )
+    )
+    if counts.accepted or counts.duplicates:
+        announce(connection, file.preference_set)
+    faultpoint("ledger.add.commit")
+    return counts
+
+
+class _Known(NamedTuple):
+    key: int
+    opposite: int | None
+    file: int
+
+
+def _known(
+    connection: Connection, preference_set: int, ids: Collection[bytes]
+) -> dict[bytes, _Known]:
+    found = select_in(
+        connection,
+        "SELECT id, key, opposite, file FROM rows WHERE preference_set = {} AND id IN ({})",
+        ids,
+        preference_set,
+    )
+    return {bytes(name): _Known(*rest) for name, *rest in found}
+
+
+def _take_pairs(connection: Connection, file: FileKey, pairs: list[Pair]) -> Counts:
+    if not pairs:
+        return Counts()
+    ids = {pair.id for pair in pairs}
+    known = _known(connection, file.preference_set, ids | {pair.opposite_id for pair in pairs})
+    held_out = decide(connection, (pair.preference.prompt_hash for pair in pairs))
+    key = connection.execute(select(func.coalesce(func.max(rows.c.key), 0))).scalar_one()
+    new: list[Pair] = []
+    keys: dict[bytes, int] = {}
+    for pair in pairs:
+        if pair.id in known or pair.id in keys:
+            continue
+        key += 1
+        keys[pair.id] = key
+        new.append(pair)
+    opposed = _opposed(new, known, keys)
+    _insert_rows(connection, file, new, keys, opposed, held_out)
+    _insert_observations(connection, file, pairs, {**{i: k.key for i, k in known.items()}, **keys})
+    _point_back(connection, opposed, keys)
+    touched = {(keys[i], opposite) for i, opposite in opposed.items()} | {
+        (known[pair.id].key, opposite)
+        for pair in pairs
+        if pair.id in known and (opposite := known[pair.id].opposite) is not None
+    }
+    weigh(connection, touched)
+    return Counts(
+        accepted=len(new),
+        duplicates=len(pairs) - len(new),
+        contradictory=len(opposed) + _own_opposites(new, known, file),
+        held_out=sum(held_out[pair.preference.prompt_hash] for pair in new),
+    )
+
+
+def _opposed(
+    new: list[Pair], known: dict[bytes, _Known], keys: dict[bytes, int]
+) -> dict[bytes, int]:
+    """Ids of new rows to the keys of those that say the contrary."""
+    found = {}
+    for pair in new:
+        if pair.opposite_id in keys:
+            found[pair.id] = keys[pair.opposite_id]
+        elif pair.opposite_id in known:
+            found[pair.id] = known[pair.opposite_id].key
+    return found
+
+
+def _own_opposites(new: list[Pair], known: dict[bytes, _Known], file: FileKey) -> int:
+    """Rows that the same call brought before, and that a new row contradicts only now."""
+    mine = {file.key, *file.siblings}
+    return sum(pair.opposite_id in known and known[pair.opposite_id].file in mine for pair in new)
+
+
+def _insert_rows(
+    connection: Connection,
+    file: FileKey,
+    new: list[Pair],
+    keys: dict[bytes, int],
+    opposed: dict[bytes, int],
+    held_out: dict[bytes, bool],
+) -> None:
+    insert_many(
+        connection,
+        rows,
+        [
+            (
+                keys[pair.id],
+                file.preference_set,
+                pair.id,
+                held_out[pair.preference.prompt_hash],
+                opposed.get(pair.id),
+                False,
+                None,
+                None,
+                None,
+                file.key,
+            )
+            for pair in new
+        ],
+    )
+    insert_many(connection, texts, [(keys[pair.id], *pair.preference[:3]) for pair in new])
+
+
+def _insert_observations(
+    connection: Connection, file: FileKey, pairs: list[Pair], keys: dict[bytes, int]
+) -> None:
+    insert_many(
+        connection,
+        observations,
+        [
+            (
+                keys[pair.id],
+                file.key,
+                pair.offset,
+                pair.part,
+                pair.observation.voter,
+                *pair.observation,
+            )
+            for pair in pairs
+        ],
+    )
+
+
+def _point_back(connection: Connection, opposed: dict[bytes, int], keys: dict[bytes, int]) -> None:
+    """Lets the earlier row know the one that contradicts it."""
+    if opposed:
+        connection.execute(
+            update(rows)
+            .where(rows.c.key == bindparam("b_key"))
+            .values(opposite=bindparam("b_new")),
+            [{"b_key": opposite, "b_new": keys[name]} for name, opposite in opposed.items()],
+        )
+
+
+def weigh(connection: Connection, touched: Iterable[tuple[int, int]]) -> None:
+    """Leaves out of every two contradictory rows the one with fewer votes; both on a tie."""
+    both = sorted({key for pair in touched for key in pair})
+    if not both:
+        return
+    votes: Counter[int] = Counter()
+    for part in in_parts(both):
+        counted = connection.execute(
+            select(observations.c.row, func.count(observations.c.voter.distinct()))
+            .where(observations.c.row.in_(part))
+            .group_by(observations.c.row)
+        )
+        votes.update(dict(counted.tuples().all()))
+    changes = {}
+    for one, two in touched:
+        changes[one], changes[two] = votes[one] <= votes[two], votes[two] <= votes[one]
+    connection.execute(
+        update(rows).where(rows.c.key == bindparam("b_key")).values(left_out=bindparam("b_out")),
+        [{"b_key": key, "b_out": out} for key, out in sorted(changes.items())],
+    )
+
+
+def _take_ratings(
+    connection: Connection, file: FileKey, rated: list[Rated]
+) -> tuple[list[Pair], int, int]:
+    """Stores ratings and returns the pairs they form with opposite ones, how many are new, how many not."""
+    formed: list[Pair] = []
+    new = repeated = 0
+    for entry in rated:
+        rating = entry.rating
+        prompt_id = hashlib.sha256(rating.prompt.encode()).digest()
+        same = connection.execute(
+            select(ratings.c.id, ratings.c.completion, ratings.c.liked).where(
+                ratings.c.preference_set == file.preference_set, ratings.c.prompt_id == prompt_id
+            )
+        ).all()
+        if any(bytes(name) == rating.id for name, _, _ in same) or len(same) >= MAX_RATINGS:
+            repeated += 1
+            continue
+        new += 1
+        connection.execute(
+            insert(ratings).values(
+                preference_set=file.preference_set,
+                id=rating.id,
+                prompt_id=prompt_id,
+                prompt_hash=rating.prompt_hash,
+                prompt=rating.prompt,
+                completion=rating.completion,
+                liked=rating.liked,
+                source=entry.observation.source,
+                file=file.key,
+            )
+        )
+        others = [text for _, text, liked in same if liked != rating.liked and text is not None]
+        formed += [
+            _formed(entry, part, other)
+            for part, other in enumerate(others)
+            if other != rating.completion
+        ]
+    if rated:
+        decide(connection, {entry.rating.prompt_hash for entry in rated})
+    return formed, new, repeated
+
+
+def _formed(entry: Rated, part: int, other: str) -> Pair:
+    rating = entry.rating
+    chosen, rejected = (rating.completion, other) if rating.liked else (other, rating.completion)
+    preference = Preference(rating.prompt, chosen, rejected, rating.prompt_hash)
+    return Pair(entry.offset, part, preference, entry.observation, *pair_ids(preference))
+
+
+def counts_of(row: Any) -> Counts:
+    """The counts that a file's row has."""
+    return Counts(row.accepted, row.duplicates, row.quarantined)

@@ -1,0 +1,301 @@
+"""Removing texts for good: from ledger, quarantine, snapshots and reports. Ids stay as tombstones.
+
+The database goes first; files are rewritten after it, so a killed `erase` is repeated, not undone.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Engine, delete, or_, select, text, update
+
+from alignflow.errors import DataError
+from alignflow.faults import faultpoint
+from alignflow.files import atomic_write_text, fsync_directory, fsync_file, sha256_file
+from alignflow.ledger.reports import find_row, models_of
+from alignflow.ledger.schema import (
+    files,
+    observations,
+    quarantine,
+    ratings,
+    rows,
+    snapshots,
+    texts,
+)
+from alignflow.ledger.store import opened, writing
+
+ERASED = "[erased]"
+SHORTEST_SEARCHED = 12
+"""Shorter texts are erased where they stand alone, not as parts of others."""
+CHUNK = 10_000
+
+
+class Erased(NamedTuple):
+    """What `erase` did."""
+
+    erased: list[str]
+    """Ids whose text is gone, those that were gone before too."""
+    quarantined: int
+    snapshots: list[str]
+    """Parquet files that were rewritten."""
+    reports: list[str]
+    """Report files that were rewritten."""
+    models: list[dict[str, Any]]
+    """Generations that were trained on any of the rows."""
+
+
+class _Words(NamedTuple):
+    """Texts to look for."""
+
+    whole: frozenset[str]
+    """Erased where a string is exactly this."""
+    parts: tuple[str, ...]
+    """Erased wherever they stand, longest first."""
+
+
+def erase(
+    home: Path, *, row_id: str | None = None, source: str | None = None, reason: str
+) -> Erased:
+    """Removes the text of one row, or of everything that a source, annotator or file gave.
+
+    Args:
+        home: Absolute home.
+        row_id: A row's id or the beginning of it; the contrary pair, the same text, goes too.
+        source: Name of a source, an annotator, or a file.
+        reason: Kept with the ids.
+
+    Raises:
+        DataError: There is no such row or source.
+    """
+    with opened(home, create=False) as engine:
+        with writing(engine) as connection:
+            keys = _one(connection, row_id) if row_id else _of_source(connection, source or "")
+            keys = _with_opposites(connection, keys)
+            words = _words(_texts(connection, keys))
+            bad = _erase_quarantine(connection, words, source)
+            bad_ratings = _erase_ratings(connection, _texts(connection, keys), source)
+            if not keys and not bad and not bad_ratings:
+                raise DataError(
+                    f"Nothing in the ledger came from {source!r}. `alignflow prefs show ID` says what a "
+                    "row's source, annotator and file are."
+                )
+            ids = _erase_rows(connection, keys, reason)
+            models = models_of(connection, keys)
+            faultpoint("ledger.erase.commit")
+        faultpoint("ledger.erase.committed")
+        _leave_no_trace(engine)
+        changed = _rewrite_snapshots(engine, home, set(ids))
+    return Erased(ids, bad, changed, _rewrite_reports(home, words), models)
+
+
+def _one(connection: Connection, row_id: str) -> list[int]:
+    row = find_row(connection, row_id)
+    return list(connection.execute(select(rows.c.key).where(rows.c.id == row.id)).scalars())
+
+
+def _of_source(connection: Connection, source: str) -> list[int]:
+    found = (
+        select(observations.c.row)
+        .join(files, files.c.key == observations.c.file)
+        .where(
+            or_(
+                observations.c.source == source,
+                observations.c.annotator == source,
+                files.c.label == source,
+                files.c.label == str(Path(source).expanduser().absolute()),
+            )
+        )
+        .distinct()
+    )
+    return list(connection.execute(found).scalars())
+
+
+def _with_opposites(connection: Connection, keys: list[int]) -> list[int]:
+    both = set(keys)
+    for part in _chunks(keys):
+        found = select(rows.c.opposite).where(rows.c.key.in_(part), rows.c.opposite.is_not(None))
+        both.update(key for key in connection.execute(found).scalars() if key is not None)
+    return sorted(both)
+
+
+def _chunks(keys: list[int]) -> Iterable[list[int]]:
+    return (keys[start : start + CHUNK] for start in range(0, len(keys), CHUNK))
+
+
+def _texts(connection: Connection, keys: list[int]) -> list[tuple[str, str, str]]:
+    found: list[tuple[str, str, str]] = []
+    for part in _chunks(keys):
+        chosen = select(texts.c.prompt, texts.c.chosen, texts.c.rejected).where(
+            texts.c.row.in_(part)
+        )
+        found += connection.execute(chosen).tuples().all()
+    return found
+
+
+def _words(found: list[tuple[str, str, str]]) -> _Words:
+    words: set[str] = set()
+    for prompt, chosen, rejected in found:
+        words |= {chosen, rejected, *(turn["content"] for turn in json.loads(prompt))}
+    parts = sorted(
+        (word for word in words if len(word) >= SHORTEST_SEARCHED), key=len, reverse=True
+    )
+    return _Words(frozenset(words), tuple(parts))
+
+
+def _erase_quarantine(connection: Connection, words: _Words, source: str | None) -> int:
+    """Empties what is kept of bad rows that hold one of the texts, or came from the source."""
+    needles = [form.encode() for word in words.parts for form in _as_json(word)]
+    sources = [form.encode() for form in _as_json(source)] if source else []
+    hit = []
+    found = select(quarantine.c.file, quarantine.c.offset, quarantine.c.raw, files.c.label).join(
+        files, files.c.key == quarantine.c.file
+    )
+    for file, offset, raw, label in connection.execute(found):
+        kept = bytes(raw)
+        named = source is not None and label in (source, str(Path(source).expanduser().absolute()))
+        quoted = any(b'"' + form + b'"' in kept for form in sources)
+        if kept and (named or quoted or any(needle in kept for needle in needles)):
+            hit.append((file, offset))
+    for file, offset in hit:
+        connection.execute(
+            update(quarantine)
+            .where(quarantine.c.file == file, quarantine.c.offset == offset)
+            .values(raw=b"", message=ERASED)
+        )
+    return len(hit)
+
+
+def _as_json(word: str) -> set[str]:
+    """How a text may stand in JSON, without its quotes."""
+    return {json.dumps(word)[1:-1], json.dumps(word, ensure_ascii=False)[1:-1]}
+
+
+def _erase_ratings(
+    connection: Connection, found: list[tuple[str, str, str]], source: str | None
+) -> int:
+    erased = 0
+    for prompt, chosen, rejected in found:
+        gone = update(ratings).where(
+            ratings.c.prompt == prompt, ratings.c.completion.in_([chosen, rejected])
+        )
+        erased += connection.execute(gone.values(prompt=None, completion=None)).rowcount
+    if source:
+        gone = update(ratings).where(ratings.c.source == source)
+        erased += connection.execute(gone.values(prompt=None, completion=None)).rowcount
+    return erased
+
+
+def _erase_rows(connection: Connection, keys: list[int], reason: str) -> list[str]:
+    ids: list[str] = []
+    for part in _chunks(keys):
+        connection.execute(delete(texts).where(texts.c.row.in_(part)))
+        connection.execute(
+            update(rows).where(rows.c.key.in_(part), rows.c.erased.is_(None)).values(erased=reason)
+        )
+        connection.execute(
+            update(observations)
+            .where(observations.c.row.in_(part))
+            .values(annotator=None, source=None)
+        )
+        connection.execute(
+            update(snapshots)
+            .where(snapshots.c.key.in_(select(rows.c.snapshot).where(rows.c.key.in_(part))))
+            .values(sha256=None)
+        )
+        found = connection.execute(select(rows.c.id).where(rows.c.key.in_(part))).scalars()
+        ids += [bytes(name).hex() for name in found]
+    return sorted(set(ids))
+
+
+def _leave_no_trace(engine: Engine) -> None:
+    """Overwrites what the database keeps of deleted pages, in its log too."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        else:
+            for table in (texts, quarantine, ratings, observations):
+                connection.execute(text(f'VACUUM FULL "{table.name}"'))
+
+
+def _rewrite_snapshots(engine: Engine, home: Path, ids: set[str]) -> list[str]:
+    changed = []
+    for path in sorted((home / "snapshots").rglob("*.parquet")):
+        if not _without(path, ids):
+            continue
+        changed.append(str(path))
+        with writing(engine) as connection:
+            connection.execute(
+                update(snapshots)
+                .where(snapshots.c.name == path.stem)
+                .values(sha256=sha256_file(path))
+            )
+    return changed
+
+
+def _without(path: Path, ids: set[str]) -> bool:
+    """Rewrites a Parquet file without some rows; False where it has none of them."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path)
+    wanted = pa.array(sorted(ids), pa.string())
+    held = any(
+        pc.any(pc.is_in(batch.column("id"), value_set=wanted)).as_py()  # pyright: ignore[reportAttributeAccessIssue]
+        for batch in file.iter_batches(columns=["id"])
+    )
+    if not held:
+        return False
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with pq.ParquetWriter(temporary, file.schema_arrow, compression="zstd") as writer:
+        for batch in file.iter_batches():
+            hit = pc.is_in(batch.column("id"), value_set=wanted)  # pyright: ignore[reportAttributeAccessIssue]
+            writer.write_batch(batch.filter(pc.invert(hit)))  # pyright: ignore[reportAttributeAccessIssue]
+    fsync_file(temporary)
+    os.replace(temporary, path)
+    fsync_directory(path.parent)
+    return True
+
+
+def _rewrite_reports(home: Path, words: _Words) -> list[str]:
+    changed = []
+    for path in sorted((home / "runs").glob("*/report.*")):
+        before = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            value = json.loads(before)
+            cleaned = _cleaned(value, words)
+            after = before if cleaned == value else json.dumps(cleaned, indent=2) + "\n"
+        else:
+            after = _cleaned_page(before, words)
+        if after != before:
+            atomic_write_text(path, after)
+            changed.append(str(path))
+    return changed
+
+
+def _cleaned(value: Any, words: _Words) -> Any:
+    if isinstance(value, dict):
+        return {name: _cleaned(item, words) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_cleaned(item, words) for item in value]
+    if not isinstance(value, str):
+        return value
+    if value in words.whole:
+        return ERASED
+    for word in words.parts:
+        value = value.replace(word, ERASED)
+    return value
+
+
+def _cleaned_page(page: str, words: _Words) -> str:
+    for word in words.parts:
+        for form in {word, html.escape(word), html.escape(word, quote=False)}:
+            page = page.replace(form, ERASED)
+    for word in words.whole - set(words.parts):
+        page = page.replace(f">{html.escape(word)}<", f">{ERASED}<")
+    return page

@@ -1,0 +1,398 @@
+"""Taking files in: judged, then batch by batch, each with its offset in one transaction.
+
+Killed at any moment and repeated, or run twice at once, it goes on where the ledger stands.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sqlalchemy import Engine, func, insert, select, update
+
+from alignflow.errors import DataError, RecipeError
+from alignflow.faults import faultpoint
+from alignflow.files import CHUNK_BYTES, fsync_directory
+from alignflow.ledger.batches import (
+    Batch,
+    Counts,
+    FileKey,
+    Overtaken,
+    commit,
+    counts_of,
+    parsed,
+)
+from alignflow.ledger.parsing import (
+    GZ_GRACE_BYTES,
+    MAX_GZ_BYTES,
+    MAX_GZ_RATIO,
+    SUFFIXES,
+    Line,
+    RefusedFile,
+    check_suffix,
+    lines_of,
+    open_regular,
+)
+from alignflow.ledger.schema import files, quarantine
+from alignflow.ledger.store import now, opened, preference_set, reading, writing
+from alignflow.recipe_retrain import RetrainSection
+
+BATCH_LINES = 2000
+BATCH_BYTES = 8 * 1024 * 1024
+JUDGED_BYTES = 8 * 1024 * 1024
+"""A file is judged as a whole up to this size, a larger one by its beginning."""
+MAX_BAD_SHARE = 0.5
+REJECTED = "rejected"
+
+OnProgress = Callable[[str, int, int, int], None]
+"""Called with label, rows so far, bytes (or rows of Parquet) done and bytes in all."""
+
+
+class Refused(NamedTuple):
+    """A file of which nothing was taken in."""
+
+    file: str
+    reason: str
+    message: str
+    moved_to: str | None
+
+
+class Added(NamedTuple):
+    """What `add` did."""
+
+    files: int
+    counts: Counts
+    reasons: dict[str, int]
+    """Quarantined, by reason."""
+    first: dict[str, str]
+    """Reason to file, offset and message of its first row."""
+    refused: list[Refused]
+
+    def as_json(self) -> dict[str, Any]:
+        """The documented object."""
+        counts = self.counts
+        return {
+            "files": self.files,
+            "read": counts.accepted + counts.duplicates + counts.quarantined,
+            "accepted": counts.accepted,
+            "duplicates": counts.duplicates,
+            "contradictory": counts.contradictory,
+            "held_out": counts.held_out,
+            "unpaired": counts.unpaired,
+            "quarantined": self.reasons,
+            "refused_files": [entry._asdict() for entry in self.refused],
+        }
+
+
+class _Source(NamedTuple):
+    path: Path
+    label: str
+    aside: Path | None
+    """Folder that it is moved to when it is refused."""
+
+
+def add(
+    home: Path,
+    sources: Iterable[Path],
+    into: str = "default",
+    on_progress: OnProgress | None = None,
+) -> Added:
+    """Takes preferences in.
+
+    Args:
+        home: Absolute home.
+        sources: Files, and folders of files; what is refused in a folder is moved to its `rejected/`.
+        into: Name of the preference set.
+        on_progress: Called after each batch.
+
+    Raises:
+        DataError: A file or folder is not there, or the ledger cannot be used.
+        RecipeError: The set's name is none.
+        DiskSpaceError: The disk is full. The batch at hand was undone, those before it are kept.
+    """
+    check_name(into)
+    found = [source for path in sources for source in _found(path)]
+    counts, reasons, first = Counts(), {}, {}
+    refused: list[Refused] = []
+    brought: set[int] = set()
+    with opened(home) as engine:
+        with writing(engine) as connection:
+            set_key = preference_set(connection, into)
+        for source in found:
+            try:
+                file, own = _add_file(engine, set_key, source, frozenset(brought), on_progress)
+            except RefusedFile as problem:
+                refused.append(_refuse(source, problem))
+                continue
+            counts = counts.plus(own)
+            if own.accepted:
+                brought.add(file.key)
+            _tell_bad(engine, file, source.label, reasons, first)
+    return Added(len(found) - len(refused), counts, reasons, first, refused)
+
+
+def add_stream(home: Path, stream: Any, into: str = "default") -> Added:
+    """Takes JSONL from a stream in, once it has ended."""
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home, prefix=".stdin-") as folder:
+        path = Path(folder) / "stdin.jsonl"
+        with path.open("wb") as file:
+            shutil.copyfileobj(stream, file, CHUNK_BYTES)
+        return add(home, [path], into)
+
+
+def check_name(name: str) -> None:
+    """Checks the name of a preference set.
+
+    Raises:
+        RecipeError: It is none.
+    """
+    pattern = RetrainSection.model_fields["preference_set"].metadata[0].pattern
+    if not re.fullmatch(pattern.strip("^$"), name):
+        raise RecipeError(
+            f"{name!r} cannot name a preference set: wanted letters, digits, '.', '_' or '-', at most "
+            "63, the first a letter or digit."
+        )
+
+
+def _found(path: Path) -> list[_Source]:
+    """The file, or what is in a folder and complete: no hidden and no temporary names."""
+    path = path.expanduser().absolute()
+    if path.is_dir():
+        inside = (entry for entry in sorted(path.rglob("*")) if entry.name.endswith(SUFFIXES))
+        return [
+            _Source(entry, _label(entry), path / REJECTED)
+            for entry in inside
+            if not any(part.startswith(".") for part in entry.relative_to(path).parts)
+            and entry.relative_to(path).parts[0] != REJECTED
+        ]
+    if not path.exists() and not path.is_symlink():
+        raise DataError(f"{path}: no such file or folder. Check the name.")
+    return [_Source(path, _label(path), None)]
+
+
+def _label(path: Path) -> str:
+    """A file's name as text; it is never opened by that."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def _refuse(source: _Source, problem: RefusedFile) -> Refused:
+    moved = None
+    if source.aside is not None and os.path.lexists(source.path):
+        source.aside.mkdir(exist_ok=True)
+        moved = _free_name(source.aside / source.path.name)
+        os.replace(source.path, moved)
+        fsync_directory(source.aside)
+    return Refused(
+        source.label, problem.reason, f"{source.label} {problem}", str(moved) if moved else None
+    )
+
+
+def _free_name(path: Path) -> Path:
+    number, free = 1, path
+    while os.path.lexists(free):
+        free = path.with_name(f"{number}-{path.name}")
+        number += 1
+    return free
+
+
+def _add_file(
+    engine: Engine,
+    set_key: int,
+    source: _Source,
+    siblings: frozenset[int],
+    on_progress: OnProgress | None,
+) -> tuple[FileKey, Counts]:
+    check_suffix(source.path.name)
+    sha256, size = _first_pass(source.path)
+    faultpoint("ledger.add.hashed")
+    file, offset, done, judged = _register(engine, set_key, sha256, size, source)
+    file, own = file._replace(siblings=siblings), Counts()
+    if not done:
+        batches = chain(judged, _batches(source.path, judged[-1].end if judged else offset))
+        own = _add_batches(engine, file, source, batches, size, on_progress)
+    return file, _with_others(engine, file, own)
+
+
+def _first_pass(path: Path) -> tuple[str, int]:
+    """sha256 and size of a file; a compressed one is unpacked once, and refused if it is bad."""
+    digest, size = hashlib.sha256(), 0
+    with open_regular(path) as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+        if path.name.endswith(".gz"):
+            file.seek(0)
+            _check_gz(gzip.GzipFile(fileobj=file, mode="rb"), size)
+    return digest.hexdigest(), size
+
+
+def _check_gz(stream: gzip.GzipFile, size: int) -> None:
+    allowed = min(MAX_GZ_BYTES, max(GZ_GRACE_BYTES, MAX_GZ_RATIO * size))
+    unpacked = 0
+    try:
+        while chunk := stream.read(1024 * 1024):
+            unpacked += len(chunk)
+            if unpacked > allowed:
+                raise RefusedFile(
+                    "gzip_bomb",
+                    f"unpacks from {size} to more than {allowed} bytes (allowed: {MAX_GZ_RATIO} times, "
+                    f"and {MAX_GZ_BYTES} bytes). Split it, or give it unpacked",
+                )
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise RefusedFile("gzip", f"is not a whole gzip file ({error}). Copy it again") from error
+
+
+def _register(
+    engine: Engine, set_key: int, sha256: str, size: int, source: _Source
+) -> tuple[FileKey, int, bool, list[Batch]]:
+    """Key, offset and state of the file of this content, and what was parsed to judge it.
+
+    Raises:
+        RefusedFile: The file is new, and most of it is bad.
+    """
+    known = (
+        select(files.c.key, files.c.offset, files.c.done)
+        .where(files.c.preference_set == set_key)
+        .where(files.c.sha256 == sha256)
+    )
+    with reading(engine) as connection:
+        found = connection.execute(known).first()
+    judged: list[Batch] = []
+    if found is None:
+        judged = _judge(source.path, size)
+        with writing(engine) as connection:
+            found = connection.execute(known).first()
+            if found is None:
+                values = {"preference_set": set_key, "sha256": sha256, "label": source.label}
+                counts = {"accepted": 0, "duplicates": 0, "quarantined": 0}
+                made = connection.execute(
+                    insert(files).values(
+                        **values, **counts, bytes=size, offset=0, done=False, created=now()
+                    )
+                )
+                key = made.inserted_primary_key
+                assert key is not None
+                return FileKey(key[0], set_key), 0, False, judged
+        judged = []
+    return FileKey(found.key, set_key), found.offset, found.done, judged
+
+
+def _judge(path: Path, size: int) -> list[Batch]:
+    """The beginning of a file, parsed.
+
+    Raises:
+        RefusedFile: There is no row in it, or most of them are bad.
+    """
+    lines = bad = read = 0
+    judged: list[Batch] = []
+    first: dict[str, str] = {}
+    with lines_of(path, path.name, 0) as source:
+        for chunk in _chunks(source):
+            batch = parsed(chunk)
+            judged.append(batch)
+            lines += batch.lines
+            bad += len(batch.bad)
+            for entry in batch.bad:
+                first.setdefault(entry.reason, entry.message)
+            read += sum(line.size for line in chunk) or BATCH_BYTES
+            if read > JUDGED_BYTES:
+                break
+    if not lines:
+        raise RefusedFile("empty", f"holds no row ({size} bytes)")
+    if bad > MAX_BAD_SHARE * lines:
+        reasons = "; ".join(f"{reason} ({text})" for reason, text in list(first.items())[:5])
+        raise RefusedFile(
+            "mostly_bad",
+            f"has {bad} bad rows of {lines}, more than {MAX_BAD_SHARE:.0%}: {reasons}. Nothing of it was "
+            "taken in; repair it and add it again",
+        )
+    return judged
+
+
+def _chunks(lines: Iterator[Line]) -> Iterator[list[Line]]:
+    """Lines in groups that are bounded in number and size."""
+    while chunk := list(islice(_bounded(lines), BATCH_LINES)):
+        yield chunk
+
+
+def _bounded(lines: Iterator[Line]) -> Iterator[Line]:
+    size = 0
+    for line in lines:
+        yield line
+        size += len(line.raw)
+        if size >= BATCH_BYTES:
+            return
+
+
+def _add_batches(
+    engine: Engine,
+    file: FileKey,
+    source: _Source,
+    batches: Iterator[Batch],
+    size: int,
+    on_progress: OnProgress | None,
+) -> Counts:
+    """Takes in what is left of a file; starts over where another process has overtaken this one."""
+    counts = Counts()
+    while True:
+        try:
+            for batch in batches:
+                with writing(engine) as connection:
+                    own = commit(connection, file, batch)
+                counts = counts.plus(own)
+                faultpoint("ledger.add.committed")
+                if on_progress:
+                    on_progress(source.label, sum(counts[:3]), batch.end, size)
+            break
+        except Overtaken as overtaken:
+            batches = _batches(source.path, overtaken.offset)
+    with writing(engine) as connection:
+        connection.execute(update(files).where(files.c.key == file.key).values(done=True))
+    faultpoint("ledger.add.done")
+    return counts
+
+
+def _batches(path: Path, offset: int) -> Iterator[Batch]:
+    with lines_of(path, path.name, offset) as lines:
+        for chunk in _chunks(lines):
+            yield parsed(chunk)
+
+
+def _with_others(engine: Engine, file: FileKey, own: Counts) -> Counts:
+    """What this call did, and as duplicates what had been taken in of the same file before."""
+    with reading(engine) as connection:
+        total = counts_of(connection.execute(select(files).where(files.c.key == file.key)).one())
+    return own._replace(
+        duplicates=total.duplicates + total.accepted - own.accepted, quarantined=total.quarantined
+    )
+
+
+def _tell_bad(
+    engine: Engine, file: FileKey, label: str, reasons: dict[str, int], first: dict[str, str]
+) -> None:
+    counted = (
+        select(quarantine.c.reason, func.count(), func.min(quarantine.c.offset))
+        .where(quarantine.c.file == file.key)
+        .group_by(quarantine.c.reason)
+        .order_by(func.count().desc(), quarantine.c.reason)
+    )
+    with reading(engine) as connection:
+        for reason, number, offset in connection.execute(counted):
+            reasons[reason] = reasons.get(reason, 0) + number
+            if reason not in first:
+                message = connection.execute(
+                    select(quarantine.c.message).where(
+                        quarantine.c.file == file.key, quarantine.c.offset == offset
+                    )
+                ).scalar_one()
+                first[reason] = f"{label} at {offset}: {message}"

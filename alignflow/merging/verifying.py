@@ -1,0 +1,215 @@
+"""Whether merged and base plus adapter are the same model: logits, greedy text, latency."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from alignflow.merging.adapter import AdapterStep
+from alignflow.merging.certificate import Figures
+from alignflow.merging.headers import read_checkpoint
+from alignflow.modeling import BaseModel, load_base, load_merged, quiet
+
+PROBE_TEXTS = (
+    "The quick brown fox jumps over the lazy dog, and the dog does not mind.",
+    "Write one sentence about the sea. The sea is wide, and nobody has counted its waves.",
+    "def add(a, b):\n    return a + b\n\nprint(add(2, 3))  # prints 5",
+    "Q: What is the capital of France? A: Paris. Q: And of Japan? A: Tokyo.",
+)
+PROBE_TOKENS = 512
+GREEDY_PROBES, GREEDY_TOKENS = 4, 16
+LATENCY_REPEATS = 7
+MEMORY_SHARE = 0.7
+"""Of the available memory that a model in float32 may take before it is streamed instead."""
+
+
+def verify(
+    base: Path,
+    adapters: Sequence[AdapterStep],
+    merged: Path,
+    probes: Sequence[str] | Sequence[list[int]],
+    quantization: str | None = None,
+) -> Figures:
+    """Compares merged with base plus adapter on the probes, both computing in float32.
+
+    Args:
+        base: Directory of the base model.
+        adapters: As they were merged; none compares with the base itself.
+        merged: Directory of the merged model.
+        probes: Token ids or texts. None: texts of our own.
+        quantization: `nf4` compares with the adapter on the quantized base, as it was trained.
+
+    Returns:
+        The figures. Where a model in float32 does not fit the memory, it is run layer by layer
+        from the disk, its greedy agreement is teacher-forced, and its latency is None.
+    """
+    ids = probe_ids(merged, probes)
+    if not fits_memory(merged) and quantization is None:
+        from alignflow.merging.layerwise import streamed_logits
+
+        expected = streamed_logits(base, list(adapters), ids)
+        actual = streamed_logits(merged, [], ids)
+        found = compare(expected, actual, ids)
+        return found.model_copy(update={"streamed": True, "greedy_agreement": found.top1_agreement})
+    reference, base_seconds = _reference(base, list(adapters), merged, ids, quantization)
+    expected, expected_text = logits_of(reference, ids), greedy(reference, ids)
+    del reference
+    model = load_merged(merged)
+    actual, actual_text = logits_of(model, ids), greedy(model, ids)
+    seconds = _seconds(model, ids) if base_seconds else None
+    same = [one == other for one, other in zip(expected_text, actual_text, strict=True)]
+    return compare(expected, actual, ids).model_copy(
+        update={
+            "greedy_agreement": sum(same) / max(len(same), 1),
+            "latency_ratio": seconds / base_seconds if seconds and base_seconds else None,
+        }
+    )
+
+
+def probe_ids(merged: Path, probes: Sequence[str] | Sequence[list[int]]) -> list[list[int]]:
+    """Token ids of the probes; texts by the merged model's tokenizer."""
+    chosen: list[Any] = list(probes)
+    if not chosen and (merged / "tokenizer_config.json").is_file():
+        chosen = list(PROBE_TEXTS)
+    if not chosen:
+        size = json.loads((merged / "config.json").read_text()).get("vocab_size", 256)
+        chosen = [[(17 * n + 31 * k) % size for n in range(32)] for k in range(4)]
+    if any(isinstance(probe, str) for probe in chosen):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(str(merged), trust_remote_code=False)
+        chosen = [tokenizer(p).input_ids if isinstance(p, str) else p for p in chosen]
+    return [list(probe)[:PROBE_TOKENS] for probe in chosen if len(probe)]
+
+
+def fits_memory(directory: Path) -> bool:
+    """Whether the model in float32 fits what memory is available."""
+    elements = sum(t.elements for ts in read_checkpoint(directory).values() for t in ts)
+    return 4 * elements < MEMORY_SHARE * available_bytes()
+
+
+def available_bytes() -> int:
+    """Memory that a new process could take: the kernel's estimate, within the cgroup's limit."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        available = min(available, int(text) - int(used.read_text()))
+    return available
+
+
+def _reference(
+    base: Path, adapters: list[AdapterStep], merged: Path, ids: list[list[int]], quantization: Any
+) -> tuple[Any, float | None]:
+    """Base plus adapters, and the seconds that the plain base takes for a forward pass."""
+    record = BaseModel(path=str(base), source=str(base), digest="")
+    model = load_base(record, dtype="float32", quantization=quantization).eval()
+    _resize(model, merged)
+    seconds = None if quantization else _seconds(model, ids)
+    for number, step in enumerate(adapters):
+        if number:
+            model = model.merge_and_unload()
+        model = _adapted(model, step)
+    return model.eval(), seconds
+
+
+def _resize(model: Any, merged: Path) -> None:
+    size = json.loads((merged / "config.json").read_text()).get("vocab_size")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if size and size != model.config.vocab_size and size != rows:
+        with quiet():
+            model.resize_token_embeddings(size, mean_resizing=False)
+
+
+def _adapted(model: Any, step: AdapterStep) -> Any:
+    with quiet():
+        adapted = PeftModel.from_pretrained(model, str(step.path))
+        if step.weighted:
+            named, weights = ["default"], [step.weight]
+            for number, (path, weight) in enumerate(step.combine):
+                adapted.load_adapter(str(path), f"other{number}")
+                named.append(f"other{number}")
+                weights.append(weight)
+            adapted.add_weighted_adapter(named, weights, "combined", combination_type="cat")  # type: ignore[operator]
+            adapted.set_adapter("combined")
+    return adapted
+
+
+@torch.no_grad()
+def logits_of(model: Any, probes: list[list[int]]) -> list[Tensor]:
+    """Logits of each probe alone (no padding), [T, V] in fp32 on the CPU."""
+    model.eval()
+    device = next(model.parameters()).device
+    return [
+        model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].float().cpu()
+        for ids in probes
+    ]
+
+
+@torch.no_grad()
+def greedy(model: Any, probes: list[list[int]]) -> list[list[int]]:
+    """The most likely continuations of the first probes."""
+    device = next(model.parameters()).device
+    found = []
+    with quiet():
+        for ids in probes[:GREEDY_PROBES]:
+            prompt = torch.tensor([ids], device=device)
+            answer = model.generate(
+                input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
+                max_new_tokens=GREEDY_TOKENS, pad_token_id=0,
+            )  # fmt: skip
+            found.append(answer[0, len(ids) :].tolist())
+    return found
+
+
+@torch.no_grad()
+def _seconds(model: Any, probes: list[list[int]]) -> float:
+    """Median seconds of a forward pass on the longest probe."""
+    device = next(model.parameters()).device
+    longest = torch.tensor([max(probes, key=len)], device=device)
+    return median_seconds(lambda: model(input_ids=longest, use_cache=False), device.type)
+
+
+def median_seconds(run: Callable[[], Any], device: str) -> float:
+    """Median of several calls, after two that warm up."""
+    taken = []
+    for _ in range(LATENCY_REPEATS + 2):
+        begun = time.perf_counter()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - begun)
+    return statistics.median(taken[2:])
+
+
+def compare(expected: list[Tensor], actual: list[Tensor], probes: list[list[int]]) -> Figures:
+    """Figures of `actual` (merged) against `expected` (base plus adapter)."""
+    kl_sum, agreed, tokens, worst, finite = 0.0, 0, 0, 0.0, True
+    for before, after, ids in zip(expected, actual, probes, strict=True):
+        finite = finite and bool(before.isfinite().all() and after.isfinite().all())
+        p, q = before.double().log_softmax(-1), after.double().log_softmax(-1)
+        kl_sum += (p.exp() * (p - q)).sum().item()
+        agreed += int((p.argmax(-1) == q.argmax(-1)).sum())
+        tokens += len(ids)
+        if len(ids) > 1:
+            following = torch.tensor(ids[1:]).unsqueeze(1)
+            gap = p[:-1].gather(1, following) - q[:-1].gather(1, following)
+            worst = max(worst, gap.abs().max().item())
+    finite = finite and math.isfinite(kl_sum) and math.isfinite(worst)
+    return Figures(
+        probes=len(probes),
+        tokens=tokens,
+        kl=max(kl_sum / max(tokens, 1), 0.0) if finite else 0.0,
+        max_logp_difference=worst if finite else 0.0,
+        top1_agreement=agreed / max(tokens, 1),
+        finite=finite,
+    )

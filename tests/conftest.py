@@ -1,0 +1,76 @@
+"""A real Prefect server for the session, homes with a real MLflow store, and fake stages."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+FAKE = Path(__file__).parent / "fake"
+sys.path.insert(0, str(FAKE))
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+
+from fake_runs import FAKE_STAGES  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[str]:
+    """Address of a real, temporary Prefect server."""
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield str(PREFECT_API_URL.value())
+
+
+@pytest.fixture(scope="session")
+def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database whose tables are made: the migrations take seconds and are MLflow's."""
+    from alignflow.tracking import Connection
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    Connection(f"sqlite:///{folder / 'mlflow.db'}", "template", folder / "mlartifacts").client()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def home(tmp_path: Path, mlflow_store: Path) -> Path:
+    """A home without artifacts."""
+    return new_home(tmp_path / "home", mlflow_store)
+
+
+def new_home(folder: Path, mlflow_store: Path) -> Path:
+    folder.mkdir(parents=True)
+    shutil.copy(mlflow_store, folder / "mlflow.db")
+    return folder
+
+
+@pytest.fixture
+def orders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every stage is a fake; a file named after a stage in this folder says what it does."""
+    folder = tmp_path / "orders"
+    folder.mkdir()
+    use_fakes(monkeypatch, folder)
+    return folder
+
+
+def use_fakes(monkeypatch: pytest.MonkeyPatch, orders: Path) -> None:
+    from alignflow import forkserver
+    from tasks import policy
+
+    monkeypatch.setenv("ALIGNFLOW_TEST_STAGES", json.dumps(FAKE_STAGES))
+    monkeypatch.setenv("PYTHONPATH", str(FAKE))
+    monkeypatch.setenv("FAKE_ORDERS", str(orders))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(policy, "FIRST_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(
+        forkserver, "Forkserver", partial(forkserver.Forkserver, preload=("fake_stages",))
+    )

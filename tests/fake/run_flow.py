@@ -1,0 +1,18 @@
+"""Runs the flow on fake stages; the process that tests kill."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+from fake_runs import fake_recipe
+
+from alignflow import forkserver
+from flows.finetune import finetune
+from tasks import policy
+
+if __name__ == "__main__":
+    policy.FIRST_DELAY_SECONDS = 0.0
+    forkserver.Forkserver = partial(forkserver.Forkserver, preload=("fake_stages",))  # type: ignore[assignment, misc]
+    finetune(fake_recipe(), home=Path(sys.argv[1]))

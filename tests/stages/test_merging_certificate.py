@@ -1,0 +1,230 @@
+"""The certificate, NF4 bases, chains, weighted sums, shards and types."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from merging_cases import by_peft, differing, family, load, write_adapter, write_base
+from peft import PeftModel
+
+from alignflow.errors import AlignflowError, ArtifactError, CertificateError, RecipeError
+from alignflow.merging import AdapterStep, MergeOptions, merge, plan, verify
+from alignflow.merging.command import merge_command
+
+FAST = MergeOptions(verify=False)
+LINEAR: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base(family("llama"), tmp_path_factory.mktemp("base") / "base", shard="20KB")
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_adapter(base, tmp_path_factory.mktemp("adapter") / "adapter", **LINEAR)
+
+
+@pytest.fixture(scope="module")
+def second(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("second") / "adapter"
+    return write_adapter(base, directory, seed=7, r=2, target_modules=["q_proj", "up_proj"])
+
+
+def test_a_merge_in_float32_passes_and_a_foreign_result_fails(
+    base: Path, adapter: Path, second: Path, tmp_path: Path
+) -> None:
+    options = MergeOptions(dtype="float32")
+    certificate = merge(base, [AdapterStep(adapter)], tmp_path / "out", options)
+    assert certificate.status == "passed"
+    assert certificate.figures is not None and certificate.figures.kl < 1e-6
+    assert certificate.figures.greedy_agreement == 1.0
+    assert json.loads((tmp_path / "out/merge_certificate.json").read_text())["status"] == "passed"
+    foreign = verify(base, [AdapterStep(second)], tmp_path / "out", [[1, 2, 3, 4]])
+    assert foreign.kl > 1e-3
+
+
+def test_the_command_merges_dry_runs_and_refuses_a_failed_certificate(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    out = tmp_path / "out"
+    assert merge_command(str(base), str(adapter), out, dry_run=True, write=said.append) is None
+    assert "14 of 21 tensors change" in said[0] and not out.exists()
+    done = merge_command(str(base), str(adapter), out, verify=False, write=said.append)
+    assert done is not None and done.status == "unverified"
+    checked = merge_command(str(base), str(adapter), out, write=said.append)
+    assert checked is not None and checked.status == "passed" and checked.files == done.files
+    assert any("vllm serve" in text for text in said)
+    with pytest.raises(RecipeError, match="ADAPTER=WEIGHT"):
+        merge_command(str(base), str(adapter), out, combine=["x"])
+    with pytest.raises(RecipeError, match="--llama-cpp DIR"):
+        merge_command(str(base), str(adapter), out, export="gguf")
+    from alignflow.merging import verifying
+
+    real = verifying.compare
+    monkeypatch.setattr(verifying, "compare", lambda *a: real(*a).model_copy(update={"kl": 1.0}))
+    with pytest.raises(CertificateError, match="KL 1 nats"):
+        merge_command(str(base), str(adapter), tmp_path / "other")
+
+
+def test_shards_and_index_are_kept_and_blocks_do_not_change_a_bit(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    expected = by_peft(base, adapter)
+    for size in (256, 4 << 20):
+        out = tmp_path / str(size)
+        merge(base, [AdapterStep(adapter)], out, MergeOptions(verify=False, block_bytes=size))
+        assert differing(expected, out) == []
+        index = json.loads((out / "model.safetensors.index.json").read_text())
+        assert len(set(index["weight_map"].values())) > 1
+        assert not (out / ".merge").exists()
+
+
+def test_another_type_is_merged_in_float32_and_cast_last(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    options = MergeOptions(verify=False, dtype="float16")
+    merge(base, [AdapterStep(adapter)], tmp_path / "out", options)
+    wide = by_peft(base, adapter, dtype=torch.float32)
+    expected = {name: tensor.to(torch.float16) for name, tensor in wide.items()}
+    assert differing(expected, tmp_path / "out") == []
+
+
+def test_an_adapter_trained_on_nf4_merges_into_what_it_was_trained_on(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    options = MergeOptions(verify=False, dtype="float32", quantization="nf4")
+    merge(base, [AdapterStep(adapter)], tmp_path / "out", options)
+    from alignflow.modeling import BaseModel, load_base
+
+    record = BaseModel(path=str(base), source="base", digest="")
+    quantized = load_base(record, dtype="float32", quantization="nf4")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = quantized.dequantize().to(torch.float32)
+        merged = PeftModel.from_pretrained(plain, str(adapter)).merge_and_unload()
+    assert differing(dict(merged.state_dict()), tmp_path / "out") == []
+    figures = verify(base, [AdapterStep(adapter)], tmp_path / "out", [[1, 2, 3, 9, 4]], "nf4")
+    assert figures.kl < 1e-6 and figures.latency_ratio is None
+
+
+def test_weighted_deltas_are_peft_s_cat(
+    base: Path, adapter: Path, second: Path, tmp_path: Path
+) -> None:
+    step = AdapterStep(adapter, 0.7, ((second, -0.4),))
+    merge(base, [step], tmp_path / "out", MergeOptions(verify=False, dtype="float32"))
+    # In float32: PEFT rounds the combined factors to the base's type, which loses digits in bf16.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model: Any = PeftModel.from_pretrained(load(base, dtype=torch.float32), str(adapter))
+        model.load_adapter(str(second), "second")
+        model.add_weighted_adapter(["default", "second"], [0.7, -0.4], "both", "cat")
+        model.set_adapter("both")
+        expected = dict(model.merge_and_unload().state_dict())
+    assert differing(expected, tmp_path / "out") == []
+
+
+def test_a_chain_gives_the_bits_of_one_merge_after_another(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    first = tmp_path / "first"
+    merge(base, [AdapterStep(adapter)], first, FAST)
+    then = write_adapter(first, tmp_path / "then", seed=5, r=2, target_modules=["q_proj"])
+    steps = [AdapterStep(adapter), AdapterStep(then)]
+    merge(base, steps, tmp_path / "out", FAST)
+    assert differing(by_peft(first, then), tmp_path / "out") == []
+    assert verify(base, steps, tmp_path / "out", [[5, 6, 7]]).kl < 1e-3
+    with pytest.raises(ArtifactError, match="trained on the merged model"):
+        plan(base, [AdapterStep(then)], FAST)
+    continued = write_adapter(base, tmp_path / "continued", seed=6, **LINEAR)
+    with pytest.raises(ArtifactError, match="continues another is merged alone"):
+        plan(base, [AdapterStep(adapter), AdapterStep(continued)], FAST)
+
+
+def test_a_whole_model_passes_through_verified(base: Path, tmp_path: Path) -> None:
+    certificate = merge(base, [], tmp_path / "out")
+    assert certificate.status == "passed" and certificate.adapters == []
+    assert differing(dict(load(base).state_dict()), tmp_path / "out") == []
+
+
+def test_a_resized_vocabulary_is_carried_into_the_config(base: Path, tmp_path: Path) -> None:
+    model = load(base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.resize_token_embeddings(104)
+        model.save_pretrained(str(tmp_path / "resized"))
+        adapter = write_adapter(
+            tmp_path / "resized", tmp_path / "adapter", r=2, target_modules=["q_proj"],
+            modules_to_save=["embed_tokens", "lm_head"],
+        )  # fmt: skip
+    merge(base, [AdapterStep(adapter)], tmp_path / "out", FAST)
+    assert json.loads((tmp_path / "out/config.json").read_text())["vocab_size"] == 104
+    assert differing(by_peft(tmp_path / "resized", adapter), tmp_path / "out") == []
+
+
+def test_logits_layer_by_layer_are_those_of_the_loaded_model(base: Path, adapter: Path) -> None:
+    from alignflow.merging.layerwise import streamed_logits
+
+    ids = [[1, 2, 3, 4, 5]]
+    streamed = streamed_logits(base, [AdapterStep(adapter)], ids)[0]
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        model: Any = PeftModel.from_pretrained(load(base, dtype=torch.float32), str(adapter)).eval()
+        expected = model(input_ids=torch.tensor(ids)).logits[0]
+    assert torch.equal(streamed, expected)
+
+
+FAMILIES = {
+    "llama": ["q_proj", "k_proj", "o_proj", "gate_proj", "down_proj", "embed_tokens", "lm_head"],
+    "qwen3": ["q_proj", "v_proj", "up_proj", "down_proj"],
+    "gpt2": ["c_attn", "c_proj", "c_fc", "wte"],
+    "gemma": ["q_proj", "o_proj", "gate_proj"],
+    "mixtral": ["q_proj", "v_proj"],
+}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_models_and_adapters_merge_to_the_same_bits_or_are_refused(
+    seed: int, tmp_path: Path
+) -> None:
+    draw = random.Random(seed)
+    name = draw.choice(list(FAMILIES))
+    hidden = draw.choice([32, 48, 64])
+    shape: dict[str, Any] = (
+        {"n_embd": hidden, "n_layer": 1}
+        if name == "gpt2"
+        else {"hidden_size": hidden, "intermediate_size": draw.choice([40, 96]),
+              "num_hidden_layers": 1, "vocab_size": draw.choice([64, 101])}
+    )  # fmt: skip
+    base = write_base(
+        family(name, **shape), tmp_path / "base", draw.choice(["bfloat16", "float16", "float32"]),
+        draw.choice(["20KB", "1GB"]), seed,
+    )  # fmt: skip
+    targets = draw.sample(FAMILIES[name], draw.randint(1, len(FAMILIES[name])))
+    if name != "llama":
+        targets = [target for target in targets if target != "wte"] or ["c_attn"]
+    lora: dict[str, Any] = {
+        "r": draw.randint(1, 9), "lora_alpha": draw.choice([1, 3, 16]), "target_modules": targets,
+        "use_rslora": draw.random() < 0.5, "use_dora": draw.random() < 0.3,
+        "bias": draw.choice(["none", "all", "lora_only"]), "fan_in_fan_out": name == "gpt2",
+        "rank_pattern": {targets[0]: draw.randint(1, 5)} if draw.random() < 0.4 else {},
+        "alpha_pattern": {targets[-1]: draw.randint(1, 5)} if draw.random() < 0.4 else {},
+    }  # fmt: skip
+    if name == "mixtral" and draw.random() < 0.7:
+        lora |= {"target_parameters": ["mlp.experts.gate_up_proj"], "use_dora": False}
+    adapter = write_adapter(base, tmp_path / "adapter", seed + 1, **lora)
+    try:
+        merge(base, [AdapterStep(adapter)], tmp_path / "out", FAST)
+    except AlignflowError as refusal:
+        assert "merge_and_unload" in refusal.message or "belongs" in refusal.message
+        return
+    assert differing(by_peft(base, adapter), tmp_path / "out") == []
+    shutil.rmtree(tmp_path)

@@ -1,0 +1,185 @@
+"""The data: sources, columns, forms, lengths; and templates that are wrong or hostile."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from check_cases import checked, demonstrations, errors, lines, model_copy, write_rows
+
+from alignflow.check import template as template_module
+from alignflow.check.sandbox import run_limited
+from alignflow.check.template import template_findings
+from alignflow.errors import DataError
+
+
+def test_the_embedded_job_is_accounted_for(tmp_path: Path) -> None:
+    found = checked(tmp_path)
+    assert errors(found) == []
+    rows = {account.part: account for account in found.rows}
+    assert set(rows) == {"sft", "preferences", "evaluation", "general"}
+    assert rows["sft"].read == rows["sft"].kept == 960
+    assert rows["sft"].longest_tokens is not None and rows["sft"].longest_tokens < 192
+    assert not rows["sft"].sampled
+
+
+def test_lengths_are_those_of_prepare(tmp_path: Path) -> None:
+    """The plain tokenizer gives the ids that the Transformers tokenizer gives."""
+    from transformers import AutoTokenizer
+
+    from alignflow.builtin import base_model_directory
+    from alignflow.check.tokenizer import PlainTokenizer
+
+    directory = base_model_directory("freight-base")
+    ours, theirs = PlainTokenizer(directory), AutoTokenizer.from_pretrained(str(directory))
+    for text in ("Which trucks are in Lyon?", "<|im_start|>user\nhé 🚚<|im_end|>\n", ""):
+        assert ours.encode(text, False) == theirs.encode(text, add_special_tokens=False)
+    assert (ours.eos_token_id, ours.bos_token_id) == (theirs.eos_token_id, theirs.bos_token_id)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_large_source_is_sampled_and_labelled_so(tmp_path: Path, full: bool) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", demonstrations(1500))
+    found = checked(tmp_path, data__sft=source, full=full)
+    account = found.rows[0]
+    assert (account.read, account.looked_at, account.sampled) == (
+        1500,
+        1500 if full else 1000,
+        not full,
+    )
+    assert account.expected == 1500
+
+
+def test_an_absent_file_is_65_and_named(tmp_path: Path) -> None:
+    found = checked(tmp_path, data__sft="absent.jsonl", data__general="nope/*.txt")
+    assert found.exit_code == 65
+    assert "data.sft: absent.jsonl: no such file" in lines(found, "error")
+    assert "data.general: nope/*.txt: no such file" in lines(found, "error")
+
+
+def test_an_empty_data_set_is_65(tmp_path: Path) -> None:
+    found = checked(tmp_path, data__sft=write_rows(tmp_path / "rows.jsonl", []))
+    assert found.exit_code == 65
+    assert "the data set is empty" in lines(found, "error")
+
+
+def test_an_unknown_builtin_is_64_and_lists_those_there_are(tmp_path: Path) -> None:
+    found = checked(tmp_path, data__sft="builtin:fright-sft")
+    assert found.exit_code == 64
+    assert "There are builtin:freight-development" in lines(found, "error")
+
+
+def test_missing_columns_are_65_and_mapping_them_repairs_it(tmp_path: Path) -> None:
+    rows = [{"ask": row["prompt"], "say": row["completion"]} for row in demonstrations(40)]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    found = checked(tmp_path, data__sft=source)
+    assert found.exit_code == 65
+    assert "lacks the columns text; or prompt and completion; or messages (" in lines(
+        found, "error"
+    )
+    assert "has ['ask', 'say']" in lines(found, "error")
+    mapped = {"source": source, "columns": {"prompt": "ask", "completion": "say"}}
+    assert errors(checked(tmp_path, data__sft=mapped)) == []
+
+
+def test_more_bad_rows_than_allowed_are_65_with_the_first_of_each_kind(tmp_path: Path) -> None:
+    rows = demonstrations(30) + demonstrations(10, words=300) + [{"prompt": "a"}] * 10
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    found = checked(tmp_path, data__sft=source)
+    assert found.exit_code == 65
+    message = lines(found, "error")
+    assert "loses 20 of 50 rows" in message and "too_long 10" in message
+    assert f"{source}:31:" in message and "tokens, at most 192" in message
+    allowed = checked(tmp_path, data__sft=source, data__max_dropped_share=0.5)
+    assert errors(allowed) == []
+    assert allowed.rows[0].over_limit == 10
+
+
+def test_pairs_that_are_equal_are_counted(tmp_path: Path) -> None:
+    pairs = [
+        {"prompt": f"p {n}", "chosen": "yes", "rejected": "no" if n else "yes"} for n in range(40)
+    ]
+    source = write_rows(tmp_path / "pairs.jsonl", pairs)
+    found = checked(tmp_path, data__preferences=source)
+    account = next(rows for rows in found.rows if rows.part == "preferences")
+    assert (account.kept, account.dropped) == (39, {"equal_responses": 1})
+
+
+def test_rows_on_evaluation_prompts_are_dropped(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", demonstrations(40))
+    judged = write_rows(
+        tmp_path / "judged.jsonl", [{"prompt": f"list truck {n}", "target": "x"} for n in range(20)]
+    )
+    found = checked(
+        tmp_path, data__sft=source, data__evaluation=judged, evaluation__metrics=["overlap"]
+    )
+    assert found.rows[0].dropped == {"evaluation_prompt": 20}
+    assert errors(found) == []
+
+
+def test_too_few_updates_are_said(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", demonstrations(20))
+    found = checked(tmp_path, data__sft=source)
+    assert "sft.batch_size: is 16: 20 rows make only 2 updates" in lines(found, "advice")
+
+
+def findings_of(tmp_path: Path, source: str | None) -> str:
+    model = model_copy(tmp_path)
+    if source is None:
+        (model / "chat_template.jinja").unlink()
+    else:
+        (model / "chat_template.jinja").write_text(source)
+    return "\n".join(finding.line for finding in template_findings(model, None, needed=True))
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (None, "the tokenizer has none, and rows are conversations"),
+        ("{% for m in messages %}", "does not parse"),
+        ("{{ raise_exception('only tools') }}", "rejects a user and assistant conversation: only"),
+        ("{{ messages.__class__.__mro__ }}", "rejects a user and assistant conversation"),
+        ("x" * 10, "is not the beginning"),
+    ],
+)
+def test_a_template_that_is_missing_or_rejects_roles_is_65(
+    tmp_path: Path, source: str | None, expected: str
+) -> None:
+    assert expected in findings_of(tmp_path, source)
+    found = checked(tmp_path, base_model=str(tmp_path / "model"))
+    assert found.exit_code == 65
+    assert "base_model.chat_template" in lines(found, "error")
+
+
+def test_a_template_that_rejects_only_system_messages_is_a_note(tmp_path: Path) -> None:
+    source = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
+        "{% endif %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    assert "rejects a system message (no system)" in findings_of(tmp_path, source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'x' * 30000000000 }}",
+    ],
+)
+def test_a_hostile_template_ends_with_its_child(
+    tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_module, "SECONDS", 3.0)
+    started = time.monotonic()
+    assert "It is not safe to use" in findings_of(tmp_path, source)
+    assert time.monotonic() - started < 10
+
+
+def test_an_error_of_the_child_keeps_its_exit_code() -> None:
+    payload = {"directory": "/nowhere", "override": "/nowhere.jinja"}
+    with pytest.raises(DataError, match="cannot be read"):
+        run_limited(
+            "alignflow.check.template:probe", payload, seconds=20, memory_bytes=2**30, what="it"
+        )
