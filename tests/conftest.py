@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
+from fake_runs import new_home, use_fakes
 
-FAKE = Path(__file__).parent / "fake"
-sys.path.insert(0, str(FAKE))
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-
-from fake_runs import FAKE_STAGES  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -47,12 +40,6 @@ def home(tmp_path: Path, mlflow_store: Path) -> Path:
     return new_home(tmp_path / "home", mlflow_store)
 
 
-def new_home(folder: Path, mlflow_store: Path) -> Path:
-    folder.mkdir(parents=True)
-    shutil.copy(mlflow_store, folder / "mlflow.db")
-    return folder
-
-
 @pytest.fixture
 def orders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every stage is a fake; a file named after a stage in this folder says what it does."""
@@ -60,17 +47,3 @@ def orders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     use_fakes(monkeypatch, folder)
     return folder
-
-
-def use_fakes(monkeypatch: pytest.MonkeyPatch, orders: Path) -> None:
-    from alignflow import forkserver
-    from tasks import policy
-
-    monkeypatch.setenv("ALIGNFLOW_TEST_STAGES", json.dumps(FAKE_STAGES))
-    monkeypatch.setenv("PYTHONPATH", str(FAKE))
-    monkeypatch.setenv("FAKE_ORDERS", str(orders))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(policy, "FIRST_DELAY_SECONDS", 0.0)
-    monkeypatch.setattr(
-        forkserver, "Forkserver", partial(forkserver.Forkserver, preload=("fake_stages",))
-    )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from alignflow.recipe import Recipe
 from alignflow.stage import StageSpec
@@ -91,3 +96,25 @@ def pids_of(home: Path, stage: str) -> list[int]:
 def states(report: Mapping[str, Any]) -> dict[str, str]:
     """Stage to state in a report."""
     return {stage["stage"]: stage["state"] for stage in report["stages"]}
+
+
+def new_home(folder: Path, mlflow_store: Path) -> Path:
+    """A home whose MLflow store has its tables."""
+    folder.mkdir(parents=True)
+    shutil.copy(mlflow_store, folder / "mlflow.db")
+    return folder
+
+
+def use_fakes(monkeypatch: pytest.MonkeyPatch, orders: Path) -> None:
+    """Stages of this test are fakes that obey the files in `orders`."""
+    from alignflow import forkserver
+    from tasks import policy
+
+    monkeypatch.setenv("ALIGNFLOW_TEST_STAGES", json.dumps(FAKE_STAGES))
+    monkeypatch.setenv("PYTHONPATH", str(RUN_FLOW.parent))
+    monkeypatch.setenv("FAKE_ORDERS", str(orders))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(policy, "FIRST_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(
+        forkserver, "Forkserver", partial(forkserver.Forkserver, preload=("fake_stages",))
+    )

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import new_home, use_fakes
-from fake_runs import STAGES, executions, fake_recipe, states
+from fake_runs import STAGES, executions, fake_recipe, new_home, states, use_fakes
 
 from alignflow.artifacts import artifact_directory
 from alignflow.errors import AlignflowError, CertificateError, DataError, RecipeError

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_runs import new_home
 
 from alignflow.recipe import Recipe
 from flows.finetune import finetune
@@ -44,8 +45,6 @@ def small_recipe() -> Recipe:
 def report(
     prefect_server: str, mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    from conftest import new_home
-
     home = new_home(tmp_path_factory.mktemp("real") / "home", mlflow_store)
     return {**finetune(small_recipe(), home=home), "home": home}
 

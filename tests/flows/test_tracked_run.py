@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import new_home, use_fakes
-from fake_runs import STAGES, fake_recipe, states
+from fake_runs import STAGES, fake_recipe, new_home, states, use_fakes
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 

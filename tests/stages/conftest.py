@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from stage_runs import (
     COLOURS,
-    SECTIONS,
     build_tiny_base,
+    make_spec,
     prepare_spec,
     question,
     run_and_publish,
@@ -18,7 +18,6 @@ from stage_runs import (
 )
 
 from alignflow.artifacts import Artifact
-from alignflow.recipe import TuningSection
 from alignflow.stage import StageSpec
 
 
@@ -69,34 +68,6 @@ def sft_artifact(prepared: Artifact, tmp_path_factory: pytest.TempPathFactory) -
     """A finished SFT adapter on the tiny job."""
     home = tmp_path_factory.mktemp("sft-home")
     return run_and_publish(make_spec(prepared, home, "sft"))
-
-
-def make_spec(
-    prepared: Artifact,
-    home: Path,
-    stage: str,
-    *,
-    mode: str = "lora",
-    sft: Artifact | None = None,
-    tuning: dict[str, Any] | None = None,
-    compute: dict[str, Any] | None = None,
-    **section: Any,
-) -> StageSpec:
-    settings = {"learning_rate": 1e-3, "max_steps": 3, "batch_size": 8, "max_length": 64}
-    settings |= {"logging_steps": 1, **section}
-    chosen = TuningSection.model_validate({"mode": mode, "rank": 4, **(tuning or {})})
-    return StageSpec(
-        stage=stage,
-        home=str(home),
-        seed=0,
-        params={
-            "section": SECTIONS[stage](**settings).model_dump(mode="json"),
-            "tuning": chosen.model_dump(mode="json"),
-            "dtype": "float32",
-        },
-        inputs={"data": prepared.ref(), **({"sft": sft.ref()} if sft else {})},
-        compute=compute or {},
-    )
 
 
 @pytest.fixture

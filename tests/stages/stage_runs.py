@@ -8,7 +8,7 @@ from typing import Any
 
 from alignflow.artifacts import Artifact, publish
 from alignflow.events import EventWriter
-from alignflow.recipe import DPOSection, RewardSection, SFTSection
+from alignflow.recipe import DPOSection, RewardSection, SFTSection, TuningSection
 from alignflow.stage import StageResult, StageSpec
 
 CHAT_TEMPLATE = (
@@ -101,3 +101,31 @@ def run_stage(spec: StageSpec, attempt: int = 1) -> StageResult:
 
 def run_and_publish(spec: StageSpec) -> Artifact:
     return publish(spec, run_stage(spec), 0.0, 1)
+
+
+def make_spec(
+    prepared: Artifact,
+    home: Path,
+    stage: str,
+    *,
+    mode: str = "lora",
+    sft: Artifact | None = None,
+    tuning: dict[str, Any] | None = None,
+    compute: dict[str, Any] | None = None,
+    **section: Any,
+) -> StageSpec:
+    settings = {"learning_rate": 1e-3, "max_steps": 3, "batch_size": 8, "max_length": 64}
+    settings |= {"logging_steps": 1, **section}
+    chosen = TuningSection.model_validate({"mode": mode, "rank": 4, **(tuning or {})})
+    return StageSpec(
+        stage=stage,
+        home=str(home),
+        seed=0,
+        params={
+            "section": SECTIONS[stage](**settings).model_dump(mode="json"),
+            "tuning": chosen.model_dump(mode="json"),
+            "dtype": "float32",
+        },
+        inputs={"data": prepared.ref(), **({"sft": sft.ref()} if sft else {})},
+        compute=compute or {},
+    )

@@ -8,8 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import make_spec
-from stage_runs import run_and_publish, work_of
+from stage_runs import make_spec, run_and_publish, work_of
 
 from alignflow.artifacts import Artifact
 from alignflow.errors import CertificateError, EvaluationError
