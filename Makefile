@@ -31,7 +31,7 @@ quickstart: install
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/codespell alignflow flows tasks tests benchmarks docs README.md CONTRIBUTING.md CHANGELOG.md
 	$(BIN)/basedpyright --level error
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alignflow.report import build_report, write_report
 from prefect.runtime import deployment
 
 from alignflow import forkserver
@@ -21,6 +20,7 @@ from alignflow.outcome import StageOutcome
 from alignflow.plan import stage_spec
 from alignflow.progress import notify, observed_by
 from alignflow.recipe import Recipe
+from alignflow.report import build_report, write_report
 from alignflow.settings import Settings, resolve_home
 from alignflow.stage import StageSpec
 from alignflow.tracking import Tracker, mlflow_run_of, require_certificate
