@@ -12,8 +12,7 @@ from typing import Any, Literal
 
 from alignflow.artifacts import Artifact
 from alignflow.plan import stage_spec
-from alignflow.recipe import DataSource, Recipe
-from alignflow.recipe_retrain import RetrainSection
+from alignflow.recipe import DataSource, Recipe, RetrainSection
 from alignflow.stage import Record, StageSpec
 
 LEDGER = "ledger:"

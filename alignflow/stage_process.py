@@ -31,6 +31,7 @@ STAGES = {
     "sft": "alignflow.training.sft:run",
     "reward": "alignflow.training.reward:run",
     "dpo": "alignflow.training.dpo:run",
+    "ppo": "alignflow.training.ppo:run",
     "evaluate": "alignflow.evaluation.suite:run",
     "merge": "alignflow.merging.stage:run",
 }

@@ -22,7 +22,7 @@ from alignflow.evaluation.statistics import (
     sign_test,
     smallest_detectable_effect,
 )
-from alignflow.recipe_retrain import GateSection
+from alignflow.recipe import GateSection
 from alignflow.stage import Record
 
 Decision = Literal["promote", "reject", "inconclusive"]

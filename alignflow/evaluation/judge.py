@@ -19,7 +19,7 @@ from typing import Literal
 from alignflow.errors import EvaluationError, RecipeError
 from alignflow.evaluation.gate import Judgement
 from alignflow.files import digest_json
-from alignflow.recipe_retrain import JudgeSection
+from alignflow.recipe import JudgeSection
 
 Answer = Literal["first", "second", "tie"]
 Judge = Callable[[str, str, str], str]

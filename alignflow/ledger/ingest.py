@@ -44,7 +44,7 @@ from alignflow.ledger.parsing import (
 )
 from alignflow.ledger.schema import files, quarantine
 from alignflow.ledger.store import now, opened, preference_set, reading, writing
-from alignflow.recipe_retrain import RetrainSection
+from alignflow.recipe import RetrainSection
 
 BATCH_LINES = 2000
 BATCH_BYTES = 8 * 1024 * 1024

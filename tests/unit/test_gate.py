@@ -30,7 +30,7 @@ from alignflow.evaluation.statistics import (
     smallest_detectable_win_rate,
     wins_needed,
 )
-from alignflow.recipe_retrain import GateSection, JudgeSection
+from alignflow.recipe import GateSection, JudgeSection
 
 QUICK = GateSection(bootstrap_resamples=400)
 

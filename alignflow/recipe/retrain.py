@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from alignflow.recipe_section import Section
+from alignflow.recipe.section import Section
 
 
 class JudgeSection(Section):

@@ -1,0 +1,48 @@
+"""The recipe: what to train, on what, how, and how to judge it. No torch here.
+
+Each field's description stands under it, and is what `alignflow check`, the Prefect form and the
+documentation show. Names of hyper-parameters are Transformers' and TRL's; `batch_size` (effective,
+over devices and accumulation) and `compute.micro_batch_size` are ours.
+"""
+
+from alignflow.recipe.evaluation import (
+    ComputeSection,
+    EvaluationSection,
+    MergeSection,
+    TrackingSection,
+)
+from alignflow.recipe.retrain import GateSection, JudgeSection, RetrainSection
+from alignflow.recipe.root import METHODS, Recipe
+from alignflow.recipe.section import Section
+from alignflow.recipe.sources import DataSection, DataSource, ModelSource
+from alignflow.recipe.training import (
+    DPOSection,
+    PPOSection,
+    RewardSection,
+    SFTSection,
+    TrainingSection,
+)
+from alignflow.recipe.tuning import TARGET_PRESETS, TuningSection
+
+__all__ = [
+    "METHODS",
+    "TARGET_PRESETS",
+    "ComputeSection",
+    "DPOSection",
+    "DataSection",
+    "DataSource",
+    "EvaluationSection",
+    "GateSection",
+    "JudgeSection",
+    "MergeSection",
+    "ModelSource",
+    "PPOSection",
+    "Recipe",
+    "RetrainSection",
+    "RewardSection",
+    "SFTSection",
+    "Section",
+    "TrackingSection",
+    "TrainingSection",
+    "TuningSection",
+]

@@ -1,0 +1,87 @@
+"""The sections of a recipe that say where weights and rows come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from alignflow.recipe.section import Section
+
+
+class ModelSource(Section):
+    """Pretrained weights. A plain string `SOURCE` or `SOURCE@REVISION` is accepted too."""
+
+    source: str = Field(min_length=1)
+    """`builtin:NAME`, a local directory, or a Hub id such as `Qwen/Qwen3-0.6B`."""
+
+    revision: str | None = None
+    """Hub commit, tag or branch. None is the default branch; its commit is recorded."""
+
+    chat_template: str | None = None
+    """Path of a Jinja chat template that replaces the tokenizer's own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            source, _, revision = value.partition("@")
+            return {"source": source, "revision": revision or None}
+        return value
+
+
+class DataSource(Section):
+    """Rows. A plain string is accepted for a source with nothing else to say."""
+
+    source: str = Field(min_length=1)
+    """`builtin:NAME`, `ledger:NAME[@SNAPSHOT]`, a file or glob (.jsonl, .jsonl.gz, .json, .parquet,
+    .csv), or a Hub dataset id."""
+
+    revision: str | None = None
+    """Hub commit, tag or branch."""
+
+    split: str = "train"
+    """Split of a Hub dataset."""
+
+    subset: str | None = None
+    """Configuration name of a Hub dataset."""
+
+    weight: float = Field(default=1.0, gt=0, le=1)
+    """Share of the source's rows that is used, drawn with the recipe's seed."""
+
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Column mapping, `{our name: name in the source}`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+
+class DataSection(Section):
+    """Where rows come from, and how many may be lost."""
+
+    sft: list[DataSource] = Field(default_factory=list)
+    """Demonstrations: text, prompt/completion, or chat messages."""
+
+    preferences: list[DataSource] = Field(default_factory=list)
+    """Pairs: prompt/chosen/rejected as text or messages, or implicit-prompt dialogues."""
+
+    evaluation: list[DataSource] = Field(default_factory=list)
+    """Prompts with a `target` each; never trained on, in whatever source they also stand."""
+
+    general: list[DataSource] = Field(default_factory=list)
+    """General text on which forgetting is measured."""
+
+    held_out_share: float = Field(default=0.1, ge=0, le=0.5)
+    """Share of preference prompts kept from training to measure the reward model and DPO."""
+
+    max_dropped_share: float = Field(default=0.2, ge=0, le=1)
+    """Largest share of a source's rows that may be bad or too long before `prepare` fails."""
+
+    @field_validator("sft", "preferences", "evaluation", "general", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        if value is None:
+            return []
+        return value if isinstance(value, list) else [value]
