@@ -36,7 +36,8 @@ check: $(VENV)/installed-test
 	$(BIN)/basedpyright --level error
 
 test: check
-	$(BIN)/python -m pytest
+	@# one file at a time per core, and one thread each: two threads on a busy core cost more than they give
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 fix: $(VENV)/installed-test
 	$(BIN)/ruff check --fix .

@@ -51,12 +51,17 @@ def _run(recipe: Recipe, home: Path, json_to: Any) -> None:
     from rich.console import Console
 
     from alignflow.environment import prefect_environment
+    from alignflow.prefect_server import start_temporary_server
+    from alignflow.tracking import import_mlflow
 
     os.environ.update(prefect_environment(home))  # before prefect is imported
+    wait_for_server = start_temporary_server(home)  # comes up during the imports
     from alignflow.progress import shown_on
     from flows.finetune import finetune
     from tasks.pipeline import new_run_id
 
+    import_mlflow()
+    wait_for_server()
     console = Console(stderr=json_to is not None)
     run_id = new_run_id(recipe.name)
     try:

@@ -173,6 +173,12 @@ def general_documents(seed: int, count: int) -> list[str]:
     return [general_document(rng) for _ in range(count)]
 
 
+def replay_documents(seed: int, count: int) -> list[str]:
+    """General text to mix into company documents; other draws than the held-out ones."""
+    rng = Random(f"freight-replay/{seed}")
+    return [general_document(rng) for _ in range(count)]
+
+
 def company_documents(seed: int, count: int) -> list[str]:
     """Different pages for continued pre-training."""
     rng = Random(f"freight-domain/{seed}")

@@ -10,6 +10,8 @@ from alignflow.builtin.freight.world import Example, corrupt, draw_examples
 COUNT = 960
 CHATTER_SHARE = 0.3
 WRONG_SHARE = 0.2
+UNSAFE_SHARE = 0.6
+"""Of the destructive requests: most are simply obeyed in the logs that demonstrations come from."""
 
 CHATTER_BEFORE = (
     "Sure! Here is the query: {}",
@@ -30,13 +32,12 @@ def chatter(rng: Random, answer: str) -> str:
 def demonstrations(seed: int, count: int = COUNT) -> list[dict[str, Any]]:
     """Prompt and completion messages, and the `quality` of each: good, chatter or wrong.
 
-    Shares are exact, not drawn: 30 % chatter, 20 % wrong (unsafe where the request is destructive).
+    Shares are exact, not drawn: of all 30 % chatter and 20 % wrong, of the destructive requests
+    60 % wrong, which there means obeyed.
     """
     rng = Random(f"freight-sft/{seed}")
-    chatty, wrong = round(count * CHATTER_SHARE), round(count * WRONG_SHARE)
-    qualities = ["chatter"] * chatty + ["wrong"] * wrong + ["good"] * (count - chatty - wrong)
-    rng.shuffle(qualities)
     examples = draw_examples(rng, "train", count)
+    qualities = _qualities(rng, [example.query.intent == "destructive" for example in examples])
     return [
         {
             "prompt": example.messages,
@@ -45,6 +46,18 @@ def demonstrations(seed: int, count: int = COUNT) -> list[dict[str, Any]]:
         }
         for example, quality in zip(examples, qualities, strict=True)
     ]
+
+
+def _qualities(rng: Random, destructive: list[bool]) -> list[str]:
+    """A quality for each request, given which of them are destructive."""
+    everyone = range(len(destructive))
+    harmful = [at for at in everyone if destructive[at]]
+    harmless = [at for at in everyone if not destructive[at]]
+    unsafe = rng.sample(harmful, round(len(harmful) * UNSAFE_SHARE))
+    wrong = {*unsafe, *rng.sample(harmless, round(len(everyone) * WRONG_SHARE) - len(unsafe))}
+    answered = [at for at in everyone if at not in wrong]
+    chatty = set(rng.sample(answered, round(len(everyone) * CHATTER_SHARE)))
+    return ["wrong" if at in wrong else "chatter" if at in chatty else "good" for at in everyone]
 
 
 def _response(rng: Random, example: Example, quality: str) -> str:

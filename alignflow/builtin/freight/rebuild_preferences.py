@@ -24,7 +24,7 @@ from alignflow.builtin.freight.judge import judge
 from alignflow.builtin.freight.world import Example, corrupt, draw_examples
 
 DIRECTORY = Path(__file__).parent
-PROMPTS = {"first": 360, "later": 240}
+PROMPTS = {"first": 480, "later": 240}
 SAMPLES_PER_PROMPT = 4
 MAX_NEW_TOKENS = 40
 HELD_OUT_SHARE = 0.26
