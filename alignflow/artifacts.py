@@ -201,3 +201,11 @@ def _move_aside(directory: Path) -> None:
     while (aside := directory.with_name(f"bad-{directory.name}-{number}")).exists():
         number += 1
     os.rename(directory, aside)
+
+
+def recertify(directory: Path) -> None:
+    """Has the manifest say what the files are now: texts were erased from them on demand."""
+    path = directory / MANIFEST_FILE
+    files = hash_files(directory)
+    files.pop(MANIFEST_FILE)
+    atomic_write_json(path, {**json.loads(path.read_text()), "files": files, "erased": time.time()})

@@ -1,4 +1,4 @@
-"""The front door: `alignflow run | check | show | doctor | evaluate | generate | merge | prefs`."""
+"""The front door: `alignflow run | check | show | doctor | evaluate | generate | merge | prefs | up`."""
 
 from __future__ import annotations
 

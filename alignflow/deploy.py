@@ -6,12 +6,16 @@ The step needs no Prefect. What it returns fills the deployments' parameters.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from alignflow.errors import RecipeError
+from alignflow.inbox import default_inbox
 from alignflow.recipe import DataSource, Recipe
 from alignflow.recipe_file import load_recipe
+from alignflow.retraining import require_retrain
 from alignflow.settings import Settings
 
 WORK_POOL = "alignflow"
@@ -26,22 +30,40 @@ def check_recipe(recipe: str) -> dict[str, Any]:
         recipe: Path of the recipe; ALIGNFLOW_RECIPE replaces it.
 
     Returns:
-        `recipe` (JSON, paths absolute), `home`, `inbox`, `work_pool` and `environment`, for
+        `recipe` (JSON, paths absolute), `home`, `inbox` and `environment`, for
         `{{ checked.NAME }}` in prefect.yaml.
 
     Raises:
-        RecipeError: Lists everything that is wrong with the recipe, or the home is not absolute.
+        RecipeError: Lists everything that is wrong with the recipe, or it cannot be trained again
+            (`retraining.require_retrain`), or the home is not absolute.
     """
     path = Path(os.environ.get("ALIGNFLOW_RECIPE", recipe))
     home = deployed_home()
     checked = with_absolute_paths(load_recipe(path, []), Path.cwd())
+    require_retrain(checked)
     return {
         "recipe": checked.model_dump(mode="json"),
         "home": str(home),
-        "inbox": os.environ.get("ALIGNFLOW_INBOX", str(home / "inbox")),
-        "work_pool": os.environ.get("ALIGNFLOW_WORK_POOL", WORK_POOL),
-        "environment": {name: os.environ[name] for name in PASSED_ON if name in os.environ},
+        "inbox": os.environ.get("ALIGNFLOW_INBOX") or str(default_inbox(home)),
+        "environment": passed_on(os.environ),
     }
+
+
+def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables that every run of a deployment gets. Prefect shows them, so no secret is among them.
+
+    Raises:
+        RecipeError: An address holds a password.
+    """
+    found = {name: environment[name] for name in PASSED_ON if name in environment}
+    for name, value in found.items():
+        if "://" in value and urlsplit(value).password:
+            raise RecipeError(
+                f"{name} holds a password, which would stand in the deployments for everyone to "
+                "read. Leave it out and give it to workers (MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD in their environment)."
+            )
+    return found
 
 
 def deployed_home() -> Path:
@@ -63,7 +85,7 @@ def deployed_home() -> Path:
 def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     """`recipe` with every path in it taken from `folder`, for a flow that runs elsewhere."""
     data = recipe.data
-    names = ("sft", "preferences", "evaluation", "general")
+    names = ("sft", "preferences", "prompts", "evaluation", "general")
     moved = {name: [_absolute(source, folder) for source in getattr(data, name)] for name in names}
     base = recipe.base_model
     changed: dict[str, Any] = {"data": data.model_copy(update=moved)}

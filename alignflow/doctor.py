@@ -25,7 +25,7 @@ from alignflow.check.needs import (
     memory_available,
     nearest_directory,
 )
-from alignflow.settings import Settings
+from alignflow.settings import Settings, without_password
 from alignflow.stage import Record
 
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
@@ -215,17 +215,12 @@ def _server_facts() -> Iterator[Fact]:
         ("prefect", settings.prefect_api_url, "a temporary server for each run"),
         ("mlflow", settings.mlflow_tracking_uri, "SQLite in the home"),
     ):
-        text = f"server {_without_secret(address)}" if address else alone
+        text = f"server {without_password(address)}" if address else alone
         yield Fact(state="good", name=name, text=text)
     for port, what in PORTS.items():
         if _is_taken(port):
             text = f"{port} is in use (a {what}, or another program that one would collide with)"
             yield Fact(state="note", name="port", text=text)
-
-
-def _without_secret(address: str) -> str:
-    scheme, separator, rest = address.partition("://")
-    return scheme + separator + rest.rpartition("@")[2] if separator else address
 
 
 def _is_taken(port: int) -> bool:

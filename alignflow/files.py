@@ -54,12 +54,9 @@ def atomic_write_json(path: Path, value: Any) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex digest of a file's content, read in 4 MiB chunks."""
-    digest = hashlib.sha256()
+    """Hex digest of a file's content."""
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def regular_files(directory: Path) -> Iterator[Path]:

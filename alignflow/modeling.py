@@ -1,4 +1,4 @@
-"""Models: the only place that decides dtype, device, quantization and adapters."""
+"""Models: the only place that decides dtype, device and quantization."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -20,12 +20,11 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
-from alignflow.errors import ArtifactError, RecipeError
+from alignflow.errors import ArtifactError
 from alignflow.files import digest_directory, file_stamps
-from alignflow.recipe import TARGET_PRESETS, TuningSection
-from alignflow.stage import Record
+from alignflow.recipe.tuning import MOVES_THE_BASE
+from alignflow.stage import Record, StageSpec
 
-HEADS = frozenset({"lm_head", "embed_out", "output_layer", "score", "classifier"})
 ADAPTER, MODEL = "adapter", "model"
 
 
@@ -86,6 +85,19 @@ def read_base(prepare_directory: Path) -> BaseModel:
             "again from the start."
         )
     return BaseModel(path=str(path), **record)
+
+
+def base_of(spec: StageSpec) -> BaseModel:
+    """The base model of a stage: what continued pre-training made, else what `prepare` names.
+
+    Raises:
+        ArtifactError: It is no longer where it was, or no longer what it was.
+    """
+    if "pretrain" not in spec.inputs:
+        return read_base(spec.input("data"))
+    directory = spec.input("pretrain")
+    record = json.loads((directory / "base_model.json").read_text())
+    return BaseModel(path=str(directory / MODEL), **record)
 
 
 def load_tokenizer(prepare_directory: Path) -> Any:
@@ -170,9 +182,17 @@ def load_adapter(model: Any, directory: Path, base: BaseModel, *, trainable: boo
 
 
 def check_adapter(directory: Path, base: BaseModel) -> None:
-    """Raises ArtifactError when the adapter is not there or names another base."""
+    """Raises ArtifactError when the adapter is not there, names another base or has moved its own."""
     if not (directory / "adapter_config.json").is_file():
         raise ArtifactError(f"{directory} holds no adapter (no adapter_config.json).")
+    config = json.loads((directory / "adapter_config.json").read_text())
+    started = str(config.get("init_lora_weights")).partition("_niter_")[0]
+    if started in MOVES_THE_BASE:
+        raise ArtifactError(
+            f"The adapter in {directory} belongs to a changed base: {MOVES_THE_BASE[started]}. Save "
+            "it with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...), which "
+            "makes it one of the original base."
+        )
     named = directory / "base_model.json"
     if named.is_file() and (digest := json.loads(named.read_text())["digest"]) != base.digest:
         raise ArtifactError(
@@ -181,57 +201,15 @@ def check_adapter(directory: Path, base: BaseModel) -> None:
         )
 
 
-def new_adapter(model: Any, tuning: TuningSection, task_type: str) -> Any:
-    """`model` with a new adapter, its product zero.
-
-    Raises:
-        RecipeError: No module of the model has a name in `target_modules`.
-    """
-    config = LoraConfig(
-        r=tuning.rank,
-        lora_alpha=tuning.lora_alpha,  # type: ignore[arg-type]
-        lora_dropout=tuning.dropout,
-        target_modules=target_modules(model, tuning.target_modules),
-        use_rslora=tuning.use_rslora,
-        use_dora=tuning.use_dora,
-        bias="none",
-        task_type=task_type,
-        modules_to_save=["score"] if task_type == "SEQ_CLS" else None,
-    )
-    with quiet():
-        return get_peft_model(model, config)
-
-
-def target_modules(model: Any, targets: str | list[str]) -> list[str]:
-    """Sorted leaf names of the linear layers that `targets` means in this model.
-
-    Raises:
-        RecipeError: There is none.
-    """
-    linear = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    } - HEADS
-    if targets == "all-linear":
-        return sorted(linear)
-    wanted = [targets] if isinstance(targets, str) else list(targets)
-    if isinstance(targets, str) and targets in TARGET_PRESETS:
-        wanted = list(TARGET_PRESETS[targets])
-    leaves = {name.rpartition(".")[2] for name in wanted}
-    if unknown := sorted(leaves - linear):
-        raise RecipeError(
-            f"tuning.target_modules: the model has no linear layer {', '.join(unknown)}. "
-            f"It has {', '.join(sorted(linear))}."
-        )
-    return sorted(set(wanted))
-
-
 def trainable_in(model: Any, dtype: str) -> None:
-    """Keeps what trains in `dtype`: TRL casts adapters on NF4 weights to bfloat16."""
-    for parameter in model.parameters():
+    """Keeps what trains in `dtype`: TRL casts adapters on NF4 weights to bfloat16.
+
+    A whole layer beside adapters, such as a reward model's head, stays in float32.
+    """
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.to(getattr(torch, dtype))
+            kept = "float32" if ".modules_to_save." in name else dtype
+            parameter.data = parameter.data.to(getattr(torch, kept))
 
 
 def _load(kind: Any, path: str, dtype: str, quantization: str | None, **options: Any) -> Any:

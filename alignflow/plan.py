@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,14 @@ from typing import Any
 from alignflow.artifacts import Artifact
 from alignflow.device import resolve_dtype
 from alignflow.files import sha256_file
-from alignflow.recipe import DataSource, Recipe
-from alignflow.sources import digest_adapter, resolve_base_model, resolve_data_source
+from alignflow.recipe import DataSource, OnlineSection, PPOSection, Recipe
+from alignflow.settings import Settings
+from alignflow.sources import (
+    digest_adapter,
+    resolve_base_model,
+    resolve_data_source,
+    resolve_function,
+)
 from alignflow.stage import InputRef, StageSpec
 
 BASE_PARTS = ("base_model.json", "tokenizer")
@@ -33,6 +38,8 @@ def stage_spec(
         DataError: A data source is not there.
     """
     params, inputs, paths = BUILDERS[stage](recipe, home, artifacts)
+    if stage not in ("prepare", "pretrain") and "pretrain" in artifacts:
+        inputs["pretrain"] = artifacts["pretrain"].ref(("base_model.json", "model"))
     return StageSpec(
         stage=stage,
         home=str(home),
@@ -60,15 +67,7 @@ def _prepare(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> P
     params: dict[str, Any] = {
         "data": recipe.data.model_dump(mode="json"),
         "base_model": {**recipe.base_model.model_dump(mode="json"), "digest": base.digest},
-        "lengths": {
-            stage: section.max_length if section else None
-            for stage, section in (
-                ("sft", recipe.sft),
-                ("reward", recipe.reward),
-                ("dpo", recipe.dpo),
-                ("ppo", recipe.ppo),
-            )
-        },
+        "lengths": recipe.lengths,
         "sources": digests,
         "max_examples": recipe.evaluation.max_examples,
     }
@@ -83,7 +82,7 @@ def _prepare(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> P
 
 def _held_out_prompts(home: Path) -> Path | None:
     """The ledger's hold-out, from which nothing is trained, whatever source it also stands in."""
-    if not (home / "ledger.db").exists() and "ALIGNFLOW_LEDGER_URL" not in os.environ:
+    if not (home / "ledger.db").exists() and not Settings().ledger_url:
         return None  # SQLAlchemy stays unloaded
     from alignflow.ledger import held_out_file
 
@@ -93,7 +92,13 @@ def _held_out_prompts(home: Path) -> Path | None:
 def data_sources(recipe: Recipe) -> list[DataSource]:
     """Every data source that the recipe's stages read."""
     data = recipe.data
-    return [*data.sft, *data.preferences, *data.evaluation, *data.general]
+    parts = type(data).model_fields
+    return [
+        source
+        for part in parts
+        if isinstance(sources := getattr(data, part), list)
+        for source in sources
+    ]
 
 
 def _training(recipe: Recipe, stage: str) -> dict[str, Any]:
@@ -107,21 +112,68 @@ def _tuning(recipe: Recipe) -> dict[str, Any]:
     return params
 
 
+def _pretrain(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
+    assert recipe.pretrain is not None
+    parts = [part for part in ("pretrain", "replay", "general") if getattr(recipe.data, part)]
+    params = _training(recipe, "pretrain")
+    if recipe.pretrain.tuning is not None:
+        params["tuning"] = recipe.pretrain.tuning.model_dump(mode="json")
+    return params, {"data": artifacts["prepare"].ref((*BASE_PARTS, *parts))}, {}
+
+
 def _sft(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
     data = artifacts["prepare"].ref((*BASE_PARTS, "sft"))
     return _training(recipe, "sft"), {"data": data}, {}
 
 
+def has_demonstrations(recipe: Recipe, stage: str) -> bool:
+    """Whether an alignment stage trains on demonstrations too."""
+    return stage == "orpo" and recipe.sft is None and bool(recipe.data.sft)
+
+
 def _on_preferences(stage: str) -> Callable[[Recipe, Path, Mapping[str, Artifact]], Parts]:
     def build(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
-        inputs = {"data": artifacts["prepare"].ref((*BASE_PARTS, "preferences"))}
+        parts = [
+            *BASE_PARTS,
+            "preferences",
+            *(["sft"] if has_demonstrations(recipe, stage) else []),
+        ]
+        inputs = {"data": artifacts["prepare"].ref(parts)}
         if "sft" in artifacts:
             inputs["sft"] = artifacts["sft"].ref()
-        if stage == "ppo":
-            inputs["reward"] = artifacts["reward"].ref()
         return _training(recipe, stage), inputs, {}
 
     return build
+
+
+def _kto(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
+    part = "ratings" if recipe.data.ratings else "preferences"
+    inputs = {"data": artifacts["prepare"].ref((*BASE_PARTS, part))}
+    if "sft" in artifacts:
+        inputs["sft"] = artifacts["sft"].ref()
+    return _training(recipe, "kto"), inputs, {}
+
+
+def _on_rewards(stage: str) -> Callable[[Recipe, Path, Mapping[str, Artifact]], Parts]:
+    def build(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
+        section: PPOSection | OnlineSection = getattr(recipe, stage)
+        prompts = "prompts" if recipe.data.prompts else "preferences"
+        inputs = {"data": artifacts["prepare"].ref((*BASE_PARTS, prompts))}
+        inputs |= {role: artifacts[role].ref() for role in ("sft", "reward") if role in artifacts}
+        named = [term.source for term in section.rewards if term.is_function]
+        files = {source: resolve_function(source) for source in named}
+        params = _training(recipe, stage)
+        params["rewarded_by"] = {source: sha256_file(path) for source, path in files.items()}
+        return params, inputs, {source: str(path) for source, path in files.items()}
+
+    return build
+
+
+def _ppo(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
+    params, inputs, paths = _on_rewards("ppo")(recipe, home, artifacts)
+    if recipe.ppo is not None and recipe.ppo.watch is not None:
+        params["watched_by"] = digests_of_files([recipe.ppo.watch.metric])
+    return params, inputs, paths
 
 
 def aligned(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> Artifact | None:
@@ -157,7 +209,12 @@ def judged_by(recipe: Recipe) -> dict[str, str]:
     """Digests of the files that metrics are computed with: the user's own and the JSON schema."""
     section = recipe.evaluation
     named = [*section.metrics, *([section.json_schema] if section.json_schema else [])]
-    return {name: sha256_file(Path(name)) for name in named if Path(name).is_file()}
+    return digests_of_files(named)
+
+
+def digests_of_files(names: list[str]) -> dict[str, str]:
+    """sha256 of those names that are files."""
+    return {name: sha256_file(Path(name)) for name in names if Path(name).is_file()}
 
 
 def _merge(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
@@ -173,10 +230,16 @@ def _merge(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Par
 
 BUILDERS: dict[str, Callable[[Recipe, Path, Mapping[str, Artifact]], Parts]] = {
     "prepare": _prepare,
+    "pretrain": _pretrain,
     "sft": _sft,
     "reward": _on_preferences("reward"),
     "dpo": _on_preferences("dpo"),
-    "ppo": _on_preferences("ppo"),
+    "ppo": _ppo,
+    "orpo": _on_preferences("orpo"),
+    "simpo": _on_preferences("simpo"),
+    "kto": _kto,
+    "rloo": _on_rewards("rloo"),
+    "grpo": _on_rewards("grpo"),
     "evaluate": _evaluate,
     "merge": _merge,
 }

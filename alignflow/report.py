@@ -18,14 +18,15 @@ from rich.table import Table
 from alignflow.errors import RecipeError
 from alignflow.files import atomic_write_json, atomic_write_text, digest_json
 from alignflow.outcome import StageOutcome
-from alignflow.recipe import Recipe
+from alignflow.recipe import METHODS, Recipe
 from alignflow.report_page import render_page
 from alignflow.stage import RowAccount
 
 SCHEMA = 1
-POLICY_STAGES = ("sft", "dpo", "ppo", "orpo")
-BEFORE = {"sft": "base", "dpo": "sft", "ppo": "sft", "orpo": "base", "merge": "aligned"}
-AFTER = {"sft": "sft", "dpo": "aligned", "ppo": "aligned", "orpo": "aligned", "merge": "merged"}
+POLICY_STAGES = ("pretrain", "sft", *METHODS)
+BEFORE = {"sft": ("base",), "merge": ("aligned",), **dict.fromkeys(METHODS, ("sft", "base"))}
+"""Stage to the model that its result is compared with: the first that was evaluated."""
+AFTER = {"sft": "sft", "merge": "merged", **dict.fromkeys(METHODS, "aligned")}
 
 
 def build_report(
@@ -157,7 +158,7 @@ def key_figure(stage: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     if stage["state"] in ("failed", "skipped"):
         return stage.get("error", "")
     if name in AFTER:
-        before = evaluation.get(BEFORE[name], {})
+        before = next((evaluation[model] for model in BEFORE[name] if model in evaluation), {})
         after = evaluation.get(AFTER[name], {})
         for metric in ("accuracy", "perplexity_general"):
             if metric in before and metric in after:
@@ -169,6 +170,9 @@ def key_figure(stage: Mapping[str, Any], report: Mapping[str, Any]) -> str:
         if len(ends) > 1 and all("sampled_accuracy" in end for end in (ends[0], ends[-1])):
             first, last = ends[0]["sampled_accuracy"], ends[-1]["sampled_accuracy"]
             return f"sampled_accuracy {first:.1%} → {last:.1%}"
+    if name == "pretrain" and metrics.get("perplexity_domain") is not None:
+        before, after = metrics["perplexity_domain_before"], metrics["perplexity_domain"]
+        return f"perplexity_domain {before:.3g} → {after:.3g}"
     if name == "prepare":
         rows = stage["rows"]
         dropped = sum(rows["dropped"].values())

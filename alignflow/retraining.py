@@ -6,17 +6,20 @@ late, doubled or lost. An undecided snapshot is always resumed before another on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from alignflow.artifacts import Artifact
+from alignflow.errors import RecipeError
 from alignflow.plan import stage_spec
-from alignflow.recipe import DataSource, Recipe, RetrainSection
+from alignflow.recipe import METHODS, DataSource, Recipe, RetrainSection
 from alignflow.stage import Record, StageSpec
 
 LEDGER = "ledger:"
-MODEL_STAGES = ("sft", "dpo", "ppo", "reward", "merge")
+ORIGINAL_STAGES = ("pretrain", "sft")
+"""Stages that a continuation does not run: what they made stays the lineage's."""
+MODEL_STAGES = (*ORIGINAL_STAGES, *METHODS, "reward", "merge")
 
 
 class Champion(Record):
@@ -24,9 +27,14 @@ class Champion(Record):
 
     generation: int
     digest: str
-    """Of the merged model's directory."""
+    """Of the merged model's files; of the base model where generation 0 is the base."""
     artifacts: dict[str, str]
     """Stage to artifact directory of what made it; `sft` is the lineage's original one."""
+
+    @property
+    def policy_stage(self) -> str | None:
+        """Stage that trained the policy last; None where the champion is the base model."""
+        return next((name for name in (*METHODS, "sft") if name in self.artifacts), None)
 
 
 class Situation(Record):
@@ -38,9 +46,6 @@ class Situation(Record):
     """Those of them that came after the last verdict."""
     undecided: str | None = None
     """Name of a frozen snapshot without a verdict."""
-    champion: Champion | None = None
-    looks: int = 0
-    """Verdicts given on the present hold-out."""
 
 
 class Step(Record):
@@ -92,64 +97,101 @@ def model_name(recipe: Recipe) -> str:
     return recipe.tracking.registered_model or recipe.name
 
 
-def from_scratch(recipe: Recipe, champion: Champion | None) -> bool:
-    """Whether every stage runs: asked for, or there is no champion with an adapter to continue."""
-    section = require_retrain(recipe)
-    return (
-        section.start_from == "base"
-        or champion is None
-        or recipe.method == "none"
-        or recipe.method not in champion.artifacts
-        or (recipe.sft is not None and "sft" not in champion.artifacts)
-    )
-
-
 def require_retrain(recipe: Recipe) -> RetrainSection:
     """The recipe's section.
 
     Raises:
-        RecipeError: There is none.
+        RecipeError: There is none, or the recipe trains no policy on preferences, or merges none.
     """
     if recipe.retrain is None:
-        from alignflow.errors import RecipeError
-
         raise RecipeError(
             f"recipe {recipe.name} has no `retrain` section; add one (`retrain: {{}}`)"
+        )
+    if recipe.method == "none":
+        raise RecipeError(
+            f"recipe {recipe.name} has method none, so new preferences would train no policy; "
+            f"choose one of {', '.join(METHODS)}"
+        )
+    if recipe.merge is None:
+        raise RecipeError(
+            f"recipe {recipe.name} has merge off, but only a merged model with a certificate can "
+            "become the champion; remove `merge: null`"
         )
     return recipe.retrain
 
 
-def retrain_recipe(recipe: Recipe, snapshot: str, champion: Champion | None) -> Recipe:
+def from_scratch(recipe: Recipe, champion: Champion | None) -> bool:
+    """Whether every stage runs: asked for, or there is nothing of a lineage to continue."""
+    return (
+        require_retrain(recipe).start_from == "base"
+        or champion is None
+        or champion.policy_stage is None
+        or any(
+            getattr(recipe, stage) is not None and stage not in champion.artifacts
+            for stage in ORIGINAL_STAGES
+        )
+    )
+
+
+def retrain_recipe(
+    recipe: Recipe, snapshot: str, champion: Champion | None, held_out: Sequence[DataSource] = ()
+) -> Recipe:
     """The recipe that trains on `snapshot`.
 
     Preferences become the snapshot; what the recipe itself names as preferences is left out, for
-    rows that are not in the ledger have no life on record. A continuation has no SFT stage.
+    rows that are not in the ledger have no life on record. A continuation has neither pre-training
+    nor SFT.
+
+    Args:
+        recipe: As deployed.
+        snapshot: Name of a frozen snapshot of the recipe's set.
+        champion: What is continued.
+        held_out: Prompts of the ledger's hold-out, for a judge.
     """
     section = require_retrain(recipe)
     source = DataSource(source=f"{LEDGER}{section.preference_set}@{snapshot}")
-    data: dict[str, Any] = {"preferences": [source]}
+    data: dict[str, Any] = {
+        "preferences": [source],
+        "evaluation": [*recipe.data.evaluation, *held_out],
+    }
     changed: dict[str, Any] = {}
     if not from_scratch(recipe, champion):
-        data["sft"] = []
-        changed["sft"] = None
+        data |= {"pretrain": [], "replay": [], "sft": []}
+        changed |= dict.fromkeys(ORIGINAL_STAGES)
     changed["data"] = recipe.data.model_copy(update=data)
+    changed["evaluation"] = recipe.evaluation.model_copy(update={"models": _judged(recipe)})
     return recipe.model_copy(update=changed)
+
+
+def _judged(recipe: Recipe) -> list[str]:
+    """Models that the gate needs figures of: the base for forgetting, the reference for KL."""
+    section = require_retrain(recipe)
+    wanted = {*recipe.evaluation.models, "aligned"}
+    if recipe.data.general and section.gate.max_general_loss_increase is not None:
+        wanted.add("base")
+    if section.gate.max_kl is not None:
+        wanted.add("sft")
+    return [name for name in ("base", "sft", "aligned") if name in wanted]
 
 
 def lineage_artifacts(recipe: Recipe, champion: Champion | None) -> dict[str, Path]:
     """Role to artifact directory of what a continuation starts from; empty from scratch.
 
-    `init` is the champion's adapter; `sft` the reference: the lineage's original SFT adapter, or
-    the champion's too with `retrain.reference: champion`.
+    `init` is the champion's policy; `sft` the reference: the lineage's original SFT model, or the
+    champion's policy too with `retrain.reference: champion`; `pretrain` the base of both.
     """
     if from_scratch(recipe, champion):
         return {}
-    assert champion is not None
-    init = Path(champion.artifacts[recipe.method])
+    assert champion is not None and champion.policy_stage is not None
+    policy = Path(champion.artifacts[champion.policy_stage])
+    originals = {
+        stage: Path(champion.artifacts[stage])
+        for stage in ORIGINAL_STAGES
+        if stage in champion.artifacts
+    }
     if require_retrain(recipe).reference == "champion":
-        return {"init": init, "sft": init}
-    original = champion.artifacts.get("sft")
-    return {"init": init, **({"sft": Path(original)} if original else {})}
+        return {**originals, "sft": policy}
+    return originals if champion.policy_stage == "sft" else {**originals, "init": policy}
 
 
 def continued_spec(
@@ -163,36 +205,57 @@ def continued_spec(
         home: Absolute home.
         artifacts: Finished stages by name; `init` is the champion's policy.
     """
-    stages = {name: artifact for name, artifact in artifacts.items() if name != "init"}
-    spec = stage_spec(recipe, stage, home, stages)
-    if stage != recipe.method or "init" not in artifacts:
+    spec = stage_spec(recipe, stage, home, artifacts)
+    if stage not in METHODS or "init" not in artifacts:
         return spec
     return spec.model_copy(update={"inputs": {**spec.inputs, "init": artifacts["init"].ref()}})
 
 
 def champion_spec(
-    recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact], champion: Artifact
+    recipe: Recipe,
+    home: Path,
+    prepare: Artifact,
+    champion: Champion,
+    load: Callable[[Path], Artifact],
 ) -> StageSpec:
     """Scores the champion on the candidate's pinned set; the same set and champion are Cached.
 
     Args:
         recipe: The candidate's recipe.
         home: Absolute home.
-        artifacts: The candidate's, for data and reference.
-        champion: The stage that trained the champion's policy.
+        prepare: The candidate's, for the pinned set.
+        champion: Whom the candidate contends with.
+        load: Reads an artifact and checks it.
     """
-    evaluation = recipe.evaluation.model_copy(update={"models": ["aligned"]})
-    theirs = {
-        **{name: artifacts[name] for name in ("prepare", "sft", "reward") if name in artifacts},
-        recipe.method: champion,
-    }
+    stage = champion.policy_stage
+    evaluation = recipe.evaluation.model_copy(update={"models": ["aligned" if stage else "base"]})
+    theirs = {"prepare": prepare}
+    if stage is not None:
+        theirs[recipe.method] = load(Path(champion.artifacts[stage]))
+    if "pretrain" in champion.artifacts:
+        theirs["pretrain"] = load(Path(champion.artifacts["pretrain"]))
     return stage_spec(
         recipe.model_copy(update={"evaluation": evaluation}), "evaluate", home, theirs
     )
 
 
-def model_artifacts(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
-    """What the ledger keeps of a promoted model: the directories of the stages that made it."""
-    return {
-        stage: artifacts[stage].path for stage in (*MODEL_STAGES, "prepare") if stage in artifacts
-    }
+def founder_spec(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> StageSpec:
+    """Merges the SFT model alone: generation 0, which the first candidate has to beat."""
+    theirs = {name: artifacts[name] for name in ("prepare", *ORIGINAL_STAGES) if name in artifacts}
+    return stage_spec(recipe, "merge", home, theirs)
+
+
+def model_artifacts(artifacts: Mapping[str, Artifact], start: Champion | None) -> dict[str, str]:
+    """What the ledger keeps of a promoted model: the directories of the stages that made it.
+
+    Args:
+        artifacts: Of the run, by stage.
+        start: The champion that was continued, whose base and SFT model stay the lineage's; None
+            from scratch.
+    """
+    found = {stage: artifacts[stage].path for stage in MODEL_STAGES if stage in artifacts}
+    if start is not None:
+        theirs = start.artifacts
+        own = {name: path for name, path in found.items() if name not in ORIGINAL_STAGES}
+        found = {**{name: theirs[name] for name in ORIGINAL_STAGES if name in theirs}, **own}
+    return {**found, "prepare": artifacts["prepare"].path}

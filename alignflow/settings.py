@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Settings(BaseSettings):
-    """Environment of one alignflow process. Secrets stay in the environment; none is read here."""
+    """Environment of one alignflow process. What may hold a password is masked when printed."""
 
     model_config = SettingsConfigDict(use_attribute_docstrings=True, extra="ignore", frozen=True)
 
@@ -22,7 +23,16 @@ class Settings(BaseSettings):
     prefect_api_url: str | None = Field(default=None, validation_alias="PREFECT_API_URL")
     """Prefect server; None starts a temporary one for the run."""
 
+    ledger_url: SecretStr | None = Field(default=None, validation_alias="ALIGNFLOW_LEDGER_URL")
+    """Postgres database of the ledger; None keeps it in SQLite in the home."""
+
 
 def resolve_home(home: Path | None) -> Path:
     """`home` as given, else ALIGNFLOW_HOME, else `.alignflow` here; absolute."""
     return (home or Settings().home).expanduser().absolute()
+
+
+def without_password(address: str) -> str:
+    """An address as it may be shown and kept."""
+    password = urlsplit(address).password if "://" in address else None
+    return address.replace(f":{password}@", ":***@") if password else address

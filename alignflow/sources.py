@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import importlib.util
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,6 +111,30 @@ def resolve_data_source(source: DataSource, home: Path, seed: int) -> Resolved:
         return Resolved(hub_commit(source.source, source.revision, "dataset"), None)
     files = matching_files(source.source)
     return Resolved(digest_json([sha256_file(path) for path in files]), None)
+
+
+def resolve_function(source: str) -> Path:
+    """Absolute path of the Python file behind `package.module:name` or `path/to/file.py:name`.
+
+    Raises:
+        RecipeError: There is no such file or module.
+    """
+    place = source.rpartition(":")[0]
+    if place.endswith(".py"):
+        path = Path(place).expanduser().absolute()
+        if path.is_file():
+            return path
+        raise RecipeError(f"rewards names {source!r}, but there is no file {path}.")
+    try:
+        spec = importlib.util.find_spec(place)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise RecipeError(
+            f"rewards names {source!r}, but no module {place!r} can be imported here. Install it "
+            "where stages run, or name a file, `path/to/file.py:name`."
+        )
+    return Path(spec.origin)
 
 
 def digest_adapter(adapter: str) -> str:

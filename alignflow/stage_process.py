@@ -12,6 +12,7 @@ import errno
 import importlib
 import json
 import os
+import resource
 import select
 import signal
 import sys
@@ -28,10 +29,16 @@ from alignflow.stage import StageResult, StageSpec
 
 STAGES = {
     "prepare": "alignflow.data.prepare:run",
+    "pretrain": "alignflow.training.pretrain:run",
     "sft": "alignflow.training.sft:run",
     "reward": "alignflow.training.reward:run",
     "dpo": "alignflow.training.dpo:run",
     "ppo": "alignflow.training.ppo:run",
+    "orpo": "alignflow.training.orpo:run",
+    "simpo": "alignflow.training.simpo:run",
+    "kto": "alignflow.training.kto:run",
+    "rloo": "alignflow.training.rloo:run",
+    "grpo": "alignflow.training.grpo:run",
     "evaluate": "alignflow.evaluation.suite:run",
     "merge": "alignflow.merging.stage:run",
 }
@@ -171,10 +178,21 @@ def run_and_publish(work: Path, attempt: int, events: EventWriter) -> None:
     limit_threads(spec.compute.get("threads"))
     (work / "output").mkdir(exist_ok=True)
     result = stage(spec, work, events)
+    details = {**result.details, "peak_memory_bytes": peak_memory_bytes()}
+    result = result.model_copy(update={"details": details})
     seconds = time.monotonic() - started
     events.write("finished", seconds=seconds)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is being published is finished
     publish(spec, result, seconds, attempt)
+
+
+def peak_memory_bytes() -> dict[str, int]:
+    """The most memory held at once: by this process, and by torch on the GPU if it used one."""
+    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        peak["gpu"] = torch.cuda.max_memory_allocated()
+    return peak
 
 
 def limit_threads(threads: int | None) -> None:

@@ -18,13 +18,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from alignflow.artifacts import Artifact, artifact_directory, read_manifest
+from alignflow.artifacts import Artifact, artifact_directory, read_manifest, verify
 from alignflow.errors import AlignflowError, CertificateError
 from alignflow.events import EVENTS_FILE, metric_history, read_events
 from alignflow.files import atomic_write_json, digest_json
 from alignflow.outcome import StageOutcome
 from alignflow.recipe import Recipe, TuningSection
-from alignflow.settings import Settings
+from alignflow.settings import Settings, without_password
+from alignflow.sources import is_ledger
 from alignflow.stage import StageSpec, library_versions
 
 if TYPE_CHECKING:
@@ -39,10 +40,15 @@ PARAMS_PER_REQUEST = 100
 QUIET = {"MLFLOW_LOGGING_LEVEL": "WARNING"}
 IMPATIENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0.5",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
 }
-STATUS = {"completed": "FINISHED", "cached": "FINISHED", "cancelled": "KILLED"}
+STATUS = {
+    "completed": "FINISHED",
+    "cached": "FINISHED",
+    "cancelled": "KILLED",
+    "suspended": "KILLED",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -69,30 +75,7 @@ def _read_note(home: Path, stage: str, key: str) -> dict[str, Any]:
         note = json.loads(sidecar(home, stage, key).read_text())
     except (OSError, ValueError):
         return {}
-    return note if note.get("tracking_uri") == tracking_uri(home) else {}
-
-
-def tuning_params(tuning: TuningSection) -> dict[str, Any]:
-    """How weights are tuned, under names that need no quotes in a search.
-
-    `lora_target_modules_resolved` is not here: params never change, and only the stage knows it.
-    """
-    if tuning.mode == "full":
-        return {"tuning_mode": "full", "quantization": "none"}
-    targets = tuning.target_modules
-    asked = targets if isinstance(targets, str) else ",".join(sorted(targets))
-    return {
-        "tuning_mode": tuning.mode,
-        "quantization": "nf4" if tuning.mode == "qlora" else "none",
-        "lora_rank": tuning.rank,
-        "lora_alpha": tuning.lora_alpha,
-        "lora_scaling": tuning.lora_scaling,
-        "lora_dropout": tuning.dropout,
-        "lora_target_modules": asked,
-        "lora_use_rslora": tuning.use_rslora,
-        "lora_use_dora": tuning.use_dora,
-        "adapter_dtype": tuning.adapter_dtype,
-    }
+    return note if note.get("tracking_uri") == without_password(tracking_uri(home)) else {}
 
 
 def stage_params(spec: StageSpec) -> dict[str, Any]:
@@ -102,7 +85,7 @@ def stage_params(spec: StageSpec) -> dict[str, Any]:
     return {
         "seed": spec.seed,
         **_flat(section),
-        **(tuning_params(TuningSection.model_validate(tuning)) if tuning else {}),
+        **(TuningSection.model_validate(tuning).logged() if tuning else {}),
         **({"dtype": spec.params["dtype"]} if "dtype" in spec.params else {}),
         **{f"parent_{role}_digest": ref.digest for role, ref in spec.inputs.items()},
         **{f"version_{name}": number for name, number in library_versions().items()},
@@ -157,11 +140,60 @@ def import_mlflow() -> None:
     import mlflow.tracking  # noqa: F401
 
 
+def model_digest(merge: Artifact) -> str:
+    """Names a merged model: sha256 over its files."""
+    return merge.digest(("model",))
+
+
+def new_version(
+    client: MlflowClient, name: str, merge: Artifact, source: str, run_id: str | None
+) -> str:
+    """Registers a merged model, every file of it verified against the manifest. Its version.
+
+    Raises:
+        ArtifactError: A file is missing, added or changed.
+        CertificateError: There is no certificate that passed.
+    """
+    from mlflow.exceptions import MlflowException
+
+    verify(merge.directory)
+    require_certificate(merge.directory / "model")
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    tags = {"model_digest": model_digest(merge), "stage_key": merge.key}
+    version = client.create_model_version(name, source=source, run_id=run_id, tags=tags)
+    return str(version.version)
+
+
+def is_server(uri: str) -> bool:
+    """Whether MLflow is behind a server, which takes a model only out of its own artifact store."""
+    return uri.startswith("http")
+
+
+def copied_source(client: MlflowClient, run_id: str, model: Path) -> str:
+    """Copies a model into the artifacts of a run; returns what a version is registered from."""
+    client.log_artifacts(run_id, str(model), "model")
+    return f"{client.get_run(run_id).info.artifact_uri}/model"
+
+
+def registry_client(uri: str) -> MlflowClient:
+    """A client of the tracking server and model registry; imports mlflow."""
+    import_mlflow()
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
 class Connection:
     """A client with its experiment, made on first use and again after the server was away."""
 
     def __init__(self, uri: str, experiment: str, artifact_root: Path) -> None:
         self.uri = uri
+        self.shown = without_password(uri)
+        """The address without a password, for what is kept and read."""
         self.experiment = experiment
         self._artifact_root = artifact_root
         self._client: MlflowClient | None = None
@@ -174,13 +206,10 @@ class Connection:
         return self._client
 
     def _connect(self) -> MlflowClient:
-        import_mlflow()
-        from mlflow.tracking import MlflowClient
-
-        client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        client = registry_client(self.uri)
         found = client.get_experiment_by_name(self.experiment)
         if found is None:
-            location = self._artifact_root.as_uri() if self.uri.startswith("sqlite") else None
+            location = None if self.uri.startswith("http") else self._artifact_root.as_uri()
             self.experiment_id = client.create_experiment(self.experiment, location)
         else:
             self.experiment_id = found.experiment_id
@@ -207,7 +236,7 @@ class RunLog:
 
         new = [
             Param(name, as_param(value))
-            for name, value in values.items()
+            for name, value in ((metric_name(key), value) for key, value in values.items())
             if name not in self._params and value is not None
         ]
         for start in range(0, len(new), PARAMS_PER_REQUEST):
@@ -235,11 +264,14 @@ class RunLog:
         for name, value in values.items():
             self._client.set_tag(self.run_id, name, str(value))
 
-    def data(self, name: str, digest: str, source: str, context: str) -> None:
-        """Records a data set by its digest."""
+    def data(
+        self, name: str, digest: str, source: str, context: str, rows: int | None = None
+    ) -> None:
+        """Records a data set by its digest and, where it is known, its number of rows."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        entry = Dataset(name, digest[:36], "local", json.dumps({"uri": source}))
+        profile = None if rows is None else json.dumps({"num_rows": rows})
+        entry = Dataset(name, digest[:36], "local", json.dumps({"uri": source}), profile=profile)
         self._client.log_inputs(
             self.run_id, [DatasetInput(entry, [InputTag("mlflow.data.context", context)])]
         )
@@ -286,7 +318,11 @@ class StageRecord:
                     "mlflow.parentRunId": self._parent_id,
                 },
             )
-            note = {"tracking_uri": self._connection.uri, "run_id": run.info.run_id, "done": False}
+            note = {
+                "tracking_uri": self._connection.shown,
+                "run_id": run.info.run_id,
+                "done": False,
+            }
             self._note(spec, note)
         log = RunLog(self._connection, note["run_id"])
         log.tags({"mlflow.parentRunId": self._parent_id})
@@ -314,13 +350,21 @@ class StageRecord:
         self._data(log, artifact)
         self._upload(log, artifact)
         log.end("completed")
-        self._note(spec, {"tracking_uri": self._connection.uri, "run_id": log.run_id, "done": True})
+        self._note(
+            spec, {"tracking_uri": self._connection.shown, "run_id": log.run_id, "done": True}
+        )
         return log.run_id
 
     def _data(self, log: RunLog, artifact: Artifact) -> None:
         sources = artifact.spec.params.get("sources", {})
         for name, digest in sources.items():
-            log.data(name[:500], str(digest), artifact.spec.paths.get(name) or name, "source")
+            path = artifact.spec.paths.get(name)
+            rows = None
+            if is_ledger(name) and path and Path(path).exists():
+                from alignflow.ledger.snapshot_files import described
+
+                digest, rows = described(Path(path))
+            log.data(name[:500], str(digest), path or name, "source", rows)
         if data := artifact.spec.inputs.get("data"):
             log.data("prepared", data.digest, data.path, "training")
 
@@ -329,26 +373,24 @@ class StageRecord:
         if self._recipe.tracking.upload != "reference" and adapter.exists():
             log.files(adapter, "adapter")
         if artifact.stage == "merge":
-            self._register(log, artifact.directory / "model")
+            self._register(log, artifact)
 
-    def _register(self, log: RunLog, model: Path) -> None:
+    def _register(self, log: RunLog, merge: Artifact) -> None:
         """Registers the merged model from its directory, without an alias."""
-        from mlflow.exceptions import MlflowException
-
+        model = merge.directory / "model"
         require_certificate(model)
         client = self._connection.client()
         name = self._recipe.tracking.registered_model or self._recipe.name
         source = model.as_uri()
-        if self._recipe.tracking.upload == "merged":
-            log.files(model, "model")
-            source = f"{client.get_run(log.run_id).info.artifact_uri}/model"
-        try:
-            client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        version = client.create_model_version(name, source=source, run_id=log.run_id)
-        log.tags({"registered_model": name, "registered_version": version.version})
+        if self._recipe.tracking.upload == "merged" or is_server(self._connection.uri):
+            source = copied_source(client, log.run_id, model)
+        version = new_version(client, name, merge, source, log.run_id)
+        log.tags({"registered_model": name, "registered_version": version})
+
+
+def _retrain_tags(retrain: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("snapshot", "verdict", "outcome")
+    return {f"retrain.{name}": retrain[name] for name in names if retrain.get(name) is not None}
 
 
 def _numbers(metrics: Mapping[str, float | None]) -> list[tuple[str, float]]:
@@ -374,6 +416,7 @@ class Tracker:
         self._away_until = 0.0
         self._told = False
         self._unsent: dict[str, Artifact] = {}
+        self._linked: dict[str, str] = {}
 
     # -- the flow's side
 
@@ -422,7 +465,7 @@ class Tracker:
     def place(self) -> dict[str, Any]:
         """Where the parent run is, for the report; run_id is None while MLflow is away."""
         return {
-            "tracking_uri": self._connection.uri,
+            "tracking_uri": self._connection.shown,
             "experiment": self._connection.experiment,
             "run_id": self._parent.run_id if self._parent else None,
         }
@@ -432,7 +475,7 @@ class Tracker:
         if self._parent is None or not self._connection.uri.startswith("http"):
             return None
         experiment = self._connection.experiment_id
-        return f"{self._connection.uri}/#/experiments/{experiment}/runs/{self._parent.run_id}"
+        return f"{self._connection.shown}/#/experiments/{experiment}/runs/{self._parent.run_id}"
 
     # -- the thread's side
 
@@ -452,7 +495,7 @@ class Tracker:
             self._told = True
             logger.warning(
                 "MLflow at %s is away (%s). The run goes on; its events are kept and sent later.",
-                self._connection.uri,
+                self._connection.shown,
                 str(error).splitlines()[0][:300] if str(error) else type(error).__name__,
             )
 
@@ -481,7 +524,7 @@ class Tracker:
         dump = self._recipe.model_dump(mode="json", exclude={"data", "tracking"})
         return {
             "recipe_digest": digest_json(self._recipe.model_dump(mode="json")),
-            **tuning_params(self._recipe.tuning),
+            **self._recipe.tuning.logged(),
             **_flat(dump),
             **{f"version_{name}": number for name, number in library_versions().items()},
         }
@@ -527,8 +570,13 @@ class Tracker:
         self._away_until = 0.0
 
     def _link(self, artifact: Artifact, run_id: str) -> None:
-        """The parent names each stage's run and repeats its final figures and params."""
+        """The parent names each stage's run and repeats its final figures and params.
+
+        The first of a stage is the run's own; a later one judged or merged the champion.
+        """
         assert self._parent is not None
+        if self._linked.setdefault(artifact.stage, artifact.key) != artifact.key:
+            return
         self._parent.tags({f"stage_run.{artifact.stage}": run_id})
         resolved = ("lora_target_modules_resolved", "trainable_params", "total_params")
         params = artifact.result.params
@@ -563,7 +611,7 @@ class Tracker:
                 for name, value in _numbers(metrics)
             }
         )
-        self._parent.tags({"status": status})
+        self._parent.tags({"status": status, **_retrain_tags(report.get("retrain") or {})})
         for name in ("report.json", "report.html"):
             self._parent.files(folder / name)
         self._parent.end(status)

@@ -27,11 +27,11 @@ RECIPE = Path(__file__).parent.parent / "deployments/recipes/quickstart.yaml"
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
-def run(home: Path, seed: int, *overrides: str) -> dict[str, Any]:
+def run(home: Path, seed: int, *overrides: str, recipe: Path = RECIPE) -> dict[str, Any]:
     """Report of one `alignflow run`, in a process of its own."""
     settings = [argument for override in overrides for argument in ("--set", override)]
     command = [
-        sys.executable, "-m", "alignflow.cli", "run", str(RECIPE), "--home", str(home), "--json",
+        sys.executable, "-m", "alignflow.cli", "run", str(recipe), "--home", str(home), "--json",
         "--set", f"seed={seed}", *settings,
     ]  # fmt: skip
     finished = subprocess.run(command, capture_output=True, text=True)

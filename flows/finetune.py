@@ -25,5 +25,5 @@ def finetune(recipe: Recipe, home: Path | None = None, run_id: str | None = None
     """
     with pipeline(recipe, home, run_id) as run:
         for stage in recipe.stages:
-            run.complete(stage)
+            run.complete(run.in_force(stage))
     return run.report

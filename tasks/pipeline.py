@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from prefect import get_run_logger
 from prefect.runtime import deployment
 
 from alignflow import forkserver
@@ -21,11 +22,14 @@ from alignflow.plan import stage_spec
 from alignflow.progress import notify, observed_by
 from alignflow.recipe import Recipe
 from alignflow.report import build_report, write_report
+from alignflow.reward_gate import weakness
 from alignflow.settings import Settings, resolve_home
 from alignflow.stage import StageSpec
 from alignflow.tracking import Tracker, mlflow_run_of, require_certificate
 from tasks.prefect_artifacts import link_mlflow_run
 from tasks.stages import complete_stage
+
+AnyRun = TypeVar("AnyRun", bound="PipelineRun")
 
 
 class PipelineRun:
@@ -38,7 +42,28 @@ class PipelineRun:
         self.artifacts: dict[str, Artifact] = {}
         self.outcomes: dict[str, StageOutcome] = {}
         self.report: dict[str, Any] = {}
+        self.notes: dict[str, Any] = {}
+        """What the report has beside the stages."""
+        self.tracker = Tracker(recipe, home, run_id)
+        self.status_if_left = "cancelled"
+        self._planned = list(recipe.stages)
         self._started = time.monotonic()
+
+    def in_force(self, stage: str) -> str:
+        """`stage`, or what takes its place: the fallback where a reward model is too weak for PPO."""
+        ppo, judge = self.recipe.ppo, self.artifacts.get("reward")
+        if stage != "ppo" or ppo is None or judge is None or self.recipe.fallback is None:
+            return stage
+        reason = weakness(judge.result, ppo)
+        if reason is None:
+            return stage
+        self.recipe = self.recipe.falling_back
+        method = self.recipe.method
+        self._planned.insert(self._planned.index(stage) + 1, method)
+        text = f"{reason} ppo.on_weak_reward is {method}, so {method} takes PPO's place."
+        get_run_logger().warning("%s", text)
+        self._ended(StageOutcome(stage=stage, state="skipped", error=text))
+        return method
 
     def complete(self, stage: str) -> None:
         """Has `stage` done, or finds it done.
@@ -50,7 +75,7 @@ class PipelineRun:
         started = time.monotonic()
         spec = None
         try:
-            spec = stage_spec(self.recipe, stage, self.home, self.artifacts)
+            spec = self.spec_of(stage)
             notify("stage_started", spec)
             artifact, cached = complete_stage(spec, self.recipe.compute)
             if stage == "merge":
@@ -61,20 +86,33 @@ class PipelineRun:
         self.artifacts[stage] = artifact
         self._ended(_done(artifact, cached, time.monotonic() - started))
 
+    def spec_of(self, stage: str) -> StageSpec:
+        """What `stage` has to do."""
+        return stage_spec(self.recipe, stage, self.home, self.artifacts)
+
+    def aside(self, spec: StageSpec) -> Artifact:
+        """Has a stage done that is about another model than the run's, beside its own stages."""
+        started = time.monotonic()
+        notify("stage_started", spec)
+        artifact, cached = complete_stage(spec, self.recipe.compute)
+        notify("stage_ended", _done(artifact, cached, time.monotonic() - started))
+        return artifact
+
     def _ended(self, outcome: StageOutcome) -> None:
         self.outcomes[outcome.stage] = outcome
         notify("stage_ended", outcome)
 
-    def close(self, status: str, tracker: Tracker) -> None:
+    def close(self, status: str) -> None:
         """Builds and writes the report and hands it to MLflow."""
+        tracker = self.tracker
         tracker.drain()
         stages = [
             outcome.model_copy(update={"mlflow_run_id": self._mlflow_run(outcome)})
-            for stage in self.recipe.stages
+            for stage in self._planned
             for outcome in [self.outcomes.get(stage) or StageOutcome(stage=stage, state="skipped")]
         ]
         seconds = time.monotonic() - self._started
-        self.report = build_report(
+        built = build_report(
             recipe=self.recipe,
             run_id=self.run_id,
             status=status,
@@ -83,6 +121,7 @@ class PipelineRun:
             home=self.home,
             mlflow=tracker.place(),
         )
+        self.report = {**built, **self.notes}
         write_report(self.home, self.report)
         tracker.finish(status, self.report, self.home / "runs" / self.run_id)
         if address := tracker.address():
@@ -127,9 +166,15 @@ def pipeline(recipe: Recipe, home: Path | None, run_id: str | None) -> Iterator[
         RecipeError: A deployed flow was given no absolute home.
     """
     run = PipelineRun(recipe, demand_home(home), run_id or new_run_id(recipe.name))
-    tracker = Tracker(recipe, run.home, run.run_id)
-    status = "cancelled"
-    with forkserver.ended_after(), tracker, observed_by(tracker):
+    with watched(run):
+        yield run
+
+
+@contextmanager
+def watched(run: AnyRun) -> Iterator[AnyRun]:
+    """`run`, seen by MLflow; its report is written however the block ends."""
+    status = None
+    with forkserver.ended_after(), run.tracker, observed_by(run.tracker):
         try:
             yield run
             status = "completed"
@@ -137,7 +182,7 @@ def pipeline(recipe: Recipe, home: Path | None, run_id: str | None) -> Iterator[
             status = "failed"
             raise
         finally:
-            run.close(status, tracker)
+            run.close(status or run.status_if_left)
 
 
 def new_run_id(name: str) -> str:

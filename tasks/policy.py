@@ -11,13 +11,13 @@ from prefect.concurrency.sync import concurrency
 from alignflow.device import has_gpu
 from alignflow.errors import AlignflowError
 from alignflow.files import digest_json
-from alignflow.recipe import ComputeSection
+from alignflow.recipe import METHODS, ComputeSection
 from alignflow.stage import StageSpec
 
 FIRST_DELAY_SECONDS = 2.0
 LONGEST_DELAY_SECONDS = 300.0
 GPU_LIMIT = "gpu"
-ON_THE_DEVICE = ("sft", "reward", "dpo", "evaluate", "merge")
+ON_THE_DEVICE = ("pretrain", "sft", "reward", *METHODS, "evaluate", "merge")
 PREFECT_TIMEOUT_MARGIN_SECONDS = 120
 
 

@@ -12,6 +12,7 @@ from uuid import UUID
 from prefect.artifacts import (
     create_image_artifact,
     create_link_artifact,
+    create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
@@ -69,6 +70,16 @@ class StageArtifacts:
                 key=f"{self._stage}-loss",
                 description=f"Training loss of {self._stage}.",
             )
+
+
+def show_table(rows: list[dict[str, Any]], key: str, description: str) -> None:
+    """A table on the run's page."""
+    _unless_away(create_table_artifact, rows, key=key, description=description)
+
+
+def show_markdown(text: str, key: str, description: str) -> None:
+    """Text on the run's page."""
+    _unless_away(create_markdown_artifact, text, key=key, description=description)
 
 
 def link_mlflow_run(address: str) -> None:

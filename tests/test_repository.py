@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from alignflow.recipe import METHODS
+
 ROOT = Path(__file__).parent.parent
 CORE = ["recipe", "errors", "artifacts", "files", "settings", "stage", "events", "plan", "sources"]
 
@@ -61,7 +63,7 @@ def test_flows_hold_order_only() -> None:
 def test_training_runs_on_a_bare_machine_and_stages_do_not_import_each_other() -> None:
     training = modules("alignflow/training")
     assert offenders(training, "prefect", "mlflow", "flows", "tasks") == []
-    stages = {"sft", "reward", "dpo"}
+    stages = {"pretrain", "sft", "reward", *METHODS}
     for path in training:
         siblings = {f"alignflow.training.{stage}" for stage in stages - {path.stem}}
         assert not siblings & set(imports(path)), path

@@ -11,7 +11,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from alignflow.builtin.freight.corpus import company_documents, general_documents
+from alignflow.builtin.freight.corpus import (
+    company_documents,
+    general_documents,
+    replay_documents,
+)
 from alignflow.builtin.freight.demonstrations import demonstrations
 from alignflow.builtin.freight.world import Split, Wording, draw_examples
 
@@ -50,13 +54,15 @@ def rows(name: str, seed: int = 0) -> list[Row]:
     - `freight-preferences`: `prompt`, `chosen` and `rejected` messages, `split` (train or held_out)
       and `source` (on_policy, correction or synthetic).
     - `freight-feedback`: later preferences in the same shape, on other prompts, for a retrain.
+    - `freight-prompts`: `prompt` messages of the training split and their `target`, for PPO.
     - `freight-evaluation`, `freight-development`: `prompt` messages, `target` for the judge, `group`
       (test or development, and paraphrase: held-out phrasings). Tune on the second only.
-    - `freight-domain`, `freight-general`: `text` of company documents, and of anything else.
+    - `freight-domain`, `freight-replay`: `text` of company documents, and of anything else to mix
+      in. `freight-general` is more of the latter, to measure forgetting on.
 
     Args:
         name: One of `names()`.
-        seed: Draws other rows of `freight-sft`, `freight-domain` and `freight-general`. The
+        seed: Draws other rows of `freight-sft`, `freight-domain`, `-replay` and `-general`. The
             preferences and the evaluation sets are fixed.
 
     Raises:
@@ -88,6 +94,22 @@ def _preferences(batch: str) -> list[Row]:
     ]
 
 
+def _prompts() -> list[Row]:
+    """Half in phrasings that the demonstrations do not have; every third asks for destruction.
+
+    Refusals are what the SFT model rarely samples, and what is never sampled is never learned.
+    """
+    rng = Random("freight-prompts")
+    wordings: list[Wording] = ["plain", "pretraining"]
+    drawn = [e for w in wordings for e in draw_examples(rng, "train", 720, wording=w)]
+    rng.shuffle(drawn)
+    harmful = [example for example in drawn if example.query.intent == "destructive"]
+    harmless = [example for example in drawn if example.query.intent != "destructive"]
+    examples = [*harmful[:220], *harmless[:440]]
+    rng.shuffle(examples)
+    return [{"prompt": example.messages, "target": example.target} for example in examples]
+
+
 def _texts(documents: list[str]) -> list[Row]:
     return [{"text": document} for document in documents]
 
@@ -96,8 +118,10 @@ _DATA_SETS: dict[str, Callable[[int], list[Row]]] = {
     "freight-sft": demonstrations,
     "freight-preferences": lambda _: _preferences("first"),
     "freight-feedback": lambda _: _preferences("later"),
+    "freight-prompts": lambda _: _prompts(),
     "freight-evaluation": lambda _: _evaluation("test"),
     "freight-development": lambda _: _evaluation("development"),
     "freight-domain": lambda seed: _texts(company_documents(seed, 600)),
+    "freight-replay": lambda seed: _texts(replay_documents(seed, 400)),
     "freight-general": lambda seed: _texts(general_documents(seed, 200)),
 }

@@ -13,6 +13,7 @@ from alignflow.check.model_files import read_config
 from alignflow.errors import ArtifactError, RecipeError
 from alignflow.merging.headers import Located, read_checkpoint, read_header
 from alignflow.recipe import TARGET_PRESETS, ModelSource, Recipe, TuningSection
+from alignflow.recipe.tuning import names_module
 from alignflow.stage import Record
 
 USUAL_LAYERS = 32
@@ -29,8 +30,8 @@ class Shape(Record):
 
     parameters: int
     embedding_parameters: int = 0
-    linear: dict[str, list[tuple[int, int]]]
-    """Leaf name of linear layers to (outputs, inputs) of each."""
+    modules: dict[str, tuple[int, int]]
+    """Name of each linear layer to its (outputs, inputs)."""
     hidden: int | None = None
     layers: int | None = None
     vocabulary: int | None = None
@@ -47,12 +48,21 @@ class Shape(Record):
 
         A layer of width h has about 12 h^2 parameters, its adapters about 20 h per rank.
         """
-        if not self.linear:
+        if not self.modules:
             return int(self.parameters * 20 * tuning.rank / 12 / guessed_width(self.parameters))
-        leaves = resolved_targets(self, tuning)
         return sum(
-            tuning.rank * (rows + columns) for leaf in leaves for rows, columns in self.linear[leaf]
+            tuning.rank_of(name) * sum(self.modules[name])
+            + (self.modules[name][0] if tuning.use_dora else 0)
+            for name in adapted_modules(self, tuning)
         )
+
+    @property
+    def linear(self) -> dict[str, list[tuple[int, int]]]:
+        """Leaf name of linear layers to (outputs, inputs) of each."""
+        found: dict[str, list[tuple[int, int]]] = {}
+        for name, size in self.modules.items():
+            found.setdefault(_leaf(name), []).append(size)
+        return found
 
 
 def guessed_width(parameters: int) -> int:
@@ -74,7 +84,7 @@ def read_shape(directory: Path) -> Shape:
     return Shape(
         parameters=sum(tensor.elements for tensor in tensors),
         embedding_parameters=sum(t.elements for t in tensors if "embed" in t.name),
-        linear=_linear_layers(tensors),
+        modules=_linear_layers(tensors),
         hidden=_whole(inner, "hidden_size", "n_embd"),
         layers=_whole(inner, "num_hidden_layers", "n_layer"),
         vocabulary=_whole(inner, "vocab_size"),
@@ -89,15 +99,19 @@ def _whole(config: dict[str, Any], *names: str) -> int | None:
     return next((config[n] for n in names if isinstance(config.get(n), int)), None)
 
 
-def _linear_layers(tensors: list[Located]) -> dict[str, list[tuple[int, int]]]:
-    found: dict[str, list[tuple[int, int]]] = {}
+def _linear_layers(tensors: list[Located]) -> dict[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
     for tensor in tensors:
         module, _, kind = tensor.name.rpartition(".")
-        leaf = module.rpartition(".")[2]
+        leaf = _leaf(module)
         is_linear = kind == "weight" and len(tensor.shape) == 2 and not NO_LINEAR.search(leaf)
         if is_linear and leaf not in HEADS:
-            found.setdefault(leaf, []).append((tensor.shape[0], tensor.shape[1]))
+            found[module] = (tensor.shape[0], tensor.shape[1])
     return found
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def shape_from_name(source: str) -> Shape | None:
@@ -107,7 +121,7 @@ def shape_from_name(source: str) -> Shape | None:
         return None
     parameters = int(float(match[1]) * (1e9 if match[2] in "Bb" else 1e6))
     return Shape(
-        parameters=parameters, linear={}, weight_bytes=2 * parameters, from_name=True
+        parameters=parameters, modules={}, weight_bytes=2 * parameters, from_name=True
     )  # fmt: skip
 
 
@@ -130,6 +144,21 @@ def resolved_targets(shape: Shape, tuning: TuningSection) -> list[str]:
     return sorted({leaf for leaf in _wanted(shape, tuning) if leaf in shape.linear})
 
 
+def adapted_modules(shape: Shape, tuning: TuningSection) -> list[str]:
+    """Names of the linear layers that get an adapter."""
+    leaves, layers = resolved_targets(shape, tuning), tuning.layers_to_transform
+    return [
+        name
+        for name in shape.modules
+        if _leaf(name) in leaves and (layers is None or _layer_number(name) in layers)
+    ]
+
+
+def _layer_number(name: str) -> int | None:
+    match = re.search(r"\.(\d+)\.", name)
+    return int(match[1]) if match else None
+
+
 def _wanted(shape: Shape, tuning: TuningSection) -> list[str]:
     targets = tuning.target_modules
     if targets == "all-linear":
@@ -139,11 +168,11 @@ def _wanted(shape: Shape, tuning: TuningSection) -> list[str]:
 
 
 def target_findings(recipe: Recipe, shape: Shape) -> list[Finding]:
-    """Target modules that the architecture does not have."""
+    """Target modules, layers and patterns that mean nothing in this architecture."""
     if recipe.tuning.mode == "full" or not shape.linear:
         return []
     known = sorted(shape.linear)
-    return [
+    unknown = [
         error(
             "tuning.target_modules",
             f"the model has no linear layer {leaf!r}; " + _meant(leaf, known),
@@ -151,6 +180,26 @@ def target_findings(recipe: Recipe, shape: Shape) -> list[Finding]:
         for leaf in dict.fromkeys(_wanted(shape, recipe.tuning))
         if leaf not in shape.linear
     ]
+    return unknown or list(_unmatched(recipe.tuning, shape))
+
+
+def _unmatched(tuning: TuningSection, shape: Shape) -> Iterator[Finding]:
+    layers = tuning.layers_to_transform
+    if layers and shape.layers is not None and max(layers) >= shape.layers:
+        yield error(
+            "tuning.layers_to_transform",
+            f"names layer {max(layers)}; the model has layers 0 to {shape.layers - 1}.",
+        )
+        return
+    adapted = adapted_modules(shape, tuning)
+    for field in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(tuning, field):
+            if not any(names_module(pattern, name) for name in adapted):
+                yield error(
+                    f"tuning.{field}",
+                    f"{pattern!r} means none of the {len(adapted)} modules with adapters, such as "
+                    f"{adapted[0] if adapted else 'none'}. Give the end of a module's name.",
+                )
 
 
 def _meant(leaf: str, known: list[str]) -> str:
@@ -164,9 +213,8 @@ def context_findings(recipe: Recipe, shape: Shape) -> Iterator[Finding]:
     """Lengths above the context window."""
     if shape.context is None:
         return
-    for name in ("sft", "reward", "dpo", "ppo"):
-        section = getattr(recipe, name)
-        if section is not None and section.max_length > shape.context:
+    for name, section in recipe.training_sections.items():
+        if section.max_length > shape.context:
             yield warning(
                 f"{name}.max_length",
                 f"is {section.max_length} tokens, the base model's context {shape.context}; rows "

@@ -15,7 +15,8 @@ from alignflow.check.architecture import (
     context_findings,
     target_findings,
 )
-from alignflow.check.findings import Finding, error, exit_code, note, raise_errors, raised
+from alignflow.check.findings import Finding, exit_code, raise_errors, raised
+from alignflow.check.merging import adapter_merge_findings, merge_findings
 from alignflow.check.model_files import model_directory, refusals
 from alignflow.check.needs import Needs, need_findings, needs_of
 from alignflow.check.rows import SourceRows, is_elsewhere, row_findings, source_findings
@@ -117,6 +118,8 @@ def surroundings(recipe: Recipe) -> Surroundings:
     findings += source_findings(recipe)
     if shape is not None:
         findings += [*target_findings(recipe, shape), *context_findings(recipe, shape)]
+    if shape is not None and directory is not None:
+        findings += merge_findings(recipe, directory, shape)
     if recipe.tuning.init_adapter:
         findings += _adapter_seen(recipe, directory, shape)
     return Surroundings(directory=directory, shape=shape, findings=findings)
@@ -145,20 +148,8 @@ def _adapter_seen(recipe: Recipe, directory: Path | None, shape: Shape | None) -
         *adapter_findings(recipe.tuning.init_adapter, digest, shape),
     ]
     if directory is not None and recipe.merge is not None and exit_code(findings) == 0:
-        findings += _merge_seen(directory, adapter)
+        findings += adapter_merge_findings(directory, adapter)
     return findings
-
-
-def _merge_seen(base: Path, adapter: Path) -> list[Finding]:
-    """Whether that adapter could be merged, by headers alone."""
-    from alignflow.merging.adapter import AdapterStep
-    from alignflow.merging.planning import MergeOptions, plan
-
-    try:
-        planned = plan(base, [AdapterStep(adapter)], MergeOptions())
-    except AlignflowError as problem:
-        return [error("merge", problem.message, type(problem))]
-    return [note("merge", text) for text in planned.notes]
 
 
 def _template_seen(recipe: Recipe, found: Surroundings) -> list[Finding]:

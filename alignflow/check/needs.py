@@ -10,16 +10,20 @@ from pathlib import Path
 
 from alignflow.check.architecture import USUAL_LAYERS, Shape, guessed_width
 from alignflow.check.findings import Finding, error, warning
+from alignflow.check.merging import merged_bytes
+from alignflow.check.ppo_rules import model_count, trained_count
 from alignflow.device import has_gpu, resolve_dtype
 from alignflow.errors import DiskSpaceError
-from alignflow.recipe import Recipe, TrainingSection
+from alignflow.recipe import PAIR_STAGES, PPOSection, Recipe, TrainingSection
 from alignflow.stage import Record
 
 GIB = 1024**3
 NF4_BYTES = 0.53
 """Four bits and the double-quantized scales, per parameter."""
-TRAINED_BYTES = 16
-"""A float32 parameter that trains: itself, its gradient and two moments of AdamW."""
+MOMENT_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
+"""AdamW's two moments of one parameter. Paged ones need the GPU's memory only while they fit."""
+ROUNDING_BYTES = 16
+"""Float32 copies of a weight and its gradient, and random bits; of one weight at a time."""
 LIBRARIES_BYTES = int(1.2 * GIB)
 """A process with torch, Transformers, PEFT and TRL; measured on CPU."""
 ACTIVATIONS_PER_LAYER = 34
@@ -78,9 +82,8 @@ def needs_of(recipe: Recipe, shape: Shape, home: Path, *, download: bool) -> Nee
         parameters=shape.parameters,
         trainable_parameters=trainable,
         stages=[
-            _stage_need(recipe, name, getattr(recipe, name), shape, trainable, value_bytes)
-            for name in ("sft", "reward", "dpo", "ppo")
-            if getattr(recipe, name) is not None
+            _stage_need(recipe, name, section, shape, trainable, value_bytes)
+            for name, section in recipe.training_sections.items()
         ],
         disk_bytes=_disk_bytes(recipe, shape, trainable) + (shape.weight_bytes if download else 0),
         memory_available_bytes=memory_available(),
@@ -96,18 +99,23 @@ def _stage_need(
         weights = int((shape.parameters - kept) * NF4_BYTES + kept * 2)
     else:
         weights = shape.parameters * value
-    copies = {"dpo": 2, "ppo": 4}.get(name, 1)
+    ppo = section if isinstance(section, PPOSection) else None
+    copies = model_count(ppo) if ppo else 2 if name in with_reference(recipe) else 1
+    moving = trained_count(ppo) if ppo else 1
+    kept, moved = kept_bytes(recipe), moved_bytes(recipe, section)
     if recipe.tuning.mode == "full":
-        weights *= copies if name in ("dpo", "ppo") else 1
-        trained = trainable * (TRAINED_BYTES - value)
+        weights = shape.parameters * kept * copies
+        trained = trainable * moving * (moved - kept)
+        if recipe.tuning.weights_dtype == "bfloat16":
+            trained += ROUNDING_BYTES * shape.embedding_parameters
     else:
-        moving = 2 if name == "ppo" else 1
-        trained = trainable * (TRAINED_BYTES * moving + 4 * (copies - moving))
-    responses = 2 if name in ("dpo", "reward") else 1
+        trained = trainable * (moved * moving + kept * (copies - moving))
+    responses = 2 if name in PAIR_STAGES else 1
     row = _row_bytes(recipe, section.max_length, shape, value) * responses
     head = 0 if name == "reward" else HEAD_TOKENS * (shape.vocabulary or USUAL_VOCABULARY) * 4
     micro = recipe.compute.micro_batch_size
-    rows = section.batch_size if micro == "auto" else min(micro, section.batch_size)
+    batch = section.batch_size // (ppo.num_mini_batches if ppo else 1)
+    rows = batch if micro == "auto" else min(micro, batch)
     return StageNeed(
         stage=name,
         weights_bytes=weights,
@@ -116,6 +124,26 @@ def _stage_need(
         head_bytes=head,
         whole_batch_bytes=weights + trained + head + row * rows + LIBRARIES_BYTES,
     )
+
+
+def with_reference(recipe: Recipe) -> tuple[str, ...]:
+    """Stages that hold a reference beside the policy.
+
+    DPO computes its log-probabilities before the first step: with full tuning by the policy itself,
+    with adapters by a frozen copy of the adapter.
+    """
+    held = ("kto", "rloo", "grpo")
+    return held if recipe.tuning.mode == "full" else (*held, "dpo")
+
+
+def kept_bytes(recipe: Recipe) -> int:
+    """One trained parameter as it is kept."""
+    return 2 if recipe.tuning.trained_dtype == "bfloat16" else 4
+
+
+def moved_bytes(recipe: Recipe, section: TrainingSection) -> int:
+    """One parameter while it trains: itself, its gradient and two moments."""
+    return 2 * kept_bytes(recipe) + MOMENT_BYTES[section.optimizer]
 
 
 def _row_bytes(recipe: Recipe, tokens: int, shape: Shape, value: int) -> int:
@@ -131,12 +159,11 @@ def _row_bytes(recipe: Recipe, tokens: int, shape: Shape, value: int) -> int:
 
 def _disk_bytes(recipe: Recipe, shape: Shape, trainable: int) -> int:
     """Artifacts and checkpoints; the merged model is written once more for its certificate's sake."""
-    policies = [
-        name for name in ("sft", "reward", "dpo", "ppo") if getattr(recipe, name) is not None
-    ]
-    checkpoint = trainable * (TRAINED_BYTES - 4)
-    merged = shape.weight_bytes if recipe.merge is not None else 0
-    return len(policies) * trainable * 4 + CHECKPOINTS * checkpoint + merged + merged // 10
+    kept, sections = kept_bytes(recipe), recipe.training_sections.values()
+    checkpoint = trainable * max(moved_bytes(recipe, section) - kept for section in sections)
+    merged = merged_bytes(recipe, shape)
+    trained = len(sections) * trainable * kept
+    return trained + CHECKPOINTS * checkpoint + merged + merged // 10
 
 
 def need_findings(needs: Needs, *, guessed: bool) -> Iterator[Finding]:

@@ -17,12 +17,15 @@ from alignflow.check.tokenizer import PlainTokenizer, has_tokenizer
 from alignflow.data.forms import (
     DEMONSTRATION_COLUMNS,
     BadRow,
+    Demonstration,
     demonstration,
     evaluation_prompt,
     first_user_turn,
     general_text,
+    training_prompt,
 )
-from alignflow.data.pairs import PAIR_COLUMNS, preference_pair
+from alignflow.data.lengths import PART_READERS, part_limits
+from alignflow.data.pairs import PAIR_COLUMNS, RATING_COLUMNS, preference_pair, single_rating
 from alignflow.data.reading import RawRow, read_source
 from alignflow.data.template import load_template
 from alignflow.data.tokens import Encoder
@@ -34,10 +37,14 @@ from alignflow.stage import Record
 SAMPLE_ROWS = 1000
 SAMPLE_SECONDS, FULL_SECONDS, MEMORY_BYTES = 120.0, 24 * 3600.0, 16 * GIB
 FEWEST_UPDATES = 10
-PARTS = ("sft", "preferences", "evaluation", "general")
+PARTS = ("pretrain", "replay", "sft", "preferences", "ratings", "prompts", "evaluation", "general")
 COLUMNS = {
+    "pretrain": "text",
+    "replay": "text",
     "sft": DEMONSTRATION_COLUMNS,
     "preferences": PAIR_COLUMNS,
+    "ratings": RATING_COLUMNS,
+    "prompts": "prompt",
     "evaluation": "prompt and target",
     "general": "text",
 }
@@ -69,19 +76,6 @@ class SourceRows(Record):
     def expected(self) -> int:
         """Rows that are left of the whole source."""
         return round(self.read * self.kept / self.looked_at) if self.looked_at else 0
-
-
-def row_limits(recipe: Recipe, context: int | None) -> dict[str, int | None]:
-    """Longest row of each part in tokens, as `prepare` has it."""
-    pairs = [section.max_length for section in (recipe.reward, recipe.dpo) if section]
-    wanted = {
-        "sft": recipe.sft.max_length if recipe.sft else None,
-        "preferences": max(pairs, default=None),
-    }
-    return {
-        part: min((n for n in (limit, context) if n is not None), default=None)
-        for part, limit in wanted.items()
-    }
 
 
 def source_findings(recipe: Recipe) -> list[Finding]:
@@ -140,7 +134,7 @@ def row_findings(
         "data": recipe.data.model_dump(mode="json"),
         "seed": recipe.seed,
         "full": full,
-        "limits": row_limits(recipe, context),
+        "limits": part_limits(recipe.lengths, context),
         "tokenizer": str(tokenizer) if tokenizer else None,
         "template": recipe.base_model.chat_template,
     }
@@ -200,10 +194,10 @@ def _judged(account: SourceRows, allowed: float) -> Iterator[Finding]:
 
 def _update_findings(recipe: Recipe, accounts: list[SourceRows]) -> Iterator[Finding]:
     """Stages that would make too few updates to learn anything."""
-    for name, part in (("sft", "sft"), ("reward", "preferences"), ("dpo", "preferences")):
-        section = getattr(recipe, name)
+    for name, section in recipe.training_sections.items():
+        part = next((part for part, readers in PART_READERS.items() if name in readers), None)
         mine = [account for account in accounts if account.part == part]
-        if section is None or len(mine) != len(getattr(recipe.data, part)):
+        if part is None or not mine or len(mine) != len(getattr(recipe.data, part)):
             continue
         rows = sum(account.expected for account in mine)
         updates = section.max_steps or math.ceil(
@@ -287,11 +281,39 @@ def _forms(payload: dict[str, Any], judged: set[str]) -> dict[str, Form]:
         row = evaluation_prompt(fields)
         return len(encoder.prompt(row.messages).prompt_ids) if encoder else None
 
+    def ratings(fields: dict[str, Any]) -> int | None:
+        prompt, completion, liked = single_rating(fields)
+        if first_user_turn(prompt) in judged:
+            raise BadRow(EVALUATION_PROMPT)
+        if encoder is None:
+            return None
+        ids = encoder.rated(prompt, completion, liked)
+        return len(ids.prompt_ids) + len(ids.completion_ids)
+
+    def prompts(fields: dict[str, Any]) -> int | None:
+        row = training_prompt(fields)
+        if first_user_turn(row.messages) in judged:
+            raise BadRow(EVALUATION_PROMPT)
+        return len(encoder.prompt(row.messages).prompt_ids) if encoder else None
+
     def general(fields: dict[str, Any]) -> int | None:
         general_text(fields)
         return None
 
-    return {"sft": sft, "preferences": preferences, "evaluation": evaluation, "general": general}
+    def document(fields: dict[str, Any]) -> int | None:
+        row = Demonstration(None, general_text(fields))
+        return len(encoder.demonstration(row).input_ids) if encoder else None
+
+    return {
+        "pretrain": document,
+        "replay": document,
+        "sft": sft,
+        "preferences": preferences,
+        "ratings": ratings,
+        "prompts": prompts,
+        "evaluation": evaluation,
+        "general": general,
+    }
 
 
 def _account(

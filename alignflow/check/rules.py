@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alignflow.check.findings import Finding, advice, error, warning
+from alignflow.check.ppo_rules import ppo_findings
 from alignflow.check.trainer_arguments import trainer_argument_findings
 from alignflow.errors import DataError
-from alignflow.recipe import DPOSection, Recipe, TrainingSection, TuningSection
+from alignflow.recipe import DPOSection, Recipe, TuningSection
 from alignflow.sources import is_hub_id
 
 METRICS = Path(__file__).parents[1] / "evaluation" / "metrics"
@@ -22,7 +23,12 @@ FORMAT_METRICS = ("json_validity",)
 SMALLEST_USEFUL_RANK, LARGEST_FORMAT_RANK, REASONING_RANK, LARGEST_USUAL_RANK = 4, 16, 64, 128
 LARGEST_FULL_RATE, SMALLEST_LORA_RATE, LARGEST_LORA_RATE = 5e-5, 5e-6, 1e-3
 """Usual rates for models of at least 100M parameters; smaller ones bear more."""
-POLICIES = ("sft", "dpo", "ppo")
+
+ADAPTER_FIELDS = (
+    "rank", "alpha", "target_modules", "rank_pattern", "alpha_pattern", "layers_to_transform",
+    "initialization", "use_rslora", "use_dora", "init_adapter",
+)  # fmt: skip
+LARGEST_USUAL_RATIO = 32
 
 
 def recipe_findings(recipe: Recipe, *, small_model: bool) -> list[Finding]:
@@ -35,9 +41,11 @@ def recipe_findings(recipe: Recipe, *, small_model: bool) -> list[Finding]:
     return [
         *_metric_findings(recipe),
         *_loss_findings(recipe.dpo),
+        *_reference_free_advice(recipe),
+        *ppo_findings(recipe),
         *(
             finding
-            for name, section in training_sections(recipe)
+            for name, section in recipe.training_sections.items()
             for finding in trainer_argument_findings(name, section.trainer_args)
         ),
         *_template_findings(recipe),
@@ -46,12 +54,6 @@ def recipe_findings(recipe: Recipe, *, small_model: bool) -> list[Finding]:
         *_judging_advice(recipe),
         *_pin_advice(recipe),
     ]
-
-
-def training_sections(recipe: Recipe) -> list[tuple[str, TrainingSection]]:
-    """Training sections in force, by name."""
-    sections = ((name, getattr(recipe, name)) for name in ("sft", "reward", "dpo", "ppo"))
-    return [(name, section) for name, section in sections if section is not None]
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
@@ -125,6 +127,12 @@ def _loss_findings(dpo: DPOSection | None) -> Iterator[Finding]:
             yield error(
                 "dpo.loss_type", f"TRL has no loss {name!r}; {did_you_mean(name, list(LOSSES))}"
             )
+    if set(dpo.loss_type) & {"aot", "aot_unpaired"}:
+        yield advice(
+            "dpo.loss_type",
+            f"is {dpo.loss_type}: aot compares what a micro-batch has in order, so "
+            "compute.micro_batch_size is part of its result.",
+        )
     if dpo.loss_type and "sft" not in dpo.loss_type and set(dpo.loss_type) <= set(LOSSES):
         yield advice(
             "dpo.loss_type",
@@ -135,6 +143,22 @@ def _loss_findings(dpo: DPOSection | None) -> Iterator[Finding]:
         yield advice(
             "dpo.beta", f"is {dpo.beta}; usual are 0.01 (drifts far) to 0.5 (stays close)."
         )
+
+
+def _reference_free_advice(recipe: Recipe) -> Iterator[Finding]:
+    orpo, simpo = recipe.orpo, recipe.simpo
+    if orpo is not None and not 0.05 <= orpo.beta <= 1:
+        yield advice(
+            "orpo.beta",
+            f"is {orpo.beta:g}; usual are 0.1 to 0.5. The odds ratio term weighs that much against "
+            "the NLL.",
+        )
+    if simpo is not None and recipe.sft is None and recipe.tuning.init_adapter is None:
+        yield advice(
+            "simpo", "starts from the base model; SimPO refines a tuned one. Add an sft section."
+        )
+    if simpo is not None and not 1 <= simpo.beta <= 10:
+        yield advice("simpo.beta", f"is {simpo.beta:g}; usual are 2 to 10, not DPO's 0.1.")
 
 
 def _adapter_advice(recipe: Recipe) -> Iterator[Finding]:
@@ -161,17 +185,32 @@ def _adapter_advice(recipe: Recipe) -> Iterator[Finding]:
             f"is attention-qv at rank {tuning.rank}; a lower rank on all-linear learns more with "
             "as many parameters.",
         )
+    yield from _start_advice(recipe)
     if tuning.dropout > 0.1:
         yield advice("tuning.dropout", f"is {tuning.dropout}; usual are 0 to 0.1.")
     if tuning.adapter_dtype == "bfloat16":
         yield advice(
             "tuning.adapter_dtype",
-            "is bfloat16, in which small updates are lost; float32 adapters cost little memory.",
+            "is bfloat16, whose updates are rounded by chance; float32 adapters cost little memory.",
+        )
+
+
+def _start_advice(recipe: Recipe) -> Iterator[Finding]:
+    tuning = recipe.tuning
+    if tuning.initialization != "default" and tuning.init_adapter is not None:
+        yield advice(
+            "tuning.initialization",
+            f"is {tuning.initialization}, but init_adapter gives the start; remove one.",
+        )
+    if tuning.lora_plus_ratio is not None and tuning.lora_plus_ratio > LARGEST_USUAL_RATIO:
+        yield advice(
+            "tuning.lora_plus_ratio",
+            f"is {tuning.lora_plus_ratio:g}; the paper takes 16, with about half the usual rate.",
         )
 
 
 def _unused_advice(tuning: TuningSection) -> Iterator[Finding]:
-    for name in ("rank", "alpha", "target_modules", "use_rslora", "use_dora", "init_adapter"):
+    for name in ADAPTER_FIELDS:
         if name in tuning.model_fields_set and getattr(tuning, name):
             yield advice(f"tuning.{name}", "has no effect with mode full; remove it.")
 
@@ -201,7 +240,7 @@ def _rank_advice(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _rate_advice(recipe: Recipe) -> Iterator[Finding]:
-    for name, section in training_sections(recipe):
+    for name, section in recipe.training_sections.items():
         rate = section.learning_rate
         if recipe.tuning.mode == "full" and rate > LARGEST_FULL_RATE:
             yield advice(
@@ -241,7 +280,7 @@ def _pin_advice(recipe: Recipe) -> Iterator[Finding]:
     named = [("base_model", recipe.base_model.source, recipe.base_model.revision)]
     named += [
         (f"data.{part}", source.source, source.revision)
-        for part in ("sft", "preferences", "evaluation", "general")
+        for part in ("sft", "preferences", "prompts", "evaluation", "general")
         for source in getattr(recipe.data, part)
     ]
     loose = [

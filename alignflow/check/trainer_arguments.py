@@ -13,9 +13,15 @@ from typing import Any
 from alignflow.check.findings import Finding, error
 
 CONFIGS = {
+    "pretrain": ("trl/trainer/sft_config.py", "SFTConfig"),
     "sft": ("trl/trainer/sft_config.py", "SFTConfig"),
     "reward": ("trl/trainer/reward_config.py", "RewardConfig"),
     "dpo": ("trl/trainer/dpo_config.py", "DPOConfig"),
+    "kto": ("trl/trainer/kto_config.py", "KTOConfig"),
+    "rloo": ("trl/trainer/rloo_config.py", "RLOOConfig"),
+    "grpo": ("trl/trainer/grpo_config.py", "GRPOConfig"),
+    "orpo": ("transformers/training_args.py", "TrainingArguments"),
+    "simpo": ("transformers/training_args.py", "TrainingArguments"),
 }
 PARENTS = (
     ("trl/trainer/base_config.py", "_BaseConfig"),
@@ -42,9 +48,9 @@ def trainer_argument_findings(stage: str, given: Mapping[str, Any]) -> Iterator[
 @cache
 def known_arguments(stage: str) -> frozenset[str]:
     """Names of the fields of a stage's configuration class, those it inherits included."""
-    return frozenset(
-        name for file, kind in (CONFIGS[stage], *PARENTS) for name in _fields(file, kind)
-    )
+    own = CONFIGS[stage]
+    classes = (own,) if own in PARENTS else (own, *PARENTS)
+    return frozenset(name for file, kind in classes for name in _fields(file, kind))
 
 
 def _fields(file: str, kind: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ from alignflow.device import resolve_dtype
 from alignflow.environment import NO_TELEMETRY, QUIET_LIBRARIES
 from alignflow.errors import ArtifactError, DataError, RecipeError
 from alignflow.plan import stage_spec
-from alignflow.recipe import ModelSource, Recipe, TuningSection
+from alignflow.recipe import METHODS, ModelSource, Recipe, TuningSection
 from alignflow.sources import resolve_base_model
 
 ADAPTER_CONFIG, RECORD = "adapter_config.json", "base_model.json"
@@ -52,9 +52,11 @@ def judging_recipe(recipe: Recipe, model: Path, base: str | None) -> Recipe:
     return recipe.model_copy(
         update={
             "base_model": source.model_copy(update={"chat_template": template}),
-            "data": recipe.data.model_copy(update={"sft": [], "preferences": []}),
+            "data": recipe.data.model_copy(
+                update={"pretrain": [], "replay": [], "sft": [], "preferences": []}
+            ),
             "tuning": tuning if is_adapter(model) else TuningSection(dtype=recipe.tuning.dtype),
-            **dict.fromkeys(("sft", "reward", "dpo", "ppo", "merge")),
+            **dict.fromkeys(("pretrain", "sft", "reward", *METHODS, "merge")),
             "method": "none",
         }
     )

@@ -46,11 +46,26 @@ class CommandGroup(TyperGroup):
     """The top level: commands in their written order, those of other packages deferred."""
 
     deferred = (
-        Deferred("merge", "alignflow.merging.command:merge", "Merges adapters into their base."),
+        Deferred(
+            "up",
+            "alignflow.commands.up:up",
+            "Starts Prefect, a worker and MLflow, with every deployment applied.",
+        ),
+        Deferred("merge", "alignflow.commands.merge:merge", "Merges adapters into their base."),
         Deferred(
             "prefs",
             "alignflow.ledger.commands:prefs_app",
             "Preference data: ingest, list, snapshot.",
+        ),
+        Deferred(
+            "promote",
+            "alignflow.commands.promotion:promote",
+            "Makes a merged model the champion by hand.",
+        ),
+        Deferred(
+            "rollback",
+            "alignflow.commands.promotion:rollback",
+            "Makes an earlier generation the champion again.",
         ),
     )
 

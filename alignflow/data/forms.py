@@ -30,6 +30,13 @@ class Demonstration(NamedTuple):
     text: str | None = None
 
 
+class TrainingPrompt(NamedTuple):
+    """A prompt that is answered in training, with what its answer is rewarded by, if anything."""
+
+    messages: list[Message]
+    target: str | None
+
+
 class EvaluationPrompt(NamedTuple):
     """A prompt that is judged, with what its answer is judged by."""
 
@@ -71,6 +78,21 @@ def evaluation_prompt(fields: dict[str, Any]) -> EvaluationPrompt:
         target if isinstance(target, str) else json.dumps(target, ensure_ascii=False),
         str(fields.get("group") or "all"),
     )
+
+
+def training_prompt(fields: dict[str, Any]) -> TrainingPrompt:
+    """A row as a prompt to answer in training.
+
+    Raises:
+        BadRow: There is no prompt.
+    """
+    value = fields.get("prompt", fields.get("messages"))
+    if value is None:
+        raise BadRow("missing_columns", f"has {sorted(fields)}, wanted prompt")
+    target = fields.get("target")
+    if target is not None and not isinstance(target, str):
+        target = json.dumps(target, ensure_ascii=False)
+    return TrainingPrompt(conversation(value, "user"), target)
 
 
 def general_text(fields: dict[str, Any]) -> str:
@@ -137,3 +159,10 @@ def first_user_turn(messages: list[Message]) -> str:
 def last_user_turn(messages: list[Message]) -> str:
     """The question that is answered."""
     return next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
+
+
+def transcript(messages: list[Message]) -> str:
+    """A prompt as a person reads it: one turn as it is, several with who says what."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in messages)

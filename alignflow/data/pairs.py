@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, NamedTuple
 
 from alignflow.data.forms import BadRow, conversation
 from alignflow.data.template import Message
-from alignflow.preferences import dialogue_turns, split_pair
+from alignflow.preferences import Rating, dialogue_turns, preferences_of, split_pair
 
 PAIR_COLUMNS = "prompt, chosen and rejected; or chosen and rejected that hold whole dialogues"
+
+
+RATING_COLUMNS = "prompt, completion and label"
 
 
 class Pair(NamedTuple):
@@ -35,6 +39,21 @@ def preference_pair(fields: dict[str, Any]) -> Pair:
     if good == bad:
         raise BadRow("equal_responses", "chosen and rejected are the same")
     return Pair(prompt, [good], [bad])
+
+
+def single_rating(fields: dict[str, Any]) -> tuple[list[Message], str, bool]:
+    """A row's prompt, its response, and whether it was liked.
+
+    Raises:
+        BadRow: It is none, or lacks a column.
+    """
+    missing = [name for name in ("prompt", "completion", "label") if fields.get(name) is None]
+    if missing:
+        raise BadRow("missing_columns", f"has {sorted(fields)}, wanted {RATING_COLUMNS}")
+    found = preferences_of({name: fields[name] for name in ("prompt", "completion", "label")})
+    if not isinstance(found, Rating):
+        raise BadRow("not_a_rating", f"is no single rating; wanted {RATING_COLUMNS}")
+    return json.loads(found.prompt), found.completion, found.liked
 
 
 def _dialogue(value: Any) -> list[Message]:

@@ -9,45 +9,50 @@ stand in.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from alignflow.data.base import describe_base, fetch_base, save_tokenizer
 from alignflow.data.forms import (
     DEMONSTRATION_COLUMNS,
     BadRow,
-    demonstration,
     evaluation_prompt,
     first_user_turn,
     general_text,
-    last_user_turn,
 )
-from alignflow.data.pairs import PAIR_COLUMNS, Pair, preference_pair
+from alignflow.data.lengths import part_limits
+from alignflow.data.pairs import PAIR_COLUMNS, RATING_COLUMNS
 from alignflow.data.reading import RawRow, read_source
-from alignflow.data.template import Message, load_template
+from alignflow.data.row_forms import (
+    EVALUATION_PROMPT,
+    GENERAL_TEXT,
+    HELD_OUT,
+    Form,
+    Kept,
+    document_form,
+    evaluation_form,
+    pair_form,
+    prompt_form,
+    rating_form,
+    sft_form,
+)
+from alignflow.data.template import load_template
 from alignflow.data.tokens import Encoder
 from alignflow.errors import DataError
 from alignflow.events import EventWriter
 from alignflow.files import atomic_write_json
 from alignflow.recipe import DataSection, DataSource
+from alignflow.sources import is_ledger
 from alignflow.stage import RowAccount, StageResult, StageSpec
 
-HELD_OUT = "held_out"
-EVALUATION_PROMPT = "evaluation_prompt"
-PARTS = ("sft", "preferences", "evaluation", "general")
+DROPPED_FILE = "dropped.json"
+"""Rows of the ledger that could not be used: id to reason."""
+PARTS = ("pretrain", "replay", "sft", "preferences", "ratings", "prompts", "evaluation", "general")
 
 Row = TypeVar("Row")
-
-
-class Kept(NamedTuple):
-    """A row that is used."""
-
-    columns: dict[str, Any]
-    held_out: bool = False
 
 
 def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
@@ -67,22 +72,28 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     tokenizer = save_tokenizer(base, model.get("chat_template"), output / "tokenizer")
     context = describe_base(model, base, output)
     encoder = Encoder(tokenizer, load_template(output / "tokenizer"))
-    limits = _limits(spec.params["lengths"], context)
+    limits = part_limits(spec.params["lengths"], context)
 
     def read(source: DataSource) -> list[RawRow]:
         return read_source(source, seed=spec.seed, path=spec.paths.get(source.source))
 
     judged = _evaluation_prompts(data.evaluation, read) | _held_out(spec)
+    measured = _general_texts(data.general, read)
     forms = {
-        "sft": _sft_form(encoder, judged, limits["sft"]),
-        "preferences": _pair_form(encoder, judged, limits["preferences"], data.held_out_share),
-        "evaluation": _evaluation_form(encoder),
+        "pretrain": document_form(encoder, measured, data.held_out_share),
+        "replay": document_form(encoder, measured, held_out_share=0.0),
+        "sft": sft_form(encoder, judged, limits["sft"]),
+        "preferences": pair_form(encoder, judged, limits["preferences"], data.held_out_share),
+        "ratings": rating_form(encoder, judged, limits["ratings"], data.held_out_share),
+        "prompts": prompt_form(encoder, judged, limits["prompts"], data.held_out_share),
+        "evaluation": evaluation_form(encoder),
         "general": lambda fields: Kept({"text": general_text(fields)}),
     }
     accounts = {}
+    dropped_ids: dict[str, str] = {}
     for number, part in enumerate(parts, 1):
         rows, accounts[part] = _collect(
-            part, getattr(data, part), read, forms[part], data.max_dropped_share
+            part, getattr(data, part), read, forms[part], data.max_dropped_share, dropped_ids
         )
         _write_part(output, part, rows, spec.params.get("max_examples"))
         events.message(_sentence(part, accounts[part]))
@@ -90,6 +101,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     atomic_write_json(
         output / "rows.json", {part: account.model_dump() for part, account in accounts.items()}
     )
+    atomic_write_json(output / DROPPED_FILE, dropped_ids)
     events.progress(len(parts) + 1, len(parts) + 1, "parts")
     return StageResult(
         metrics={f"{part}_rows": float(account.trained) for part, account in accounts.items()},
@@ -97,16 +109,6 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
         params={"context_length": context},
         details={"rows": {part: account.model_dump() for part, account in accounts.items()}},
     )
-
-
-def _limits(lengths: dict[str, int | None], context: int | None) -> dict[str, int | None]:
-    """Longest row of each part, in tokens: the longest a stage takes that the model can see."""
-    preferences = [n for n in (lengths.get("reward"), lengths.get("dpo")) if n is not None]
-    wanted = {"sft": lengths.get("sft"), "preferences": max(preferences, default=None)}
-    return {
-        part: min((n for n in (limit, context) if n is not None), default=None)
-        for part, limit in wanted.items()
-    }
 
 
 def _evaluation_prompts(
@@ -123,89 +125,35 @@ def _evaluation_prompts(
     return found
 
 
+def _general_texts(
+    sources: list[DataSource], read: Callable[[DataSource], list[RawRow]]
+) -> set[str]:
+    """Texts that forgetting is measured on. Bad rows are counted elsewhere."""
+    rows = (row.fields or {} for source in sources for row in read(source))
+    return {fields["text"] for fields in rows if isinstance(fields.get("text"), str)}
+
+
 def _held_out(spec: StageSpec) -> set[str]:
     """sha256 of the first user turns that the ledger holds out."""
     path = spec.paths.get("held_out_prompts")
     return set(json.loads(Path(path).read_text())) if path else set()
 
 
-def _is_judged(messages: list[Message], judged: set[str]) -> bool:
-    turn = first_user_turn(messages)
-    return turn in judged or hashlib.sha256(turn.encode()).hexdigest() in judged
-
-
-def _sft_form(
-    encoder: Encoder, judged: set[str], limit: int | None
-) -> Callable[[dict[str, Any]], Kept]:
-    def form(fields: dict[str, Any]) -> Kept:
-        row = demonstration(fields)
-        if row.messages is not None and _is_judged(row.messages, judged):
-            raise BadRow(EVALUATION_PROMPT)
-        encoded = encoder.demonstration(row)
-        _check_length(len(encoded.input_ids), limit)
-        return Kept(encoded._asdict())
-
-    return form
-
-
-def _pair_form(
-    encoder: Encoder, judged: set[str], limit: int | None, held_out_share: float
-) -> Callable[[dict[str, Any]], Kept]:
-    def form(fields: dict[str, Any]) -> Kept:
-        pair = preference_pair(fields)
-        if _is_judged(pair.prompt, judged):
-            raise BadRow(EVALUATION_PROMPT)
-        encoded = encoder.pair(*pair)
-        longest = max(len(encoded.chosen_ids), len(encoded.rejected_ids))
-        _check_length(len(encoded.prompt_ids) + longest, limit)
-        return Kept(encoded._asdict(), _is_held_out(fields, pair, held_out_share))
-
-    return form
-
-
-def _evaluation_form(encoder: Encoder) -> Callable[[dict[str, Any]], Kept]:
-    def form(fields: dict[str, Any]) -> Kept:
-        row = evaluation_prompt(fields)
-        return Kept(
-            {
-                **encoder.prompt(row.messages)._asdict(),
-                "question": last_user_turn(row.messages),
-                "target": row.target,
-                "group": row.group,
-            }
-        )
-
-    return form
-
-
-def _is_held_out(fields: dict[str, Any], pair: Pair, share: float) -> bool:
-    """By the row's own `split`, else by its prompt, so that a prompt is never on both sides."""
-    if fields.get("split") is not None:
-        return fields["split"] == HELD_OUT
-    text = "\n".join(f"{entry['role']}: {entry['content']}" for entry in pair.prompt)
-    digest = hashlib.sha256(text.strip().casefold().encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
-
-
-def _check_length(tokens: int, limit: int | None) -> None:
-    if limit is not None and tokens > limit:
-        raise BadRow("too_long", f"{tokens} tokens, at most {limit}")
-
-
 def _collect(
     part: str,
     sources: list[DataSource],
     read: Callable[[DataSource], list[RawRow]],
-    form: Callable[[dict[str, Any]], Kept],
+    form: Form,
     max_dropped_share: float,
+    dropped_ids: dict[str, str],
 ) -> tuple[list[Kept], RowAccount]:
-    """Rows of all sources of a part, formed, and their account."""
+    """Rows of all sources of a part, formed, and their account; adds to `dropped_ids`."""
     rows: list[Kept] = []
     count = 0
     dropped: Counter[str] = Counter()
     for source in sources:
         raw = read(source)
-        kept, reasons, example = _formed(raw, form)
+        kept, reasons, example = _formed(raw, form, dropped_ids if is_ledger(source.source) else {})
         _check_loss(part, source.source, len(raw), reasons, example, max_dropped_share)
         rows += kept
         count += len(raw)
@@ -223,7 +171,7 @@ def _collect(
 
 
 def _formed(
-    raw: list[RawRow], form: Callable[[dict[str, Any]], Kept]
+    raw: list[RawRow], form: Form, dropped_ids: dict[str, str]
 ) -> tuple[list[Kept], Counter[str], dict[str, str]]:
     kept: list[Kept] = []
     reasons: Counter[str] = Counter()
@@ -236,12 +184,18 @@ def _formed(
         except BadRow as bad:
             reasons[bad.reason] += 1
             example.setdefault(bad.reason, f"{row.place}: {bad}")
+            if row.fields is not None and "id" in row.fields:
+                dropped_ids[row.fields["id"]] = bad.reason
     return kept, reasons, example
 
 
 COLUMNS = {
+    "pretrain": "text",
+    "replay": "text",
     "sft": DEMONSTRATION_COLUMNS,
     "preferences": PAIR_COLUMNS,
+    "ratings": RATING_COLUMNS,
+    "prompts": "prompt",
     "evaluation": "prompt and target",
     "general": "text",
 }
@@ -260,9 +214,13 @@ def _check_loss(
             f"data.{part}: {source} lacks the columns {COLUMNS[part]} "
             f"({example['missing_columns']}). Map its names in `columns`."
         )
-    lost = reasons.total() - reasons[EVALUATION_PROMPT]
+    lost = reasons.total() - reasons[EVALUATION_PROMPT] - reasons[GENERAL_TEXT]
     if lost > max_dropped_share * count:
-        firsts = "; ".join(text for reason, text in example.items() if reason != EVALUATION_PROMPT)
+        firsts = "; ".join(
+            text
+            for reason, text in example.items()
+            if reason not in (EVALUATION_PROMPT, GENERAL_TEXT)
+        )
         raise DataError(
             f"data.{part}: {source} loses {lost} of {count} rows ({_reasons(reasons)}), more than "
             f"data.max_dropped_share {max_dropped_share}. First of each kind: {firsts}. "
@@ -277,12 +235,12 @@ def _reasons(reasons: Counter[str], held_out: int = 0) -> str:
 
 def _write_part(output: Path, part: str, rows: list[Kept], max_examples: int | None) -> None:
     trained = [row.columns for row in rows if not row.held_out]
-    if part == "sft":
-        write_rows(output / "sft" / "train.parquet", trained)
-    elif part == "preferences":
-        write_rows(output / "preferences" / "train.parquet", trained)
+    if part in ("sft", "replay"):
+        write_rows(output / part / "train.parquet", trained)
+    elif part in ("pretrain", "preferences", "ratings", "prompts"):
+        write_rows(output / part / "train.parquet", trained)
         held_out = [row.columns for row in rows if row.held_out]
-        write_rows(output / "preferences" / "held_out.parquet", held_out, like=trained)
+        write_rows(output / part / "held_out.parquet", held_out, like=trained)
     elif part == "evaluation":
         write_rows(output / "evaluation" / "prompts.parquet", _first(trained, max_examples))
     else:

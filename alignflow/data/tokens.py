@@ -29,6 +29,16 @@ class PairRow(NamedTuple):
     rejected: str
 
 
+class RatedRow(NamedTuple):
+    """A response that somebody liked or not, in token ids; it continues the prompt's ids."""
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    label: bool
+    prompt: str
+    completion: str
+
+
 class PromptRow(NamedTuple):
     """A rendered prompt in token ids."""
 
@@ -94,6 +104,17 @@ class Encoder:
             _answer(chosen),
             _answer(rejected),
         )
+
+    def rated(self, prompt: list[Message], answer: str, liked: bool) -> RatedRow:
+        """Ids of a response and whether it was liked.
+
+        Raises:
+            BadRow: The template rejects it.
+            DataError: There is no template.
+        """
+        text = self._prompt_text(prompt)
+        ids = self._continuation(text, prompt, [{"role": "assistant", "content": answer}])
+        return RatedRow(self._encode(text), ids, liked, text, answer)
 
     def prompt(self, messages: list[Message]) -> PromptRow:
         """Ids of a prompt to answer.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from alignflow.evaluation.groups import main_places
 from alignflow.evaluation.measure import (
     Answer,
     Job,
     Measured,
     Outcome,
-    main_places,
     prompt_clusters,
 )
 from alignflow.evaluation.metric_modules import MetricModule, judge, load_module

@@ -1,7 +1,7 @@
 """Batched generation: responses to many prompts, greedy or sampled.
 
 Prompts are sorted by length and padded on the left; keys and values are cached; rows that ended
-leave the batch. A sampled token is found by inverting the distribution function at a number that
+leave the batch, and further prompts take their places. A sampled token is found by inverting the distribution function at a number that
 depends on the seed, the prompt's place and the token's place only: batch size and the order of
 work change nothing, and two models that are drawn with one seed share their luck, so that their
 difference is less noisy.
@@ -15,69 +15,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
 from alignflow.errors import EvaluationError
+from alignflow.evaluation.cache import BlockLayer, block_cache, can_join, joined
 
 DROP_SHARE = 0.125
 """Rows leave the batch once this share of it has ended: each leave copies the cache."""
 
-
-BLOCK_TOKENS = 64
-"""Room that a layer's cache grows by. Growing by one token copies all of it each time."""
-
-
-class BlockLayer(DynamicLayer):
-    """Keys and values in tensors with room to spare."""
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Starts with no room."""
-        super().lazy_initialization(key_states, value_states)
-        self._room: tuple[Tensor, Tensor] | None = None
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Appends the keys and values of new tokens and returns all of them."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start = self.get_seq_length()
-        end = start + key_states.shape[-2]
-        if self._room is None or self._room[0].shape[-2] < end:
-            capacity = end + BLOCK_TOKENS
-            self._room = (
-                _grown(self.keys, key_states, start, capacity),
-                _grown(self.values, value_states, start, capacity),
-            )
-        keys, values = self._room
-        keys[..., start:end, :] = key_states
-        values[..., start:end, :] = value_states
-        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keeps some rows, with their room."""
-        if self._room is not None:
-            length = self.get_seq_length()
-            self._room = (self._room[0][indices], self._room[1][indices])
-            self.keys, self.values = (tensor[..., :length, :] for tensor in self._room)
-
-
-def _grown(held: Tensor | None, new: Tensor, start: int, capacity: int) -> Tensor:
-    """An empty tensor in the shape of `new` with room for `capacity` tokens, `held` copied in."""
-    room = new.new_empty((*new.shape[:-2], capacity, new.shape[-1]))
-    if start and held is not None:
-        room[..., :start, :] = held
-    return room
-
-
-def block_cache(config: Any) -> DynamicCache:
-    """A cache for a model, with room to spare in each layer that attends to everything."""
-    cache = DynamicCache(config=config)
-    cache.layers = [
-        BlockLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
-    ]
-    return cache
+REFILL_SHARE = 0.25
+"""Further prompts come in once this share of the batch is free: each time copies the cache."""
 
 
 class Response(NamedTuple):
@@ -101,12 +48,18 @@ class Sampling(NamedTuple):
     uniforms: Tensor | None
     """[prompts, max_new_tokens], float64."""
 
-    def choose(self, logits: Tensor, rows: Tensor, step: int) -> Tensor:
-        """The next token of each row, [B], from logits [B, V]; `rows` are places of prompts."""
+    def choose(self, logits: Tensor, places: Tensor, steps: Tensor) -> Tensor:
+        """The next token of each row, [B], from logits [B, V].
+
+        Args:
+            logits: Of the next token.
+            places: Of the prompts of the rows, [B].
+            steps: Tokens that each row has already, [B].
+        """
         if self.temperature is None or self.uniforms is None:
             return logits.argmax(dim=-1)
         shares = torch.softmax(logits.double() / self.temperature, dim=-1).cumsum(dim=-1)
-        wanted = self.uniforms[rows, step].to(logits.device) * shares[:, -1]
+        wanted = self.uniforms[places, steps].to(logits.device) * shares[:, -1]
         chosen = torch.searchsorted(shares, wanted.unsqueeze(1), right=True).squeeze(1)
         return chosen.clamp_(max=logits.shape[-1] - 1)
 
@@ -173,23 +126,17 @@ def respond(
     ends = end_tokens(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     order = sorted(range(len(prompts)), key=lambda place: (-len(prompts[place]), place))
-    answered: dict[int, Response] = {}
+    work = _Work(model, prompts, sampling, ends, pad, max_new_tokens)
     model.eval()
-    while order:
-        places = order[:batch_size]
+    while not bool(work.done.all()):
+        waiting = [place for place in order if not work.done[place]]
         try:
-            rows = [prompts[place] for place in places]
-            batch = _respond_batch(model, rows, places, sampling, ends, pad, max_new_tokens)
+            work.answer(waiting, batch_size, progress)
         except torch.OutOfMemoryError:
-            if len(places) == 1:
+            batch_size = min(batch_size, len(waiting)) // 2
+            if batch_size == 0:
                 raise
-            batch_size = len(places) // 2
-            continue
-        answered.update(zip(places, batch, strict=True))
-        order = order[len(places) :]
-        if progress:
-            progress(len(answered))
-    return [answered[place] for place in range(len(prompts))]
+    return work.responses()
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
@@ -223,51 +170,124 @@ def _sampling(count: int, steps: int, temperature: float | None, seed: int) -> S
     )
 
 
-@torch.inference_mode()
-def _respond_batch(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    places: Sequence[int],
-    sampling: Sampling,
-    ends: set[int],
-    pad: int,
-    max_new_tokens: int,
-) -> list[Response]:
-    """Responses to the prompts of one batch; `places` are their places among all prompts."""
-    arguments = accepted_arguments(model)
-    ids, mask = (tensor.to(model.device) for tensor in pad_left(prompts, pad))
-    positions = (mask.cumsum(dim=1) - 1).clamp_(min=0)
-    closing = torch.tensor(sorted(ends), device=ids.device)
-    out = torch.full((len(prompts), max_new_tokens), pad, dtype=torch.long)
-    lengths = torch.full((len(prompts),), max_new_tokens)
-    ended = torch.zeros(len(prompts), dtype=torch.bool)
+class _Rows(NamedTuple):
+    """Prompts that are being answered at once; B rows."""
 
-    rows = torch.arange(len(prompts))
-    place_of = torch.tensor(list(places))
-    cache = block_cache(model.config)
-    for step in range(max_new_tokens):
-        logits = _next_logits(model, arguments, ids, mask, positions, cache)
-        chosen = sampling.choose(logits, place_of[rows], step)
-        on_cpu = chosen.cpu()
-        out[rows, step] = on_cpu
-        closed = torch.isin(chosen, closing).cpu() & ~ended[rows]
-        lengths[rows[closed]] = step + 1
-        ended[rows[closed]] = True
-        alive = ~ended[rows]
-        if not alive.any():
-            break
-        ids, positions = chosen.unsqueeze(1), positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)
-        if int((~alive).sum()) >= max(1.0, DROP_SHARE * len(rows)):
-            keep = alive.nonzero().squeeze(1)
-            rows = rows[keep]
-            keep = keep.to(ids.device)
-            ids, mask, positions = ids[keep], mask[keep], positions[keep]
-            cache.batch_select_indices(keep)
-    return [
-        Response(out[row, : int(lengths[row])].tolist(), bool(ended[row]))
-        for row in range(len(prompts))
-    ]
+    places: Tensor
+    """Of their prompts among all, [B], on the CPU."""
+    last: Tensor
+    """The token chosen last, [B]."""
+    mask: Tensor
+    """1 on real tokens of those in the cache, [B, T]."""
+    cache: DynamicCache
+
+    def kept(self, chosen: Tensor) -> _Rows:
+        """Some of the rows; columns that are padding in all of them go too."""
+        at = chosen.to(self.mask.device)
+        self.cache.batch_select_indices(at)
+        mask = self.mask[at]
+        unused = int((mask.sum(dim=0) > 0).nonzero()[0])
+        if unused and can_join(self.cache):
+            for layer in self.cache.layers:
+                assert isinstance(layer, BlockLayer)
+                layer.cut(unused)
+            mask = mask[:, unused:]
+        return _Rows(self.places[chosen], self.last[at], mask, self.cache)
+
+    def with_rows(self, other: _Rows) -> _Rows:
+        """The rows of both."""
+        length = max(self.mask.shape[1], other.mask.shape[1])
+        pads = [length - rows.mask.shape[1] for rows in (self, other)]
+        masks = [
+            torch.nn.functional.pad(rows.mask, (pad, 0))
+            for rows, pad in zip((self, other), pads, strict=True)
+        ]
+        return _Rows(
+            torch.cat([self.places, other.places]),
+            torch.cat([self.last, other.last]),
+            torch.cat(masks),
+            joined(self.cache, other.cache),
+        )
+
+
+class _Work:
+    """Prompts to answer, and what is answered so far."""
+
+    def __init__(
+        self,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        ends: set[int],
+        pad: int,
+        max_new_tokens: int,
+    ) -> None:
+        self._model, self._prompts, self._sampling, self._pad = model, prompts, sampling, pad
+        self._arguments = accepted_arguments(model)
+        self._closing = torch.tensor(sorted(ends))
+        self._out = torch.full((len(prompts), max_new_tokens), pad, dtype=torch.long)
+        self._lengths = torch.zeros(len(prompts), dtype=torch.long)
+        self._closed = torch.zeros(len(prompts), dtype=torch.bool)
+        self.done = torch.zeros(len(prompts), dtype=torch.bool)
+
+    def responses(self) -> list[Response]:
+        """In the order of the prompts."""
+        ids = zip(self._out, self._lengths.tolist(), self._closed.tolist(), strict=True)
+        return [Response(row[:length].tolist(), closed) for row, length, closed in ids]
+
+    @torch.inference_mode()
+    def answer(
+        self, waiting: list[int], batch_size: int, progress: Callable[[int], None] | None
+    ) -> None:
+        """Answers the prompts in these places from their beginning."""
+        self._lengths[waiting] = 0
+        rows: _Rows | None = None
+        while waiting or rows is not None:
+            free = batch_size - (0 if rows is None else len(rows.places))
+            if rows is None or (waiting and free >= REFILL_SHARE * batch_size and can_join(rows.cache)):  # fmt: skip
+                admitted, waiting = self._admitted(waiting[:free]), waiting[free:]
+                rows = admitted if rows is None else rows.with_rows(admitted)
+            else:
+                rows = self._stepped(rows)
+            alive = ~self.done[rows.places]
+            ended = int((~alive).sum())
+            if ended == len(alive):
+                rows = None
+            elif ended >= max(1.0, DROP_SHARE * len(alive)):
+                rows = rows.kept(alive.nonzero().squeeze(1))
+            if progress and ended and (rows is None or len(rows.places) < len(alive)):
+                progress(int(self.done.sum()))
+
+    def _admitted(self, places: list[int]) -> _Rows:
+        """Prompts read, and the first token of their answers chosen."""
+        ids, mask = pad_left([self._prompts[place] for place in places], self._pad)
+        ids, mask = ids.to(self._model.device), mask.to(self._model.device)
+        positions = (mask.cumsum(dim=1) - 1).clamp_(min=0)
+        cache = block_cache(self._model.config)
+        logits = _next_logits(self._model, self._arguments, ids, mask, positions, cache)
+        at = torch.tensor(places)
+        return _Rows(at, self._chosen(logits, at), mask, cache)
+
+    def _stepped(self, rows: _Rows) -> _Rows:
+        """The rows with one more token each."""
+        mask = torch.cat([rows.mask, rows.mask.new_ones((len(rows.mask), 1))], dim=1)
+        positions = mask.sum(dim=1, keepdim=True) - 1
+        ids = rows.last.unsqueeze(1)
+        logits = _next_logits(self._model, self._arguments, ids, mask, positions, rows.cache)
+        return rows._replace(last=self._chosen(logits, rows.places), mask=mask)
+
+    def _chosen(self, logits: Tensor, places: Tensor) -> Tensor:
+        """Next tokens, [B]; those of rows that had not ended are written down."""
+        steps = self._lengths[places].clamp(max=self._out.shape[1] - 1)
+        chosen = self._sampling.choose(logits, places, steps)
+        alive = ~self.done[places]
+        writing, tokens = places[alive], chosen.cpu()[alive]
+        self._out[writing, steps[alive]] = tokens
+        self._lengths[writing] += 1
+        closed = torch.isin(tokens, self._closing)
+        self._closed[writing] = closed
+        self.done[writing] = closed | (self._lengths[writing] == self._out.shape[1])
+        return chosen
 
 
 def _next_logits(

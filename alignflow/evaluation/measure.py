@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +14,11 @@ from pydantic import Field
 from alignflow.errors import EvaluationError
 from alignflow.evaluation.bootstrap import interval
 from alignflow.evaluation.generate import Response, decode, respond
+from alignflow.evaluation.groups import HOLDOUT, main_places
 from alignflow.evaluation.metric_modules import MetricModule, judge, load_metrics, load_module
 from alignflow.evaluation.scoring import text_losses
 from alignflow.recipe import EvaluationSection
 from alignflow.stage import Record
-
-PARAPHRASE, TEST = "paraphrase", "test"
 
 
 class Prompt(NamedTuple):
@@ -29,6 +28,8 @@ class Prompt(NamedTuple):
     question: str
     target: str
     group: str
+    conversation: str
+    """The whole prompt as a judge reads it."""
 
 
 class Job(NamedTuple):
@@ -92,7 +93,13 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 def _read_prompts(path: Path) -> list[Prompt]:
     return [
-        Prompt(row["prompt_ids"], row["question"], row["target"], row["group"])
+        Prompt(
+            row["prompt_ids"],
+            row["question"],
+            row["target"],
+            row["group"],
+            row.get("conversation") or row["question"],
+        )
         for row in _read(path)
     ]
 
@@ -106,13 +113,6 @@ def _limited(prompts: list[Prompt], section: EvaluationSection) -> list[Prompt]:
         if section.max_examples is None or seen[prompt.group] <= section.max_examples:
             kept.append(prompt)
     return kept
-
-
-def main_places(groups: Sequence[str]) -> list[int]:
-    """Prompts that `accuracy` is about: group `test`, else all but `paraphrase`, else all."""
-    names = set(groups)
-    chosen = {TEST} if TEST in names else names - {PARAPHRASE} or names
-    return [place for place, group in enumerate(groups) if group in chosen]
 
 
 def measure(
@@ -195,7 +195,7 @@ def _judge_mode(
             outcomes[name] = Outcome(values=values, clusters=[clusters[p] for p in places])
 
     for number, metric in enumerate(job.metrics):
-        for group, places in _groups(groups, main):
+        for group, places in _judged(groups, main):
             found = judge(
                 metric,
                 [texts[place] for place in places],
@@ -223,6 +223,13 @@ def _groups(groups: list[str], main: list[int]) -> list[tuple[str, list[int]]]:
     return [
         ("", main),
         *((name, [p for p, group in enumerate(groups) if group == name]) for name in others),
+    ]
+
+
+def _judged(groups: list[str], main: list[int]) -> list[tuple[str, list[int]]]:
+    """Groups that metrics are about: all but the hold-out, whose answers a judge compares."""
+    return [
+        (name, places) for name, places in _groups(groups, main) if groups[places[0]] != HOLDOUT
     ]
 
 

@@ -28,18 +28,20 @@ from alignflow.evaluation.measure import (
     measure,
     responses,
 )
+from alignflow.evaluation.scores import SCORES_FILE, prompt_name, scores_of, write_scores
 from alignflow.events import EventWriter
 from alignflow.modeling import (
     BaseModel,
+    base_of,
     load_policy,
     load_reward_model,
     load_tokenizer,
-    read_base,
 )
 from alignflow.recipe import EvaluationSection
 from alignflow.stage import RowAccount, StageResult, StageSpec
 
 SAMPLES = 12
+LEADING = ("accuracy", "sampled_accuracy", "unsafe_rate")
 
 
 class Bench(NamedTuple):
@@ -52,13 +54,14 @@ class Bench(NamedTuple):
     dtype: str
     quantization: str | None
 
+    def model(self, role: str) -> str:
+        """Digest of the model in a role."""
+        return self.base.digest if role == "base" else self.spec.inputs[role].digest
+
     def digest(self, *roles: str) -> str:
         """Names the evaluation of the models in `roles`."""
         inputs = self.spec.inputs
-        models = {
-            str(place): self.base.digest if role == "base" else inputs[role].digest
-            for place, role in enumerate(roles)
-        }
+        models = {str(place): self.model(role) for place, role in enumerate(roles)}
         return evaluation_digest(
             models,
             inputs["data"].digest,
@@ -94,7 +97,7 @@ def load_bench(spec: StageSpec, section: EvaluationSection) -> Bench:
     prepared = spec.input("data")
     return Bench(
         spec=spec,
-        base=read_base(prepared),
+        base=base_of(spec),
         tokenizer=load_tokenizer(prepared),
         job=load_job(prepared, section, spec.seed),
         dtype=spec.params["dtype"],
@@ -121,6 +124,10 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     if {"sft", "aligned"} <= set(roles):
         measured["aligned"] = _compared(bench, measured, events)
     write_responses(work / "output" / "responses.parquet", bench.job, measured)
+    scores = {
+        role: scores_of(bench.job, found, bench.model(role)) for role, found in measured.items()
+    }
+    write_scores(work / "output" / SCORES_FILE, scores)
     return StageResult(
         metrics=flat(measured),
         rows=RowAccount(read=len(bench.job.prompts), held_out=len(bench.job.prompts)),
@@ -186,11 +193,11 @@ def free_memory() -> None:
 
 
 def flat(measured: dict[str, Measured]) -> dict[str, float | None]:
-    """`{"sft/accuracy": ...}`."""
+    """`{"sft/accuracy": ...}`, what tells most first: the last model, and LEADING."""
     return {
-        f"{role}/{name}": value
-        for role, found in measured.items()
-        for name, value in found.metrics.items()
+        f"{role}/{name}": found.metrics[name]
+        for role, found in reversed(measured.items())
+        for name in sorted(found.metrics, key=lambda name: name not in LEADING)
     }
 
 
@@ -225,8 +232,10 @@ def write_responses(path: Path, job: Job, measured: dict[str, Measured]) -> None
         {
             "model": role,
             "prompt_index": place,
+            "prompt_name": prompt_name(prompt.ids),
             "group": prompt.group,
             "question": prompt.question,
+            "conversation": prompt.conversation,
             "target": prompt.target,
             "greedy": found.greedy[place].text,
             "sampled": found.sampled[place].text if found.sampled else None,

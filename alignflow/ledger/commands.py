@@ -1,4 +1,4 @@
-"""`alignflow prefs`: add, status, show, quarantine, freeze, export, erase."""
+"""`alignflow prefs`: add, status, show, quarantine, freeze, withdraw, export, holdout, erase."""
 
 from __future__ import annotations
 
@@ -104,6 +104,15 @@ def status(
         _say(console, f"snapshot {entry['name']}: {entry['rows']} rows, {entry['state']}")
     if found["champion"]:
         _say(console, "champion: {model} generation {generation}".format(**found["champion"]))
+    _say(console, _power(found["held_out_prompts"]))
+
+
+def _power(prompts: int) -> str:
+    """What a gate that is judged on the hold-out could find, at its defaults."""
+    from alignflow.evaluation.gate import plan
+    from alignflow.recipe import GateSection
+
+    return plan(prompts, GateSection()).text
 
 
 @prefs_app.command()
@@ -149,6 +158,41 @@ def freeze(
 
 
 @prefs_app.command()
+def withdraw(
+    snapshot: str,
+    reason: Annotated[str, typer.Option("--reason", help="Kept on record.")],
+    name: Annotated[str, typer.Option("--from", help="Preference set.")] = "default",
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Gives the rows of a snapshot without a verdict back, as if it had never been frozen.
+
+    For a recipe that cannot finish: the next retrain freezes them again, with its own recipe.
+    """
+    from alignflow.ledger.verdicts import withdraw as withdraw_snapshot
+
+    withdraw_snapshot(resolve_home(home), snapshot, reason, name=name)
+    _print({"snapshot": snapshot, "withdrawn": reason}, as_json)
+
+
+@prefs_app.command()
+def holdout(
+    share: Annotated[float, typer.Option("--share", help="Share of prompts, 0 to 0.5.")],
+    salt: Annotated[str | None, typer.Option("--salt", help="Default: a random one.")] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Renews the hold-out: prompts not seen before are decided anew, the others stay.
+
+    Do so after some 50 verdicts, or yearly: what is looked at often says less.
+    """
+    from alignflow.ledger.holdout import renew_holdout
+
+    renew_holdout(resolve_home(home), share, salt)
+    _print({"share": share, "applies_to": "prompts not seen before"}, as_json)
+
+
+@prefs_app.command()
 def export(
     snapshot: str,
     output: Annotated[Path | None, typer.Option("--output", help="File to write.")] = None,
@@ -177,7 +221,7 @@ def erase(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Removes the text of rows from ledger, quarantine, snapshots and reports; the ids stay."""
+    """Removes the text of rows from the ledger and the home's files; the ids stay."""
     from alignflow.ledger.erasing import erase as erase_rows
 
     if (row_id is None) == (source is None):

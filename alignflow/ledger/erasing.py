@@ -1,13 +1,12 @@
-"""Removing texts for good: from ledger, quarantine, snapshots and reports. Ids stay as tombstones.
+"""Removing texts for good: from ledger, quarantine, snapshots and files. Ids stay as tombstones.
 
-The database goes first; files are rewritten after it, so a killed `erase` is repeated, not undone.
+Tombstones come first, then files, and the ledger's own texts last: they say what to look for, so an
+`erase` that was killed is repeated.
 """
 
 from __future__ import annotations
 
-import html
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,14 @@ from sqlalchemy import Connection, Engine, delete, or_, select, text, update
 
 from alignflow.errors import DataError
 from alignflow.faults import faultpoint
-from alignflow.files import atomic_write_text, fsync_directory, fsync_file, sha256_file
+from alignflow.files import sha256_file
+from alignflow.ledger.erasing_files import (
+    ERASED,
+    Words,
+    erase_from_files,
+    rewrite_parquet,
+    words_of,
+)
 from alignflow.ledger.reports import find_row, models_of
 from alignflow.ledger.schema import (
     files,
@@ -29,9 +35,6 @@ from alignflow.ledger.schema import (
 )
 from alignflow.ledger.store import opened, writing
 
-ERASED = "[erased]"
-SHORTEST_SEARCHED = 12
-"""Shorter texts are erased where they stand alone, not as parts of others."""
 CHUNK = 10_000
 
 
@@ -43,19 +46,10 @@ class Erased(NamedTuple):
     quarantined: int
     snapshots: list[str]
     """Parquet files that were rewritten."""
-    reports: list[str]
-    """Report files that were rewritten."""
+    files: list[str]
+    """Reports, prepared data, work in progress and inbox files that were rewritten."""
     models: list[dict[str, Any]]
     """Generations that were trained on any of the rows."""
-
-
-class _Words(NamedTuple):
-    """Texts to look for."""
-
-    whole: frozenset[str]
-    """Erased where a string is exactly this."""
-    parts: tuple[str, ...]
-    """Erased wherever they stand, longest first."""
 
 
 def erase(
@@ -76,21 +70,26 @@ def erase(
         with writing(engine) as connection:
             keys = _one(connection, row_id) if row_id else _of_source(connection, source or "")
             keys = _with_opposites(connection, keys)
-            words = _words(_texts(connection, keys))
+            ids = _bury(connection, keys, reason)
+            found = [*_texts(connection, keys), *_rated_texts(connection, source)]
+            faultpoint("ledger.erase.buried")
+        words = words_of(found)
+        changed = erase_from_files(home, words)
+        rewritten = _rewrite_snapshots(engine, home, set(ids))
+        faultpoint("ledger.erase.files")
+        with writing(engine) as connection:
             bad = _erase_quarantine(connection, words, source)
-            bad_ratings = _erase_ratings(connection, _texts(connection, keys), source)
+            bad_ratings = _erase_ratings(connection, found, source)
             if not keys and not bad and not bad_ratings:
                 raise DataError(
                     f"Nothing in the ledger came from {source!r}. `alignflow prefs show ID` says what a "
                     "row's source, annotator and file are."
                 )
-            ids = _erase_rows(connection, keys, reason)
+            _erase_rows(connection, keys)
             models = models_of(connection, keys)
             faultpoint("ledger.erase.commit")
-        faultpoint("ledger.erase.committed")
         _leave_no_trace(engine)
-        changed = _rewrite_snapshots(engine, home, set(ids))
-    return Erased(ids, bad, changed, _rewrite_reports(home, words), models)
+    return Erased(ids, bad, rewritten, changed, models)
 
 
 def _one(connection: Connection, row_id: str) -> list[int]:
@@ -137,17 +136,17 @@ def _texts(connection: Connection, keys: list[int]) -> list[tuple[str, str, str]
     return found
 
 
-def _words(found: list[tuple[str, str, str]]) -> _Words:
-    words: set[str] = set()
-    for prompt, chosen, rejected in found:
-        words |= {chosen, rejected, *(turn["content"] for turn in json.loads(prompt))}
-    parts = sorted(
-        (word for word in words if len(word) >= SHORTEST_SEARCHED), key=len, reverse=True
+def _rated_texts(connection: Connection, source: str | None) -> list[tuple[str, str, str]]:
+    """Texts of a source's ratings, in the form of rows."""
+    if source is None:
+        return []
+    rated = select(ratings.c.prompt, ratings.c.completion).where(
+        ratings.c.source == source, ratings.c.prompt.is_not(None)
     )
-    return _Words(frozenset(words), tuple(parts))
+    return [(prompt, text, text) for prompt, text in connection.execute(rated).tuples()]
 
 
-def _erase_quarantine(connection: Connection, words: _Words, source: str | None) -> int:
+def _erase_quarantine(connection: Connection, words: Words, source: str | None) -> int:
     """Empties what is kept of bad rows that hold one of the texts, or came from the source."""
     needles = [form.encode() for word in words.parts for form in _as_json(word)]
     sources = [form.encode() for form in _as_json(source)] if source else []
@@ -190,26 +189,26 @@ def _erase_ratings(
     return erased
 
 
-def _erase_rows(connection: Connection, keys: list[int], reason: str) -> list[str]:
-    ids: list[str] = []
+def _bury(connection: Connection, keys: list[int], reason: str) -> list[str]:
+    """Marks rows as erased, so that nothing is trained on them from now on; their ids."""
+    ids: set[str] = set()
     for part in _chunks(keys):
-        connection.execute(delete(texts).where(texts.c.row.in_(part)))
         connection.execute(
             update(rows).where(rows.c.key.in_(part), rows.c.erased.is_(None)).values(erased=reason)
         )
+        found = connection.execute(select(rows.c.id).where(rows.c.key.in_(part))).scalars()
+        ids |= {bytes(name).hex() for name in found}
+    return sorted(ids)
+
+
+def _erase_rows(connection: Connection, keys: list[int]) -> None:
+    for part in _chunks(keys):
+        connection.execute(delete(texts).where(texts.c.row.in_(part)))
         connection.execute(
             update(observations)
             .where(observations.c.row.in_(part))
             .values(annotator=None, source=None)
         )
-        connection.execute(
-            update(snapshots)
-            .where(snapshots.c.key.in_(select(rows.c.snapshot).where(rows.c.key.in_(part))))
-            .values(sha256=None)
-        )
-        found = connection.execute(select(rows.c.id).where(rows.c.key.in_(part))).scalars()
-        ids += [bytes(name).hex() for name in found]
-    return sorted(set(ids))
 
 
 def _leave_no_trace(engine: Engine) -> None:
@@ -239,63 +238,11 @@ def _rewrite_snapshots(engine: Engine, home: Path, ids: set[str]) -> list[str]:
 
 def _without(path: Path, ids: set[str]) -> bool:
     """Rewrites a Parquet file without some rows; False where it has none of them."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(path)
-    wanted = pa.array(sorted(ids), pa.string())
-    held = any(
-        pc.any(pc.is_in(batch.column("id"), value_set=wanted)).as_py()  # pyright: ignore[reportAttributeAccessIssue]
-        for batch in file.iter_batches(columns=["id"])
-    )
-    if not held:
+    batches = pq.ParquetFile(path).iter_batches(columns=["id"])
+    kept = [[name not in ids for name in batch.column(0).to_pylist()] for batch in batches]
+    if all(all(batch) for batch in kept):
         return False
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with pq.ParquetWriter(temporary, file.schema_arrow, compression="zstd") as writer:
-        for batch in file.iter_batches():
-            hit = pc.is_in(batch.column("id"), value_set=wanted)  # pyright: ignore[reportAttributeAccessIssue]
-            writer.write_batch(batch.filter(pc.invert(hit)))  # pyright: ignore[reportAttributeAccessIssue]
-    fsync_file(temporary)
-    os.replace(temporary, path)
-    fsync_directory(path.parent)
+    rewrite_parquet(path, kept)
     return True
-
-
-def _rewrite_reports(home: Path, words: _Words) -> list[str]:
-    changed = []
-    for path in sorted((home / "runs").glob("*/report.*")):
-        before = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            value = json.loads(before)
-            cleaned = _cleaned(value, words)
-            after = before if cleaned == value else json.dumps(cleaned, indent=2) + "\n"
-        else:
-            after = _cleaned_page(before, words)
-        if after != before:
-            atomic_write_text(path, after)
-            changed.append(str(path))
-    return changed
-
-
-def _cleaned(value: Any, words: _Words) -> Any:
-    if isinstance(value, dict):
-        return {name: _cleaned(item, words) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_cleaned(item, words) for item in value]
-    if not isinstance(value, str):
-        return value
-    if value in words.whole:
-        return ERASED
-    for word in words.parts:
-        value = value.replace(word, ERASED)
-    return value
-
-
-def _cleaned_page(page: str, words: _Words) -> str:
-    for word in words.parts:
-        for form in {word, html.escape(word), html.escape(word, quote=False)}:
-            page = page.replace(form, ERASED)
-    for word in words.whole - set(words.parts):
-        page = page.replace(f">{html.escape(word)}<", f">{ERASED}<")
-    return page

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, func, insert, select, update
 
-from alignflow.errors import DataError, RecipeError
+from alignflow.errors import RecipeError
 from alignflow.faults import faultpoint
-from alignflow.files import CHUNK_BYTES, fsync_directory
+from alignflow.files import CHUNK_BYTES
 from alignflow.ledger.batches import (
     Batch,
     Counts,
@@ -31,11 +30,11 @@ from alignflow.ledger.batches import (
     counts_of,
     parsed,
 )
+from alignflow.ledger.incoming import Refused, Source, found_in, refuse
 from alignflow.ledger.parsing import (
     GZ_GRACE_BYTES,
     MAX_GZ_BYTES,
     MAX_GZ_RATIO,
-    SUFFIXES,
     Line,
     RefusedFile,
     check_suffix,
@@ -46,24 +45,14 @@ from alignflow.ledger.schema import files, quarantine
 from alignflow.ledger.store import now, opened, preference_set, reading, writing
 from alignflow.recipe import RetrainSection
 
-BATCH_LINES = 2000
+BATCH_LINES = 8000
 BATCH_BYTES = 8 * 1024 * 1024
 JUDGED_BYTES = 8 * 1024 * 1024
 """A file is judged as a whole up to this size, a larger one by its beginning."""
 MAX_BAD_SHARE = 0.5
-REJECTED = "rejected"
 
 OnProgress = Callable[[str, int, int, int], None]
 """Called with label, rows so far, bytes (or rows of Parquet) done and bytes in all."""
-
-
-class Refused(NamedTuple):
-    """A file of which nothing was taken in."""
-
-    file: str
-    reason: str
-    message: str
-    moved_to: str | None
 
 
 class Added(NamedTuple):
@@ -93,13 +82,6 @@ class Added(NamedTuple):
         }
 
 
-class _Source(NamedTuple):
-    path: Path
-    label: str
-    aside: Path | None
-    """Folder that it is moved to when it is refused."""
-
-
 def add(
     home: Path,
     sources: Iterable[Path],
@@ -119,8 +101,18 @@ def add(
         RecipeError: The set's name is none.
         DiskSpaceError: The disk is full. The batch at hand was undone, those before it are kept.
     """
+    found = [source for path in sources for source in found_in(path)]
+    return add_sources(home, found, into, on_progress)
+
+
+def add_sources(
+    home: Path,
+    found: Sequence[Source],
+    into: str = "default",
+    on_progress: OnProgress | None = None,
+) -> Added:
+    """`add` for files that were found already."""
     check_name(into)
-    found = [source for path in sources for source in _found(path)]
     counts, reasons, first = Counts(), {}, {}
     refused: list[Refused] = []
     brought: set[int] = set()
@@ -131,7 +123,7 @@ def add(
             try:
                 file, own = _add_file(engine, set_key, source, frozenset(brought), on_progress)
             except RefusedFile as problem:
-                refused.append(_refuse(source, problem))
+                refused.append(refuse(source, problem))
                 continue
             counts = counts.plus(own)
             if own.accepted:
@@ -164,51 +156,10 @@ def check_name(name: str) -> None:
         )
 
 
-def _found(path: Path) -> list[_Source]:
-    """The file, or what is in a folder and complete: no hidden and no temporary names."""
-    path = path.expanduser().absolute()
-    if path.is_dir():
-        inside = (entry for entry in sorted(path.rglob("*")) if entry.name.endswith(SUFFIXES))
-        return [
-            _Source(entry, _label(entry), path / REJECTED)
-            for entry in inside
-            if not any(part.startswith(".") for part in entry.relative_to(path).parts)
-            and entry.relative_to(path).parts[0] != REJECTED
-        ]
-    if not path.exists() and not path.is_symlink():
-        raise DataError(f"{path}: no such file or folder. Check the name.")
-    return [_Source(path, _label(path), None)]
-
-
-def _label(path: Path) -> str:
-    """A file's name as text; it is never opened by that."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
-
-
-def _refuse(source: _Source, problem: RefusedFile) -> Refused:
-    moved = None
-    if source.aside is not None and os.path.lexists(source.path):
-        source.aside.mkdir(exist_ok=True)
-        moved = _free_name(source.aside / source.path.name)
-        os.replace(source.path, moved)
-        fsync_directory(source.aside)
-    return Refused(
-        source.label, problem.reason, f"{source.label} {problem}", str(moved) if moved else None
-    )
-
-
-def _free_name(path: Path) -> Path:
-    number, free = 1, path
-    while os.path.lexists(free):
-        free = path.with_name(f"{number}-{path.name}")
-        number += 1
-    return free
-
-
 def _add_file(
     engine: Engine,
     set_key: int,
-    source: _Source,
+    source: Source,
     siblings: frozenset[int],
     on_progress: OnProgress | None,
 ) -> tuple[FileKey, Counts]:
@@ -253,7 +204,7 @@ def _check_gz(stream: gzip.GzipFile, size: int) -> None:
 
 
 def _register(
-    engine: Engine, set_key: int, sha256: str, size: int, source: _Source
+    engine: Engine, set_key: int, sha256: str, size: int, source: Source
 ) -> tuple[FileKey, int, bool, list[Batch]]:
     """Key, offset and state of the file of this content, and what was parsed to judge it.
 
@@ -337,7 +288,7 @@ def _bounded(lines: Iterator[Line]) -> Iterator[Line]:
 def _add_batches(
     engine: Engine,
     file: FileKey,
-    source: _Source,
+    source: Source,
     batches: Iterator[Batch],
     size: int,
     on_progress: OnProgress | None,

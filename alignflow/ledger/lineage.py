@@ -1,33 +1,30 @@
-"""Verdicts: promotion consumes a snapshot's rows, reject and inconclusive give them back."""
+"""The lineage of a model: promotion and rollback, each in one transaction with the rows it moves."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, func, insert, select, update
 
-from alignflow.errors import AlignflowError, DataError, RecipeError
+from alignflow.errors import AlignflowError, RecipeError
 from alignflow.faults import faultpoint
 from alignflow.ledger.holdout import current_holdout
 from alignflow.ledger.outbox import PROMOTED as PROMOTED_EVENT
-from alignflow.ledger.outbox import announce, count_new, is_waiting, write_event
-from alignflow.ledger.schema import promotions, rows, sets, snapshots
-from alignflow.ledger.snapshots import PROMOTED, UNDECIDED, find_snapshot
+from alignflow.ledger.outbox import count_new, is_waiting, write_event
+from alignflow.ledger.schema import promotions, rows, snapshots
+from alignflow.ledger.snapshots import UNDECIDED
 from alignflow.ledger.store import (
     find_set,
     now,
     opened,
     preference_set,
     reading,
-    require_set,
     writing,
 )
-
-ROLLED_BACK = "rolled_back"
-Release = Literal["rejected", "inconclusive"]
+from alignflow.ledger.verdicts import WITHDRAWN, consume, give_back
 
 
 class PromotionRace(AlignflowError):
@@ -82,7 +79,7 @@ def set_state(home: Path, name: str, model: str) -> SetState:
         looks = connection.execute(
             select(func.count()).where(
                 snapshots.c.preference_set == key,
-                snapshots.c.state != UNDECIDED,
+                snapshots.c.state.not_in((UNDECIDED, WITHDRAWN)),
                 snapshots.c.holdout == current_holdout(connection)[0],
             )
         ).scalar_one()
@@ -117,12 +114,13 @@ def promote(
         artifacts: Stage to artifact directory of what made it.
         reason: Why, for people.
         name: The preference set of the snapshot.
-        snapshot: Undecided snapshot it was trained on; None for a model made by hand.
+        snapshot: Snapshot it was trained on, without a verdict or given back by one; None for a
+            model made by hand.
 
     Raises:
         PromotionRace: The champion is no longer the expected one. Nothing was changed.
-        DataError: The snapshot is not there or has its verdict already, or the set belongs to
-            another model.
+        DataError: The snapshot is not there or is promoted, its rows are in another snapshot by
+            now, or the set belongs to another model.
     """
     with opened(home) as engine, writing(engine) as connection:
         head = _head(connection, model)
@@ -137,7 +135,7 @@ def promote(
                 promotions.c.model == model
             )
         ).scalar_one()
-        key = _consume(connection, name, snapshot, model) if snapshot else None
+        key = consume(connection, name, snapshot, model) if snapshot else None
         faultpoint("ledger.promote.rows")
         connection.execute(
             insert(promotions).values(
@@ -150,71 +148,10 @@ def promote(
                 created=now(),
             )
         )
-        write_event(
-            connection,
-            PROMOTED_EVENT,
-            {"model": model, "generation": newest + 1, "digest": digest, "snapshot": snapshot},
-        )
-        promoted = _head(connection, model)
-        assert promoted is not None
+        promoted = _announced_head(connection, model)
         faultpoint("ledger.promote.commit")
     faultpoint("ledger.promote.committed")
     return promoted
-
-
-def _consume(connection: Connection, name: str, snapshot: str, model: str) -> int:
-    set_key = require_set(connection, name)
-    owner = connection.execute(select(sets.c.model).where(sets.c.key == set_key)).scalar_one()
-    if owner not in (None, model):
-        raise DataError(
-            f"The set {name!r} belongs to the lineage of {owner}, so {model} cannot consume its rows: "
-            "each row counts once, in one lineage. Give the rows to a set of its own "
-            "(`alignflow prefs add FILE --into OTHER`)."
-        )
-    connection.execute(update(sets).where(sets.c.key == set_key).values(model=model))
-    return _decide(connection, set_key, name, snapshot, PROMOTED, None)
-
-
-def _decide(
-    connection: Connection, set_key: int, name: str, snapshot: str, state: str, verdict: str | None
-) -> int:
-    """Gives a snapshot its verdict; from then on only newer rows count towards the trigger."""
-    key = find_snapshot(connection, set_key, name, snapshot)
-    entry = connection.execute(select(snapshots).where(snapshots.c.key == key)).one()
-    if entry.state != UNDECIDED:
-        raise DataError(
-            f"ledger:{name}@{snapshot} is {entry.state} since {entry.decided}, so it cannot be "
-            f"{state} now. Nothing was changed."
-        )
-    connection.execute(
-        update(snapshots)
-        .where(snapshots.c.key == key)
-        .values(state=state, verdict=verdict, decided=now())
-    )
-    connection.execute(
-        update(sets)
-        .where(sets.c.key == set_key, sets.c.judged < entry.last_row)
-        .values(judged=entry.last_row)
-    )
-    if state != PROMOTED:
-        connection.execute(update(rows).where(rows.c.snapshot == key).values(snapshot=None))
-    announce(connection, set_key)
-    return key
-
-
-def release(
-    home: Path, snapshot: str, verdict: Release, *, name: str = "default", reason: str = ""
-) -> None:
-    """Gives a snapshot's rows back: they join the next one, but do not call for it.
-
-    Raises:
-        DataError: The snapshot is not there, or has its verdict already.
-    """
-    with opened(home, create=False) as engine:
-        with writing(engine) as connection:
-            _decide(connection, require_set(connection, name), name, snapshot, verdict, reason)
-            faultpoint("ledger.release.commit")
-        faultpoint("ledger.release.committed")
 
 
 def rollback(home: Path, model: str, generation: int, reason: str) -> Generation:
@@ -238,19 +175,25 @@ def rollback(home: Path, model: str, generation: int, reason: str) -> Generation
                 .where(promotions.c.model == model, promotions.c.generation == entry.generation)
                 .values(undone=reason or "rolled back")
             )
-            _give_back(connection, entry.snapshot)
+            give_back(connection, entry.snapshot)
         faultpoint("ledger.rollback.commit")
-        head = _head(connection, model)
-        assert head is not None
-        return head
+        return _announced_head(connection, model)
 
 
-def _give_back(connection: Connection, snapshot: int | None) -> None:
-    if snapshot is not None:
-        connection.execute(update(rows).where(rows.c.snapshot == snapshot).values(snapshot=None))
-        connection.execute(
-            update(snapshots).where(snapshots.c.key == snapshot).values(state=ROLLED_BACK)
-        )
+def _announced_head(connection: Connection, model: str) -> Generation:
+    """The new head, told to whoever serves the model; the event is only a hint to look."""
+    head = _head(connection, model)
+    assert head is not None
+    payload = {
+        "model": model,
+        "generation": head.generation,
+        "digest": head.digest,
+        "snapshot": head.snapshot,
+        "model_uri": f"models:/{model}@champion",
+        "path": f"{head.artifacts['merge']}/model" if "merge" in head.artifacts else None,
+    }
+    write_event(connection, PROMOTED_EVENT, payload)
+    return head
 
 
 def _live(connection: Connection, model: str) -> list[Any]:
@@ -279,6 +222,18 @@ def _generation(entry: Any) -> Generation:
         entry.reason,
         entry.created,
     )
+
+
+def generation(home: Path, model: str, number: int) -> Generation | None:
+    """A generation of a model, still in its lineage or undone."""
+    found = (
+        select(promotions, snapshots.c.name.label("snapshot_name"))
+        .join(snapshots, snapshots.c.key == promotions.c.snapshot, isouter=True)
+        .where(promotions.c.model == model, promotions.c.generation == number)
+    )
+    with opened(home, create=False) as engine, reading(engine) as connection:
+        entry = connection.execute(found).first()
+        return _generation(entry) if entry else None
 
 
 def lineage(home: Path, model: str) -> list[Generation]:

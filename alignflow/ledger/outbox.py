@@ -22,6 +22,7 @@ class Event(NamedTuple):
     key: int
     event: str
     payload: dict[str, Any]
+    created: str
 
 
 def is_waiting(set_key: int) -> Any:
@@ -77,23 +78,33 @@ def set_threshold(home: Path, name: str, new_pairs: int | None) -> None:
     """
     if new_pairs is not None and new_pairs < 1:
         raise RecipeError(f"the threshold of {name} is {new_pairs}, wanted at least 1.")
-    with opened(home) as engine, writing(engine) as connection:
-        key = preference_set(connection, name)
-        connection.execute(update(sets).where(sets.c.key == key).values(threshold=new_pairs))
-        announce(connection, key)
+    with opened(home) as engine:
+        with reading(engine) as connection:
+            known = select(sets.c.threshold).where(sets.c.name == name)
+            found = connection.execute(known).first()
+        if found is not None and found.threshold == new_pairs:
+            return
+        with writing(engine) as connection:
+            _set_threshold(connection, name, new_pairs)
+
+
+def _set_threshold(connection: Connection, name: str, new_pairs: int | None) -> None:
+    key = preference_set(connection, name)
+    connection.execute(update(sets).where(sets.c.key == key).values(threshold=new_pairs))
+    announce(connection, key)
 
 
 def pending_events(home: Path) -> list[Event]:
     """Events that have not been sent, oldest first."""
     unsent = (
-        select(outbox.c.key, outbox.c.event, outbox.c.payload)
+        select(outbox.c.key, outbox.c.event, outbox.c.payload, outbox.c.created)
         .where(outbox.c.sent.is_(None))
         .order_by(outbox.c.key)
     )
     with opened(home, create=False) as engine, reading(engine) as connection:
         return [
-            Event(key, name, json.loads(payload))
-            for key, name, payload in connection.execute(unsent)
+            Event(key, name, json.loads(payload), created)
+            for key, name, payload, created in connection.execute(unsent)
         ]
 
 

@@ -56,6 +56,7 @@ def status(home: Path, name: str | None = None) -> dict[str, Any]:
             "unpaired": _count(connection, ratings, named),
             "snapshots": [entry for key in named for entry in snapshot_names(connection, key)],
             "champion": _champions(connection, named),
+            "held_out_prompts": _held_out_prompts(connection, named),
             "sets": list(connection.execute(select(sets.c.name).order_by(sets.c.name)).scalars()),
         }
 
@@ -78,6 +79,15 @@ def _counts(connection: Connection, named: list[int]) -> dict[str, int]:
 def _count(connection: Connection, table: Any, named: list[int]) -> int:
     return connection.execute(
         select(func.count()).select_from(table).where(table.c.preference_set.in_(named))
+    ).scalar_one()
+
+
+def _held_out_prompts(connection: Connection, named: list[int]) -> int:
+    """Different prompts that are held out."""
+    return connection.execute(
+        select(func.count(texts.c.prompt.distinct()))
+        .join(rows, rows.c.key == texts.c.row)
+        .where(rows.c.preference_set.in_(named), rows.c.held_out.is_(True))
     ).scalar_one()
 
 

@@ -6,7 +6,6 @@ The ledger says which rows a snapshot has; its file can be written again from th
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,16 +16,22 @@ from sqlalchemy.sql import Select
 
 from alignflow.errors import DataError
 from alignflow.faults import faultpoint
-from alignflow.files import fsync_directory, fsync_file, sha256_file
+from alignflow.files import sha256_file
 from alignflow.ledger.holdout import current_holdout
 from alignflow.ledger.outbox import is_waiting
-from alignflow.ledger.schema import rows, sets, snapshot_rows, snapshots, texts
+from alignflow.ledger.schema import rows, snapshot_rows, snapshots, texts
+from alignflow.ledger.snapshot_files import (
+    WAITING,
+    WRITTEN_ROWS,
+    drop_old_waiting,
+    snapshot_folder,
+    write_parquet,
+)
 from alignflow.ledger.store import now, opened, reading, require_set, writing
 
 UNDECIDED = "undecided"
 PROMOTED = "promoted"
 DIGEST_CHARACTERS = 12
-WRITTEN_ROWS = 5000
 
 
 class Snapshot(NamedTuple):
@@ -45,11 +50,6 @@ class Snapshot(NamedTuple):
     champion: int | None
     """Generation of the champion when it was frozen."""
     created: str
-
-
-def snapshot_folder(home: Path, name: str) -> Path:
-    """Where the Parquet files of a set are."""
-    return home / "snapshots" / name
 
 
 def freeze(
@@ -208,8 +208,10 @@ def _waiting_file(engine: Engine, home: Path, name: str) -> Path:
                 f"ledger:{name}: no rows wait in the set {name!r}. Add some with `alignflow prefs add`, "
                 f"or name a snapshot: ledger:{name}@SNAPSHOT (`alignflow prefs status` lists them)."
             )
-        path = snapshot_folder(home, name) / f"waiting-{digest[:DIGEST_CHARACTERS]}.parquet"
-        if not path.exists():
+        path = snapshot_folder(home, name) / f"{WAITING}{digest[:DIGEST_CHARACTERS]}.parquet"
+        if path.exists():
+            os.utime(path)  # in use
+        else:
             chosen = (
                 select(rows.c.id, texts.c.prompt, texts.c.chosen, texts.c.rejected, literal(False))
                 .join(texts, texts.c.row == rows.c.key)
@@ -219,6 +221,7 @@ def _waiting_file(engine: Engine, home: Path, name: str) -> Path:
             write_parquet(
                 path, connection.execution_options(yield_per=WRITTEN_ROWS).execute(chosen)
             )
+            drop_old_waiting(path.parent)
         return path
 
 
@@ -286,59 +289,10 @@ def rows_of(connection: Connection, key: int) -> Iterator[Any]:
         )
         .join(snapshot_rows, snapshot_rows.c.row == rows.c.key)
         .join(texts, texts.c.row == rows.c.key)
-        .where(snapshot_rows.c.snapshot == key)
+        .where(snapshot_rows.c.snapshot == key, rows.c.erased.is_(None))
         .order_by(rows.c.id)
     )
     return iter(connection.execution_options(yield_per=WRITTEN_ROWS).execute(chosen))
-
-
-def write_parquet(path: Path, entries: Any) -> None:
-    """Writes rows as Parquet under another name, and renames: equal rows, equal bytes."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    message = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-    schema = pa.schema(
-        [
-            ("id", pa.string()),
-            ("prompt", message),
-            ("chosen", message),
-            ("rejected", message),
-            ("replayed", pa.bool_()),
-        ]
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        for part in _parts(iter(entries)):
-            writer.write_table(pa.Table.from_pylist([_columns(entry) for entry in part], schema))
-    fsync_file(temporary)
-    faultpoint("ledger.snapshot.written")
-    os.replace(temporary, path)
-    fsync_directory(path.parent)
-    faultpoint("ledger.snapshot.renamed")
-
-
-def _parts(entries: Iterator[Any]) -> Iterator[list[Any]]:
-    part: list[Any] = []
-    for entry in entries:
-        part.append(entry)
-        if len(part) == WRITTEN_ROWS:
-            yield part
-            part = []
-    if part:
-        yield part
-
-
-def _columns(entry: Any) -> dict[str, Any]:
-    name, prompt, chosen, rejected, replayed = entry
-    return {
-        "id": bytes(name).hex(),
-        "prompt": json.loads(prompt),
-        "chosen": [{"role": "assistant", "content": chosen}],
-        "rejected": [{"role": "assistant", "content": rejected}],
-        "replayed": bool(replayed),
-    }
 
 
 def snapshot_names(connection: Connection, set_key: int) -> list[dict[str, Any]]:
@@ -357,8 +311,3 @@ def snapshot_names(connection: Connection, set_key: int) -> list[dict[str, Any]]
         .order_by(snapshots.c.number)
     )
     return [dict(entry) for entry in found.mappings()]
-
-
-def set_of(connection: Connection, set_key: int) -> Any:
-    """The row of a set."""
-    return connection.execute(select(sets).where(sets.c.key == set_key)).one()

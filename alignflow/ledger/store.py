@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from alignflow.errors import DataError, DiskSpaceError
 from alignflow.ledger.migrations import MIGRATIONS, current_version, migrate
 from alignflow.ledger.schema import holdouts, sets
+from alignflow.settings import Settings
 
 URL_VARIABLE = "ALIGNFLOW_LEDGER_URL"
 WAIT_SECONDS = 120
@@ -39,7 +40,7 @@ def ledger_path(home: Path) -> Path:
 
 def has_ledger(home: Path) -> bool:
     """Whether there is a ledger to ask."""
-    return URL_VARIABLE in os.environ or ledger_path(home).exists()
+    return bool(Settings().ledger_url) or ledger_path(home).exists()
 
 
 @contextmanager
@@ -54,8 +55,8 @@ def opened(home: Path, *, create: bool = True) -> Iterator[Engine]:
         DataError: It is absent, damaged, newer than this alignflow, or unreachable.
         DiskSpaceError: A file system is full.
     """
-    url = os.environ.get(URL_VARIABLE)
-    engine = _server(url) if url else _embedded(home, create)
+    url = Settings().ledger_url
+    engine = _server(url.get_secret_value()) if url else _embedded(home, create)
     place = engine.url.render_as_string(hide_password=True)
     try:
         with explained(place, home):

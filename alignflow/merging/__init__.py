@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from alignflow.merging.adapter import AdapterStep
 from alignflow.merging.certificate import CERTIFICATE_FILE, Certificate, Figures, Limits
 from alignflow.merging.merge import merge
-from alignflow.merging.planning import MergeOptions, MergePlan, plan
+from alignflow.merging.merge_plan import MergePlan
+from alignflow.merging.options import MergeOptions
+from alignflow.merging.planning import plan
 
 if TYPE_CHECKING:
     from alignflow.merging.verifying import verify

@@ -12,7 +12,8 @@ from alignflow.errors import CertificateError, RecipeError
 from alignflow.merging.adapter import AdapterStep
 from alignflow.merging.certificate import Certificate
 from alignflow.merging.merge import merge
-from alignflow.merging.planning import MergeOptions, plan
+from alignflow.merging.options import MergeOptions
+from alignflow.merging.planning import plan
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -43,7 +44,8 @@ def merge_command(
         then: Adapters merged after it, each trained on the preceding result.
         combine: Further adapters of the same base as ADAPTER=WEIGHT, whose deltas are added.
         qlora_base: For an adapter trained on NF4: merge into the dequantized weights it was
-            trained on, or into the original ones. None: it was not trained on NF4.
+            trained on, or into the original ones. None: dequantized for the adapter of a stage
+            that trained with QLoRA; any other is taken not to have been trained on NF4.
         dtype: Type of the merged weights; `auto` keeps the base's.
         export: Also write a GGUF file or a 4-bit model beside `out`.
         llama_cpp: For `gguf`: a checkout of llama.cpp, whose converter is run.
@@ -68,6 +70,8 @@ def merge_command(
         first_step(adapter, combine or []),
         *(AdapterStep(resolve(str(p))) for p in then or []),
     ]
+    if qlora_base is None and any(trained_on_nf4(path) for path, _ in steps[0].members):
+        qlora_base = "dequantized"
     options = MergeOptions(
         dtype=dtype,
         quantization="nf4" if qlora_base else None,
@@ -89,6 +93,15 @@ def merge_command(
     if export:
         write(export_model(out, export, llama_cpp))
     return certificate
+
+
+def trained_on_nf4(adapter: Path) -> bool:
+    """Whether the manifest beside an adapter says that its stage trained with QLoRA."""
+    manifest = adapter.parent / "manifest.json"
+    if not manifest.is_file():
+        return False
+    params = json_format.loads(manifest.read_text()).get("spec", {}).get("params", {})
+    return params.get("tuning", {}).get("mode") == "qlora"
 
 
 def first_step(adapter: str, combine: list[str]) -> AdapterStep:

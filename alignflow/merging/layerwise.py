@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from alignflow.errors import ArtifactError
 from alignflow.merging import names
 from alignflow.merging.adapter import AdapterStep
-from alignflow.merging.arithmetic import Reader
 from alignflow.merging.headers import FLOATS, read_checkpoint
 from alignflow.merging.modules import empty_model
+from alignflow.merging.reader import Reader
 from alignflow.modeling import quiet
 
 
@@ -70,7 +70,6 @@ def mapped_model(directory: Path) -> Any:
         state[name] = tensor if id(parameter) in layers else tensor.float()
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
-    _real_buffers(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model
@@ -80,30 +79,6 @@ def _layers(model: Any) -> list[nn.Module]:
     """The decoder's layers: the longest list of modules."""
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     return list(max(lists, key=len, default=[]))
-
-
-def _real_buffers(model: Any) -> None:
-    """Computes what is derived from the config (rotary frequencies, masks), not stored."""
-    for name, module in list(model.named_modules()):
-        if any(b is not None and b.is_meta for b in module._buffers.values()):
-            fresh = _rebuilt(module, model.config)
-            for key, buffer in module._buffers.items():
-                if buffer is not None and buffer.is_meta:
-                    value = fresh._buffers.get(key) if fresh is not None else None
-                    if value is None or value.is_meta:
-                        raise ArtifactError(
-                            f"{type(model).__name__}: buffer {name}.{key} is not in the files and "
-                            "cannot be computed. Verify on a machine with more memory."
-                        )
-                    module._buffers[key] = value
-
-
-def _rebuilt(module: nn.Module, config: Any) -> nn.Module | None:
-    try:
-        with torch.device("cpu"):
-            return type(module)(config)
-    except (TypeError, AttributeError):
-        return None
 
 
 def _widen_in_turn(layer: nn.Module) -> None:

@@ -6,6 +6,7 @@ written and hashed; a finished file is certified, so that a second call continue
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alignflow.files import digest_json, fsync_directory, sha256_file
-from alignflow.merging.adapter import AdapterStep
+from alignflow.merging.adapter import AdapterStep, read_adapter
 from alignflow.merging.carrying import prepare_directory, write_small_files
 from alignflow.merging.certificate import (
     Certificate,
@@ -23,10 +24,16 @@ from alignflow.merging.certificate import (
     status_of,
 )
 from alignflow.merging.headers import FLOATS
-from alignflow.merging.planning import MergeOptions, MergePlan, ShardPlan, plan
-from alignflow.merging.streaming import STATE, Written, finished_shard, write_shard
+from alignflow.merging.merge_plan import MergePlan, ShardPlan
+from alignflow.merging.options import MergeOptions
+from alignflow.merging.planning import plan
+from alignflow.merging.streaming import STATE, Written, finished_shard, sha256_mapped, write_shard
 
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Values that its --max-lora-rank takes."""
 Progress = Callable[[int, int], None]
+TOLD_TIMES = 500
+"""At most, that progress is told of, whatever the size."""
 
 
 def merge(
@@ -110,7 +117,7 @@ def write_weights(
     left = [shard for shard in planned.shards if shard.file not in written]
     with ThreadPoolExecutor(1) as hasher:  # busy while torch is imported, and beside the writer
         wanted = left if options.base_digest is None else []
-        sources = {s.file: hasher.submit(sha256_file, planned.base / s.file) for s in wanted}
+        sources = {s.file: hasher.submit(sha256_mapped, planned.base / s.file) for s in wanted}
         try:
             return _write_left(planned, out, options, progress, written, left, sources)
         finally:
@@ -127,17 +134,23 @@ def _write_left(
     left: list[ShardPlan],
     sources: dict[str, Future[str]],
 ) -> dict[str, Written]:
-    from alignflow.merging.arithmetic import Arithmetic, Reader, threads
+    from alignflow.merging.arithmetic import Arithmetic
+    from alignflow.merging.products import threads
+    from alignflow.merging.reader import Reader
 
     reader = Reader()
     arithmetic = Arithmetic(reader, options.block_bytes)
     total = planned.bytes
     done = total - sum(shard.bytes for shard in left)
 
+    told = done
+
     def tell(count: int) -> None:
-        nonlocal done
+        nonlocal done, told
         done += count
-        progress(done, total)
+        if done - told >= total / TOLD_TIMES or done == total:
+            told = done
+            progress(done, total)
 
     with threads(1):  # where the result depends on it, Arithmetic takes the number it found
         for shard in left:
@@ -187,7 +200,7 @@ def _certificate(
         files=_files(out, written),
         plan=planned.digest,
         notes=list(planned.notes),
-        serve=serve_lines(planned, out),
+        serve=serve_lines(planned, options.final or out),
     )
 
 
@@ -227,17 +240,14 @@ def _dtype(planned: MergePlan) -> str:
 
 def serve_lines(planned: MergePlan, out: Path) -> dict[str, str]:
     """VLLM's command lines for the merged model and, for one plain adapter, base plus adapter."""
-    lines = {"merged": f"vllm serve {out}"}
+    lines = {"merged": shlex.join(["vllm", "serve", str(out)])}
     if len(planned.adapters) == 1 and planned.adapters[0]["weight"] == 1.0:
-        ranks = [f.rank for f in _plain_factors(planned)]
-        lines["base_plus_adapter"] = (
-            f"vllm serve {planned.base} --enable-lora --max-lora-rank {max(ranks, default=16)} "
-            f"--lora-modules adapter={planned.adapters[0]['path']}"
-        )
+        path = planned.steps[0].path
+        rank = max((factors.rank for factors in read_adapter(path).factors), default=0)
+        served = next((r for r in VLLM_RANKS if r >= rank), None)
+        if served is not None:
+            lines["base_plus_adapter"] = shlex.join(
+                ["vllm", "serve", str(planned.base), "--enable-lora", "--max-lora-rank",
+                 str(served), "--lora-modules", f"adapter={path}"]
+            )  # fmt: skip
     return lines
-
-
-def _plain_factors(planned: MergePlan) -> list[Any]:
-    from alignflow.merging.adapter import read_adapter
-
-    return list(read_adapter(planned.steps[0].path).factors)

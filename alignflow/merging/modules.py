@@ -6,19 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from alignflow.adapters import HEADS
 from alignflow.errors import ArtifactError
-from alignflow.modeling import HEADS, quiet, quiet_libraries
+from alignflow.modeling import quiet, quiet_libraries
 
 
 def empty_model(base: Path) -> Any:
-    """The model on torch's meta device: modules and shapes, no memory."""
+    """The model in float32 without weights: parameters take no memory, buffers are computed."""
     quiet_libraries()
     config = AutoConfig.from_pretrained(str(base), trust_remote_code=False)
-    with quiet(), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    with quiet(), init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, trust_remote_code=False
+        )
+    model.tie_weights()
+    return model
 
 
 def quantized_modules(base: Path) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from alignflow.artifacts import artifact_directory
 from alignflow.errors import ArtifactError, CertificateError
 from alignflow.evaluation.kept import evaluation_digest, kept_or
 from alignflow.evaluation.measure import Measured, load_job, measure, responses
@@ -12,7 +13,7 @@ from alignflow.evaluation.suite import figures, flat, free_memory, samples, writ
 from alignflow.events import EventWriter
 from alignflow.files import digest_json
 from alignflow.merging import AdapterStep, Certificate, Figures, MergeOptions, merge
-from alignflow.modeling import BaseModel, check_adapter, device, load_tokenizer, read_base
+from alignflow.modeling import BaseModel, base_of, check_adapter, device, load_tokenizer
 from alignflow.recipe import EvaluationSection, MergeSection
 from alignflow.stage import StageResult, StageSpec
 
@@ -35,7 +36,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     evaluation = EvaluationSection.model_validate(spec.params["evaluation"])
     prepared, output = spec.input("data"), work / "output"
     tokenizer = load_tokenizer(prepared)
-    base, trained = read_base(prepared), spec.input("aligned")
+    base, trained = base_of(spec), spec.input("aligned")
     source, adapters = merge_inputs(base, trained)
     options = MergeOptions(
         dtype=section.dtype if adapters else whole_dtype(section.dtype, base),
@@ -47,6 +48,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
         base_digest=base.digest if adapters else None,
         base_source=base.source if adapters else None,
         tokenizer=prepared / "tokenizer",
+        final=artifact_directory(Path(spec.home), spec.stage, spec.key) / "model",
         replace=True,
     )
     certificate = merge(

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import ctypes
+import errno
 import hashlib
 import json
+import mmap
 import os
-import queue
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alignflow.errors import DiskSpaceError
 from alignflow.files import atomic_write_json, fsync_directory, sha256_file
+from alignflow.merging.direct_file import DirectFile
 from alignflow.merging.headers import header_bytes
-from alignflow.merging.planning import MergePlan, ShardPlan
+from alignflow.merging.merge_plan import MergePlan, ShardPlan
 
 STATE = ".merge"
 """Directory in the result, gone when it is complete: one certificate per finished shard."""
 COPY_BYTES = 8 * 1024 * 1024
-WRITE_BEHIND_BYTES = 64 * 1024 * 1024
-QUEUED_BLOCKS = 4
-SYNC_FILE_RANGE_WRITE = 2
+HASH_BYTES = 64 * 1024 * 1024
 
 
 @dataclass
@@ -35,19 +33,6 @@ class Written:
     bytes: int
     source_sha256: str | None
     finite: bool
-
-
-@dataclass
-class _Job:
-    """One shard on its way to the disk."""
-
-    path: Path
-    queue: queue.Queue[memoryview | None] = field(
-        default_factory=lambda: queue.Queue(QUEUED_BLOCKS)
-    )
-    digest: Any = field(default_factory=hashlib.sha256)
-    size: int = 0
-    error: BaseException | None = None
 
 
 def finished_shard(out: Path, plan: MergePlan, shard: ShardPlan) -> Written | None:
@@ -64,6 +49,20 @@ def finished_shard(out: Path, plan: MergePlan, shard: ShardPlan) -> Written | No
         )
     except (OSError, ValueError, KeyError):
         return None
+
+
+def sha256_mapped(path: Path) -> str:
+    """Hex digest of a base's file, read where the merge reads it: from its memory map."""
+    digest = hashlib.sha256()
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as view,
+    ):
+        for begin in range(0, len(view), HASH_BYTES):
+            with view[begin : begin + HASH_BYTES] as part:
+                digest.update(part)
+    return digest.hexdigest()
 
 
 def write_shard(
@@ -84,28 +83,30 @@ def write_shard(
         DiskSpaceError: The disk is full.
     """
     target = out / shard.file
-    job = _Job(target.with_name(f".{shard.file}.partial"))
-    thread = threading.Thread(target=_write, args=(job,), daemon=True)
-    thread.start()
+    partial = target.with_name(f".{shard.file}.partial")
+    header = header_bytes([(t.name, t.dtype, t.shape) for t in shard.tensors])
     finite = True
     try:
-        _put(job, memoryview(_header(shard)))
-        for block, good in _blocks(shard, arithmetic):
-            finite = finite and good
-            _put(job, block)
-            progress(len(block))
-    finally:
-        _finish(job, thread)
-    os.replace(job.path, target)
+        with DirectFile(partial, len(header) + shard.bytes) as file:
+            file.write(memoryview(header))
+            for block, good in _blocks(shard, arithmetic):
+                finite = finite and good
+                file.write(block)
+                progress(len(block))
+            digest, size = file.finish(), file.bytes
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskSpaceError(
+            f"{partial}: no space left for its {len(header) + shard.bytes:,} bytes. Free some, "
+            "then run the same command again: finished files are kept."
+        ) from error
+    os.replace(partial, target)
     fsync_directory(out)
     source = source_digest.result() if source_digest else None
-    written = Written(job.digest.hexdigest(), job.size, source, finite)
+    written = Written(digest, size, source, finite)
     atomic_write_json(out / STATE / f"{shard.file}.json", {"plan": plan.digest, **vars(written)})
     return written
-
-
-def _header(shard: ShardPlan) -> bytes:
-    return header_bytes([(t.name, t.dtype, t.shape) for t in shard.tensors])
 
 
 def _blocks(shard: ShardPlan, arithmetic: Any) -> Iterator[tuple[memoryview, bool]]:
@@ -120,64 +121,3 @@ def _blocks(shard: ShardPlan, arithmetic: Any) -> Iterator[tuple[memoryview, boo
         else:
             for block in arithmetic.blocks(tensor):
                 yield as_bytes(block), is_finite(block)
-
-
-def _put(job: _Job, block: memoryview) -> None:
-    while job.error is None:
-        try:
-            job.queue.put(block, timeout=0.2)
-            return
-        except queue.Full:
-            continue
-    _raise(job)
-
-
-def _finish(job: _Job, thread: threading.Thread) -> None:
-    while job.error is None and thread.is_alive():
-        try:
-            job.queue.put(None, timeout=0.2)
-            break
-        except queue.Full:
-            continue
-    thread.join()
-    if job.error is not None:
-        _raise(job)
-
-
-def _raise(job: _Job) -> None:
-    if isinstance(job.error, OSError) and job.error.errno in (28, 122):
-        raise DiskSpaceError(
-            f"{job.path}: no space left after {job.size:,} bytes. Free some, then run the same "
-            "command again: finished files are kept."
-        ) from job.error
-    if job.error is not None:
-        raise job.error
-
-
-def _write(job: _Job) -> None:
-    try:
-        with job.path.open("wb", buffering=0) as file:
-            behind = 0
-            while (block := job.queue.get()) is not None:
-                job.digest.update(block)
-                left = block
-                while left:
-                    left = left[file.write(left) :]
-                job.size += len(block)
-                if job.size - behind > WRITE_BEHIND_BYTES:
-                    _start_writing(file.fileno(), behind, job.size - behind)
-                    behind = job.size
-            os.fsync(file.fileno())
-    except BaseException as error:
-        job.error = error
-
-
-def _start_writing(descriptor: int, offset: int, length: int) -> None:
-    """Asks the kernel to begin writing back now, so that the fsync at the end finds little left."""
-    if sync_file_range := getattr(_libc, "sync_file_range", None):
-        sync_file_range(
-            descriptor, ctypes.c_int64(offset), ctypes.c_int64(length), SYNC_FILE_RANGE_WRITE
-        )
-
-
-_libc = ctypes.CDLL(None)

@@ -5,14 +5,18 @@ documentation show. Names of hyper-parameters are Transformers' and TRL's; `batc
 over devices and accumulation) and `compute.micro_batch_size` are ours.
 """
 
+from alignflow.recipe.alignment import KTOSection, ORPOSection, SimPOSection
 from alignflow.recipe.evaluation import (
     ComputeSection,
     EvaluationSection,
     MergeSection,
     TrackingSection,
 )
+from alignflow.recipe.online import GRPOSection, OnlineSection, RLOOSection
+from alignflow.recipe.pretraining import PretrainSection
 from alignflow.recipe.retrain import GateSection, JudgeSection, RetrainSection
-from alignflow.recipe.root import METHODS, Recipe
+from alignflow.recipe.rewards import RewardTerm, WatchSection
+from alignflow.recipe.root import METHODS, PAIR_STAGES, Recipe
 from alignflow.recipe.section import Section
 from alignflow.recipe.sources import DataSection, DataSource, ModelSource
 from alignflow.recipe.training import (
@@ -26,23 +30,33 @@ from alignflow.recipe.tuning import TARGET_PRESETS, TuningSection
 
 __all__ = [
     "METHODS",
+    "PAIR_STAGES",
     "TARGET_PRESETS",
     "ComputeSection",
     "DPOSection",
     "DataSection",
     "DataSource",
     "EvaluationSection",
+    "GRPOSection",
     "GateSection",
     "JudgeSection",
+    "KTOSection",
     "MergeSection",
     "ModelSource",
+    "ORPOSection",
+    "OnlineSection",
     "PPOSection",
+    "PretrainSection",
+    "RLOOSection",
     "Recipe",
     "RetrainSection",
     "RewardSection",
+    "RewardTerm",
     "SFTSection",
     "Section",
+    "SimPOSection",
     "TrackingSection",
     "TrainingSection",
     "TuningSection",
+    "WatchSection",
 ]

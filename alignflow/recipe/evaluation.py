@@ -90,4 +90,4 @@ class TrackingSection(Section):
     """Name the certified merged model is registered under; None is the recipe's name."""
 
     upload: Literal["merged", "adapter", "reference"] = "adapter"
-    """Copied to the artifact store; `reference` only records the path, on storage all can read."""
+    """Copied to the artifact store; `reference` only records the path, on storage all can read. An MLflow server registers only what is in its store, so there the merged model is always copied."""

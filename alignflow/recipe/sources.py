@@ -61,11 +61,25 @@ class DataSource(Section):
 class DataSection(Section):
     """Where rows come from, and how many may be lost."""
 
+    pretrain: list[DataSource] = Field(default_factory=list)
+    """Documents of the domain, `text`, that the pretrain stage reads."""
+
+    replay: list[DataSource] = Field(default_factory=list)
+    """General text, `text`, mixed into the documents against forgetting. Not data.general, on which
+    forgetting is measured."""
+
     sft: list[DataSource] = Field(default_factory=list)
     """Demonstrations: text, prompt/completion, or chat messages."""
 
     preferences: list[DataSource] = Field(default_factory=list)
     """Pairs: prompt/chosen/rejected as text or messages, or implicit-prompt dialogues."""
+
+    ratings: list[DataSource] = Field(default_factory=list)
+    """Single responses that kto learns from: prompt, completion, and a label, liked or not."""
+
+    prompts: list[DataSource] = Field(default_factory=list)
+    """Prompts that ppo, rloo and grpo sample responses to, with a `target` each where a reward needs one; none
+    takes the prompts of data.preferences."""
 
     evaluation: list[DataSource] = Field(default_factory=list)
     """Prompts with a `target` each; never trained on, in whatever source they also stand."""
@@ -74,12 +88,16 @@ class DataSection(Section):
     """General text on which forgetting is measured."""
 
     held_out_share: float = Field(default=0.1, ge=0, le=0.5)
-    """Share of preference prompts kept from training to measure the reward model and DPO."""
+    """Share of preference prompts kept from training to measure the reward model and DPO, of
+    data.prompts to watch PPO with, and of data.pretrain to measure its perplexity on."""
 
     max_dropped_share: float = Field(default=0.2, ge=0, le=1)
     """Largest share of a source's rows that may be bad or too long before `prepare` fails."""
 
-    @field_validator("sft", "preferences", "evaluation", "general", mode="before")
+    @field_validator(
+        "pretrain", "replay", "sft", "preferences", "ratings", "prompts", "evaluation", "general",
+        mode="before",
+    )  # fmt: skip
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         if value is None:

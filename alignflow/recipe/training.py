@@ -6,7 +6,11 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from alignflow.recipe.rewards import REWARD_MODEL, RewardTerm, WatchSection
 from alignflow.recipe.section import Section
+
+SMOOTHED_LOSSES = ("robust", "exo_pair", "aot", "aot_unpaired")
+"""TRL's losses of DPO that read `label_smoothing`; the others pass over it without a word."""
 
 
 class TrainingSection(Section):
@@ -35,6 +39,10 @@ class TrainingSection(Section):
 
     weight_decay: float = Field(default=0.0, ge=0, lt=1)
     """AdamW's decoupled weight decay."""
+
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """`adamw_8bit` keeps the moments in 8 bits (bitsandbytes), a quarter of the memory; `paged_` lets
+    them move to the CPU's memory when the GPU's runs out."""
 
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
@@ -82,7 +90,7 @@ class DPOSection(TrainingSection):
     """One weight per loss; None is 1.0 for the first and 0.5 for an SFT term, else 1.0."""
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Share of labels assumed wrong."""
+    """Share of labels assumed wrong, for losses robust, exo_pair, aot and aot_unpaired."""
 
     @field_validator("loss_type", mode="before")
     @classmethod
@@ -98,6 +106,20 @@ class DPOSection(TrainingSection):
             )
         return self
 
+    @model_validator(mode="after")
+    def _smoothing_has_a_use(self) -> Self:
+        if "exo_pair" in self.loss_type and self.label_smoothing == 0:
+            raise ValueError(
+                "loss_type exo_pair takes the logarithm of label_smoothing, which is 0; set it, to "
+                "1e-3 as in the paper"
+            )
+        if self.label_smoothing and not set(self.loss_type) & set(SMOOTHED_LOSSES):
+            raise ValueError(
+                f"label_smoothing is {self.label_smoothing:g}, which {self.loss_type} would ignore; "
+                f"remove it, or use one of {', '.join(SMOOTHED_LOSSES)}"
+            )
+        return self
+
     @property
     def weights(self) -> list[float]:
         """Loss weights in force, one per loss."""
@@ -109,7 +131,15 @@ class DPOSection(TrainingSection):
 
 
 class PPOSection(TrainingSection):
-    """Proximal policy optimization against the reward model. `batch_size` counts rollouts."""
+    """Proximal policy optimization of rewards. `batch_size` counts rollouts."""
+
+    rewards: list[RewardTerm] = Field(
+        default_factory=lambda: [RewardTerm(source=REWARD_MODEL)], min_length=1
+    )
+    """What is maximized: sources and weights."""
+
+    watch: WatchSection | None = None
+    """A task metric watched on held-out prompts, so that rewards are not over-optimized."""
 
     learning_rate: float = Field(default=1e-5, gt=0, lt=1)
     """Peak rate of the policy's AdamW."""
@@ -119,6 +149,10 @@ class PPOSection(TrainingSection):
 
     batch_size: int = Field(default=64, ge=2)
     """Rollouts per update."""
+
+    value_model: Literal["separate", "policy"] = "separate"
+    """`separate`: an adapter (with full tuning, a model) of its own; `policy`: only a head on the
+    policy's hidden states, which saves a forward pass and ties the two together."""
 
     num_ppo_epochs: int = Field(default=2, ge=1)
     """Passes over each batch of rollouts."""
@@ -145,7 +179,7 @@ class PPOSection(TrainingSection):
     """Rollouts over which an adapted kl_coef moves by its error."""
 
     max_approx_kl: float | None = Field(default=0.1, gt=0)
-    """Passes over a batch end early above this divergence from the policy that sampled it."""
+    """Steps on a batch end early above this divergence from the policy that sampled it."""
 
     cliprange: float = Field(default=0.2, gt=0)
     """Clip of the probability ratio."""
@@ -171,11 +205,19 @@ class PPOSection(TrainingSection):
     min_reward_accuracy: float = Field(default=0.55, ge=0, le=1)
     """Held-out accuracy that the reward model must reach, its 95 % lower bound above 0.5."""
 
+    on_weak_reward: Literal["stop", "dpo"] = "stop"
+    """Where it does not: the run ends, or the dpo section's method takes PPO's place."""
+
     logging_steps: int = Field(default=1, ge=1)
     """Updates between two logged metrics."""
 
     save_steps: int = Field(default=5, ge=1)
     """Updates between two certified checkpoints."""
+
+    @property
+    def uses_reward_model(self) -> bool:
+        """Whether the reward model is among the rewards."""
+        return any(term.source == REWARD_MODEL for term in self.rewards)
 
     @property
     def value_rate(self) -> float:
@@ -184,6 +226,9 @@ class PPOSection(TrainingSection):
 
     @model_validator(mode="after")
     def _minibatches_divide(self) -> Self:
+        sources = [term.source for term in self.rewards]
+        if len(set(sources)) < len(sources):
+            raise ValueError(f"rewards names a source twice: {sources}; give it one weight")
         if self.batch_size % self.num_mini_batches:
             raise ValueError(
                 f"batch_size is {self.batch_size}, which num_mini_batches "

@@ -19,17 +19,18 @@ from alignflow.errors import DataError, OutOfMemory, Preempted, RecipeError, Sta
 from alignflow.events import EventWriter
 from alignflow.modeling import (
     BaseModel,
+    base_of,
     device,
     load_tokenizer,
     quiet,
     quiet_libraries,
-    read_base,
 )
 from alignflow.recipe import TrainingSection, TuningSection
 from alignflow.stage import RowAccount, StageSpec
 from alignflow.training.callbacks import Certify, Report, StopOnTerminate, check_weights
 from alignflow.training.checkpoints import newest_whole, step_of
-from alignflow.training.trainer import ThinTrainer
+from alignflow.training.optimizers import set_optimizer, transformers_name
+from alignflow.training.trainer import QuietTrainer
 
 CPU_MICRO_BATCH = 16
 RESERVED = {
@@ -44,10 +45,14 @@ RESERVED = {
     "fp16": "tuning.dtype",
     "use_cpu": "the machine",
     "report_to": "MLflow, always",
+    "optim": "optimizer",
     "save_strategy": "save_steps",
     "save_total_limit": "two, always",
     "resume_from_checkpoint": "the newest certified checkpoint, always",
     "packing": "nothing: rows are never joined or cut",
+    "num_iterations": "nothing: every update samples anew",
+    "steps_per_generation": "nothing: every update samples anew",
+    "generation_batch_size": "batch_size",
     "model_init_kwargs": "base_model and tuning",
 }
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "defaultcpualloc")
@@ -74,8 +79,8 @@ class Job(NamedTuple, Generic[AnySection]):
 
     @property
     def weights_dtype(self) -> str:
-        """Of the base's weights: what trains is float32, what is frozen is in the compute type."""
-        return "float32" if self.tuning.mode == "full" else self.dtype
+        """Of the base's weights: as the recipe has it where they train, else the compute type."""
+        return self.tuning.weights_dtype if self.tuning.mode == "full" else self.dtype
 
     @property
     def sft(self) -> Path | None:
@@ -102,7 +107,7 @@ def read_job(
         section.model_validate(spec.params["section"]),
         TuningSection.model_validate(spec.params["tuning"]),
         spec.params["dtype"],
-        read_base(data),
+        base_of(spec),
         load_tokenizer(data),
     )
 
@@ -126,12 +131,36 @@ def within(rows: list[dict[str, Any]], lengths: list[int], limit: int) -> list[d
     return kept
 
 
-def account(job: Job[Any], part: str, trained: int, held_out: int = 0) -> RowAccount:
+def has_demonstrations(job: Job[Any]) -> bool:
+    """Whether there are demonstrations that no stage before this one trained on."""
+    return job.sft is None and (job.spec.input("data") / "sft" / "train.parquet").is_file()
+
+
+def demonstration_rows(job: Job[Any]) -> list[dict[str, Any]]:
+    """Demonstrations in token ids that fit max_length."""
+    rows = read_rows(job.spec.input("data") / "sft" / "train.parquet")
+    return within(rows, [len(row["input_ids"]) for row in rows], job.section.max_length)
+
+
+def prepared_rows(job: Job[Any], part: str) -> RowAccount:
+    """What `prepare` says of a part's rows."""
+    return RowAccount(**json.loads((job.spec.input("data") / "rows.json").read_text())[part])
+
+
+def account(
+    job: Job[Any], part: str | tuple[str, ...], trained: int, held_out: int = 0
+) -> RowAccount:
     """The row account of a stage: that of `prepare`, and rows this stage alone finds too long."""
-    prepared = RowAccount(**json.loads((job.spec.input("data") / "rows.json").read_text())[part])
-    lost = prepared.trained + prepared.held_out - trained - held_out
-    dropped = Counter(prepared.dropped) + Counter({"too_long": lost})
-    return RowAccount(read=prepared.read, trained=trained, held_out=held_out, dropped=dict(dropped))
+    names = (part,) if isinstance(part, str) else part
+    prepared = [prepared_rows(job, name) for name in names]
+    lost = sum(found.trained + found.held_out for found in prepared) - trained - held_out
+    dropped = sum((Counter(found.dropped) for found in prepared), Counter({"too_long": lost}))
+    return RowAccount(
+        read=sum(found.read for found in prepared),
+        trained=trained,
+        held_out=held_out,
+        dropped=dict(+dropped),
+    )
 
 
 def micro_batch_size(compute: dict[str, Any], batch_size: int) -> int:
@@ -173,6 +202,7 @@ def training_arguments(kind: Any, job: Job[Any], rows: int, **own: Any) -> Any:
         "lr_scheduler_type": section.lr_scheduler_type,
         "weight_decay": section.weight_decay,
         "max_grad_norm": section.max_grad_norm,
+        **transformers_name(section),
         "logging_steps": section.logging_steps,
         "save_strategy": "steps",
         "save_steps": section.save_steps,
@@ -187,7 +217,7 @@ def training_arguments(kind: Any, job: Job[Any], rows: int, **own: Any) -> Any:
         "disable_tqdm": True,
         "report_to": "none",
         "eval_strategy": "no",
-        "max_length": None,
+        **({"max_length": None} if "max_length" in known_names(kind) else {}),
         **own,
         **section.trainer_args,
     }
@@ -198,9 +228,14 @@ def training_arguments(kind: Any, job: Job[Any], rows: int, **own: Any) -> Any:
             raise RecipeError(f"{job.spec.stage}: {kind.__name__} refuses: {error}") from error
 
 
+def known_names(kind: Any) -> set[str]:
+    """Arguments of a configuration class."""
+    return {field.name for field in dataclasses.fields(kind)}
+
+
 def check_trainer_args(kind: Any, trainer_args: dict[str, Any], stage: str) -> None:
     """Raises RecipeError for a name that is unknown or that the recipe sets itself."""
-    known = {field.name for field in dataclasses.fields(kind)}
+    known = known_names(kind)
     for name in trainer_args:
         if name in RESERVED:
             raise RecipeError(
@@ -212,7 +247,7 @@ def check_trainer_args(kind: Any, trainer_args: dict[str, Any], stage: str) -> N
             )
 
 
-def train(trainer: ThinTrainer, job: Job[Any]) -> dict[str, float]:
+def train(trainer: QuietTrainer, job: Job[Any]) -> dict[str, float]:
     """Trains from the newest certified checkpoint to the end; returns the last logged metrics.
 
     Raises:
@@ -225,6 +260,7 @@ def train(trainer: ThinTrainer, job: Job[Any]) -> dict[str, float]:
     trainer.remove_callback(PrinterCallback)
     for callback in callbacks:
         trainer.add_callback(callback)
+    set_optimizer(trainer, job.section, job.tuning.lora_plus_ratio, job.spec.seed)
     checkpoint = newest_whole(job.work / "checkpoints")
     if checkpoint:
         job.events.message(f"Continues from step {step_of(checkpoint)}.")
@@ -241,12 +277,12 @@ def train(trainer: ThinTrainer, job: Job[Any]) -> dict[str, float]:
     return {**_history(trainer), **report.last}
 
 
-def _module(trainer: ThinTrainer) -> torch.nn.Module:
+def _module(trainer: QuietTrainer) -> torch.nn.Module:
     assert trainer.model is not None
     return trainer.model
 
 
-def _history(trainer: ThinTrainer) -> dict[str, float]:
+def _history(trainer: QuietTrainer) -> dict[str, float]:
     """Last logged figures of the attempts before this one."""
     found: dict[str, float] = {}
     for entry in trainer.state.log_history:
@@ -255,7 +291,7 @@ def _history(trainer: ThinTrainer) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def memory_errors(trainer: ThinTrainer) -> Iterator[None]:
+def memory_errors(trainer: QuietTrainer) -> Iterator[None]:
     """Turns every way of running out of memory into OutOfMemory."""
     try:
         yield

@@ -16,14 +16,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from alignflow.events import EventWriter
 from alignflow.files import digest_directory
-from alignflow.modeling import (
-    load_adapter,
-    load_base,
-    load_policy,
-    new_adapter,
-    quiet,
-    trainable_in,
-)
+from alignflow.modeling import quiet, trainable_in
 from alignflow.recipe import DPOSection
 from alignflow.stage import StageResult, StageSpec, library_versions
 from alignflow.training.common import (
@@ -34,7 +27,16 @@ from alignflow.training.common import (
     train,
     training_arguments,
 )
-from alignflow.training.preferences import agreement, longest, pair_rows, sft_source
+from alignflow.training.continuing import continue_from_champion
+from alignflow.training.initialization import make_ready
+from alignflow.training.preferences import (
+    agreement,
+    by_length,
+    longest,
+    pair_rows,
+    sft_source,
+    starting_policy,
+)
 from alignflow.training.reference import ReferenceCache
 from alignflow.training.saving import parameters, save
 from alignflow.training.trainer import ThinTrainer
@@ -54,9 +56,9 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     """Runs the stage."""
     job = read_job(spec, work, events, DPOSection)
     rows, held_out = pair_rows(job, "train"), pair_rows(job, "held_out")
-    model = _policy(job)
+    model = starting_policy(job)
     trainer = _trainer(job, model, rows)
-    trainable_in(model, job.tuning.adapter_dtype)
+    make_ready(trainer, job)
     params = parameters(model, job, trainer.args)
     cache = reference_logps(job, trainer, [*rows, *held_out])
     params["reference_logps_computed"] = cache.computed
@@ -64,7 +66,8 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     if job.tuning.mode != "full":
         model.delete_adapter("ref")
         model.set_adapter("default")
-        trainable_in(model, job.tuning.adapter_dtype)
+        trainable_in(model, job.tuning.trained_dtype)
+    continue_from_champion(model, job)
     last = train(trainer, job)
     margins = _margins(trainer, held_out, cache)
     metrics, details = agreement(margins, [row["prompt"] for row in held_out], spec.seed)
@@ -80,18 +83,6 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
         params=params,
         details={**details, "steps": trainer.state.global_step},
     )
-
-
-def _policy(job: Job[DPOSection]) -> Any:
-    adapter, sft_model = sft_source(job)
-    if sft_model is not None:
-        return load_policy(job.base, job.sft, dtype=job.weights_dtype, quantization=None)
-    model = load_base(job.base, dtype=job.weights_dtype, quantization=job.quantization)
-    if job.tuning.mode == "full":
-        return model
-    if adapter is not None:
-        return load_adapter(model, adapter, job.base, trainable=True)
-    return new_adapter(model, job.tuning, "CAUSAL_LM")
 
 
 def _trainer(job: Job[DPOSection], model: Any, rows: list[dict[str, Any]]) -> Trainer:
@@ -148,13 +139,22 @@ def _identity(job: Job[DPOSection], trainer: Trainer) -> dict[str, Any]:
     start = adapter or sft_model
     return {
         "base": job.base.digest,
-        "start": digest_directory(start) if start else None,
+        "start": digest_directory(start) if start else new_start(job),
+        "weights_dtype": job.weights_dtype,
         "dtype": job.dtype,
         "quantization": job.quantization,
         "ld_alpha": trainer.ld_alpha,
         "libraries": library_versions(),
         "device": str(trainer.args.device.type),
     }
+
+
+def new_start(job: Job[Any]) -> dict[str, Any] | None:
+    """What a new adapter makes of the base; None where it changes nothing at its start."""
+    plain = job.tuning.initialization in ("default", "eva", "gaussian")
+    if plain or job.tuning.mode == "full":
+        return None
+    return {"seed": job.spec.seed, "tuning": job.tuning.model_dump(mode="json")}
 
 
 def _ids(row: dict[str, Any]) -> dict[str, Any]:
@@ -174,11 +174,8 @@ def _margins(trainer: Trainer, rows: list[dict[str, Any]], cache: ReferenceCache
     """Implicit reward of the chosen minus that of the rejected response."""
     model: Any = trainer.model
     model.eval()
-    order = sorted(range(len(rows)), key=lambda at: longest(rows[at]))
     margins = [0.0] * len(rows)
-    size = 2 * trainer.args.per_device_train_batch_size
-    for start in range(0, len(order), size):
-        chunk = order[start : start + size]
+    for chunk in by_length(rows, 2 * trainer.args.per_device_train_batch_size):
         batch = trainer._prepare_inputs(trainer.data_collator([_ids(rows[at]) for at in chunk]))
         mask = batch.pop("completion_mask")
         labels = batch["input_ids"].masked_fill(mask == 0, -100)

@@ -1,361 +1,264 @@
-"""Stage `ppo`: proximal policy optimization against the reward model, on one shared base.
+"""Stage `ppo`: proximal policy optimization of rewards, policy and value model on one shared base.
 
-Our own loop: TRL deleted its trainer in September 2026, and it could not be resumed. Left out on
-purpose: value clipping schedules, prompt curricula, several reward models at once.
+    prompts -> sampled responses -> rewards, values, advantages -> clipped steps -> prompts ...
+
+Our own loop: TRL deleted its trainer in September 2026, and it could not be resumed. An update is
+sampled, scored and learned from as a whole, and every checkpoint holds all that the next one depends
+on. Dropout is off: a ratio of probabilities means nothing where they are random.
 """
 
 from __future__ import annotations
 
-import math
 import random
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from trl.trainer.utils import disable_dropout_in_model
 
 from alignflow.artifacts import read_manifest
-from alignflow.errors import DataError, NumericsError, Preempted
+from alignflow.errors import DataError, Preempted
 from alignflow.events import EventWriter
+from alignflow.modeling import quiet
 from alignflow.recipe import PPOSection
+from alignflow.reward_gate import weakness
 from alignflow.stage import StageResult, StageSpec
 from alignflow.training import ppo_math
 from alignflow.training.callbacks import StopOnTerminate
-from alignflow.training.checkpoints import certify, newest_whole, rotate, step_of
-from alignflow.training.common import Job, account, micro_batch_size, read_job, read_rows
-from alignflow.training.roles import Roles, Sequences, load_roles, token_logps
-from alignflow.training.rollouts import sample
+from alignflow.training.common import (
+    Job,
+    gradient_checkpointing,
+    micro_batch_size,
+    read_job,
+)
+from alignflow.training.continuing import continue_from_champion
+from alignflow.training.ppo_state import State, put_weights, resume, save_checkpoint
+from alignflow.training.ppo_step import make_optimizer, optimize, set_rates
+from alignflow.training.preferences import sft_source
+from alignflow.training.prompts import read_prompts
+from alignflow.training.reward_sources import load_rewards
+from alignflow.training.roles import Roles
+from alignflow.training.rollouts import Prompt, Setting, roll_out
 from alignflow.training.saving import parameters, save
-
-
-class Rollout(NamedTuple):
-    """Sampled responses with all that the updates need; B rollouts, T response tokens."""
-
-    sequences: Sequences
-    logps: Tensor
-    """Of the policy that sampled, [B, T]."""
-    values: Tensor
-    advantages: Tensor
-    returns: Tensor
-    metrics: dict[str, float]
-
-
-class State:
-    """What changes from one update to the next, beside weights and random generators."""
-
-    def __init__(self, kl_coef: float) -> None:
-        self.update = 0
-        self.kl_coef = kl_coef
-        self.scale: ppo_math.RewardScale | None = None
+from alignflow.training.separate_models import SeparateModels
+from alignflow.training.shared_base import SharedBase
+from alignflow.training.watch import Watch, describe, keep_best
 
 
 def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
-    """Runs the stage."""
+    """Runs the stage; see the module."""
     job = read_job(spec, work, events, PPOSection)
     section = job.section
-    demand_good_reward(spec.input("reward"), section.min_reward_accuracy)
-    rows = read_rows(spec.input("data") / "preferences" / "train.parquet")
-    prompts = [list(ids) for ids in dict.fromkeys(tuple(row["prompt_ids"]) for row in rows)]
-    prompts = [ids for ids in prompts if len(ids) + section.max_new_tokens <= section.max_length]
+    if section.uses_reward_model:
+        demand_good_reward(spec.input("reward"), section)
+    prompts = read_prompts(job)
     updates = section.max_steps or max(
-        1, round(section.num_train_epochs * len(prompts) / section.batch_size)
+        1, round(section.num_train_epochs * len(prompts.trained) / section.batch_size)
     )
-    roles = load_roles(job.base, job.sft, spec.input("reward"), job.tuning, dtype=job.weights_dtype)
-    optimizer = make_optimizer(roles, section)
+    rewards = load_rewards(section.rewards, spec.paths)
+    watch = Watch(section.watch, prompts.held_out) if section.watch else None
+    roles = load_roles(job)
+    micro = micro_batch(job)
+    setting = Setting(
+        section, roles, rewards, job.tokenizer, micro.per_device_train_batch_size, job.dtype
+    )
+    params = parameters(roles.model, job, micro)
     state = State(section.kl_coef)
-    checkpoints = work / "checkpoints"
+    train(job, setting, state, prompts.trained, updates, watch)
+    kept = settle(job, roles, state, watch)
+    roles.model.eval()
+    save(roles.policy_to_save(), job)
+    return StageResult(
+        metrics={
+            "reward": state.metrics.get("objective/scores"),
+            "kl": state.metrics.get("objective/kl"),
+            "entropy": state.metrics.get("objective/entropy"),
+            "kl_coef": state.kl_coef,
+            **({"watched": dict(state.watched.history)[kept]} if watch else {}),
+        },
+        rows=prompts.rows,
+        params=params,
+        details={
+            "updates": state.update,
+            "episodes": state.update * section.batch_size,
+            "prompts": len(prompts.trained),
+            **(describe(state.watched, watch.section, kept) if watch else {}),
+        },
+    )
+
+
+def demand_good_reward(artifact: Path, section: PPOSection) -> None:
+    """Refuses to optimize a reward model that cannot tell held-out pairs apart.
+
+    Raises:
+        DataError: Its accuracy is too low, or its 95 % interval reaches 0.5.
+    """
+    if reason := weakness(read_manifest(artifact).result, section):
+        raise DataError(reason)
+
+
+def load_roles(job: Job[PPOSection]) -> Roles:
+    """The four roles, as the recipe's tuning keeps them."""
+    adapter, _ = sft_source(job)
+    reward = job.spec.input("reward") if job.section.uses_reward_model else None
+    value_model = job.section.value_model
+    roles: Roles
+    if job.tuning.mode == "full":
+        dtype = job.weights_dtype
+        roles = SeparateModels(job.base, job.sft, reward, dtype=dtype, value_model=value_model)
+    else:
+        roles = SharedBase(
+            job.base, adapter, reward, job.tuning, dtype=job.dtype, value_model=value_model
+        )
+    continue_from_champion(roles.model, job)
+    for model in roles.trained_models:
+        disable_dropout_in_model(model)
+        model.train()
+        if gradient_checkpointing(job.spec.compute):
+            with quiet():
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+    return roles
+
+
+class MicroBatch(NamedTuple):
+    """As Transformers' arguments name it."""
+
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+
+
+def micro_batch(job: Job[PPOSection]) -> MicroBatch:
+    """Rows per forward pass, and how many of them make a minibatch."""
+    minibatch = job.section.batch_size // job.section.num_mini_batches
+    micro = micro_batch_size(job.spec.compute, minibatch)
+    return MicroBatch(micro, minibatch // micro)
+
+
+def train(
+    job: Job[PPOSection],
+    setting: Setting,
+    state: State,
+    prompts: list[Prompt],
+    updates: int,
+    watch: Watch | None,
+) -> None:
+    """Makes the updates from the newest checkpoint on.
+
+    Raises:
+        NumericsError: A gradient or an advantage is not finite.
+        Preempted: SIGTERM came; a checkpoint was saved.
+    """
+    section, events, roles = job.section, job.events, setting.roles
+    optimizer = make_optimizer(
+        roles, section, lora_plus_ratio=job.tuning.lora_plus_ratio, seed=job.spec.seed
+    )
+    checkpoints = job.work / "checkpoints"
     resume(checkpoints, roles, optimizer, state, events)
     stop = StopOnTerminate()
-    metrics: dict[str, float] = {}
+    if watch and not state.watched.history:
+        look(job, setting, state, watch)
     with stop.listening():
-        while state.update < updates:
+        while state.update < updates and not (watch and watch.exhausted(state.watched)):
             events.progress(state.update, updates, "updates")
-            metrics = update(job, roles, optimizer, state, prompts, updates)
+            state.metrics = update(job, setting, optimizer, state, prompts, updates)
             state.update += 1
             if state.update % section.logging_steps == 0 or state.update == updates:
-                events.metrics(state.update, metrics)
-            if state.update % section.save_steps == 0 or stop.asked:
+                events.metrics(state.update, state.metrics)
+            better = watch is not None and watch.due(state.update, updates) and look(job, setting, state, watch)  # fmt: skip
+            if state.update % section.save_steps == 0 or stop.asked or better:
                 save_checkpoint(checkpoints, roles, optimizer, state)
             if stop.asked and state.update < updates:
                 raise Preempted(
                     f"Stopped by SIGTERM at update {state.update} of {updates}; the next attempt "
                     "continues from it."
                 )
+    if watch and state.update < updates:
+        events.message(
+            f"{watch.section.metric} on held-out prompts has not risen for "
+            f"{watch.section.patience} evaluations: PPO ends at update {state.update} of "
+            f"{updates}."
+        )
     events.progress(updates, updates, "updates")
-    roles.model.eval()
-    save(roles.policy_to_save(), job)
-    return StageResult(
-        metrics={
-            "reward": metrics.get("objective/scores"),
-            "kl": metrics.get("objective/kl"),
-            "entropy": metrics.get("objective/entropy"),
-            "kl_coef": state.kl_coef,
-        },
-        rows=account(job, "preferences", len(rows)),
-        params=parameters(roles.model, job, _micro_batch(job)),
-        details={"updates": updates, "prompts": len(prompts)},
-    )
-
-
-def demand_good_reward(artifact: Path, least: float) -> None:
-    """Refuses to optimize a reward model that cannot tell held-out pairs apart.
-
-    Raises:
-        DataError: Its accuracy is below `least`, or the 95 % interval reaches 0.5.
-    """
-    result = read_manifest(artifact).result
-    accuracy = result.metrics.get("preference_accuracy")
-    low, high = result.details.get("preference_accuracy_interval") or (None, None)
-    if accuracy is None or low is None:
-        raise DataError(
-            "The reward model was not measured: no preference pair is held out. Raise "
-            "data.held_out_share so that PPO knows what it optimizes."
-        )
-    if accuracy < least or low <= 0.5:
-        raise DataError(
-            f"The reward model ranks {accuracy:.1%} of held-out pairs rightly (95 % interval "
-            f"{low:.1%} to {high:.1%}); PPO needs {least:.1%} and a lower bound above 50 %. More or "
-            "cleaner pairs help; `method: dpo` needs no reward model."
-        )
-
-
-class _MicroBatch(NamedTuple):
-    per_device_train_batch_size: int
-    gradient_accumulation_steps: int
-
-
-def _micro_batch(job: Job[PPOSection]) -> _MicroBatch:
-    minibatch = job.section.batch_size // job.section.num_mini_batches
-    micro = micro_batch_size(job.spec.compute, minibatch)
-    return _MicroBatch(micro, minibatch // micro)
-
-
-def make_optimizer(roles: Roles, section: PPOSection) -> torch.optim.AdamW:
-    """AdamW with a rate for the policy and one for the value model."""
-    parameters = roles.parameters()
-    return torch.optim.AdamW(
-        [
-            {"params": parameters["policy"], "peak": section.learning_rate},
-            {"params": parameters["value"], "peak": section.value_rate},
-        ],
-        lr=0.0,
-        weight_decay=section.weight_decay,
-        eps=1e-5,
-    )
-
-
-def set_rates(optimizer: torch.optim.Optimizer, section: PPOSection, done: int, total: int) -> None:
-    """Linear warm-up, then linear decay to a tenth."""
-    warmup = max(1, math.ceil(section.warmup_ratio * total))
-    share = min(1.0, (done + 1) / warmup) * (1 - 0.9 * done / total)
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * share
 
 
 def update(
     job: Job[PPOSection],
-    roles: Roles,
+    setting: Setting,
     optimizer: torch.optim.Optimizer,
     state: State,
-    prompts: list[list[int]],
+    prompts: list[Prompt],
     total: int,
 ) -> dict[str, float]:
     """Samples a batch, then takes its policy and value steps; returns TRL's metrics."""
-    section = job.section
-    generator = random.Random(f"{job.spec.seed}/{state.update}")
-    batch = draw(prompts, section.batch_size, state.update, job.spec.seed)
+    started = time.monotonic()
+    section, seed = job.section, job.spec.seed
+    generator = random.Random(f"{seed}/{state.update}")
+    batch = draw(prompts, section.batch_size, state.update, seed)
     set_rates(optimizer, section, state.update, total)
-    rollout = roll_out(job, roles, state, batch)
-    metrics = optimize(job, roles, optimizer, rollout, generator)
+    rollout, state.scales = roll_out(
+        setting, batch, kl_coef=state.kl_coef, scales=state.scales,
+        seed=seed * 1_000_003 + state.update,
+    )  # fmt: skip
+    metrics = optimize(setting, optimizer, rollout, generator)
     if section.target_kl is not None:
         state.kl_coef = ppo_math.adapted_kl_coef(
             state.kl_coef, rollout.metrics["objective/kl"], section.target_kl,
             section.kl_horizon, section.batch_size,
         )  # fmt: skip
-    return {**rollout.metrics, **metrics, "lr": optimizer.param_groups[0]["lr"], "episode": float((state.update + 1) * section.batch_size)}  # fmt: skip
+    return {
+        **rollout.metrics,
+        **metrics,
+        "lr": optimizer.param_groups[0]["lr"],
+        "eps": section.batch_size / (time.monotonic() - started),
+        "episode": float((state.update + 1) * section.batch_size),
+    }
 
 
-def draw(prompts: list[list[int]], count: int, update: int, seed: int) -> list[list[int]]:
+def draw(prompts: Sequence[Prompt], count: int, update: int, seed: int) -> list[Prompt]:
     """Prompts of one update: passes over a shuffled order, another shuffle for each pass."""
-    chosen = []
-    for position in range(update * count, (update + 1) * count):
-        turn, index = divmod(position, len(prompts))
-        order = list(range(len(prompts)))
+    chosen: list[Prompt] = []
+    for turn in range(
+        update * count // len(prompts), ((update + 1) * count - 1) // len(prompts) + 1
+    ):
+        order = list(prompts)
         random.Random(f"{seed}/{turn}").shuffle(order)
-        chosen.append(prompts[order[index]])
+        first = turn * len(prompts)
+        start, stop = update * count - first, (update + 1) * count - first
+        chosen += order[max(start, 0) : max(stop, 0)]
     return chosen
 
 
-@torch.no_grad()
-def roll_out(job: Job[PPOSection], roles: Roles, state: State, prompts: list[list[int]]) -> Rollout:
-    """Samples responses and computes log-probabilities, scores, values and advantages."""
-    section, tokenizer = job.section, job.tokenizer
-    with roles.generating() as policy:
-        sequences = sample(
-            policy, prompts, max_new_tokens=section.max_new_tokens,
-            temperature=section.temperature, eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id,
-            seed=job.spec.seed * 1_000_003 + state.update,
-        )  # fmt: skip
-    mask = sequences.mask
-    logps, reference_logps, entropy, values, scores = [], [], [], [], []
-    size = _micro_batch(job).per_device_train_batch_size
-    for rows in torch.arange(len(prompts)).split(size):
-        part = Sequences(sequences.tokens[rows], sequences.attention[rows], sequences.prompt_length)
-        logits = roles.policy_logits(part).float() / section.temperature
-        logps.append(token_logps(logits, part.responses))
-        entropy.append(torch.distributions.Categorical(logits=logits).entropy())
-        reference = roles.reference_logits(part).float() / section.temperature
-        reference_logps.append(token_logps(reference, part.responses))
-        values.append(roles.values(part))
-        scores.append(roles.scores(part))
-    old_logps = torch.cat(logps) * mask
-    kl = ppo_math.kl_per_token(old_logps, torch.cat(reference_logps) * mask, section.kl_estimator)
-    raw = torch.cat(scores)
-    if state.scale is None:
-        state.scale = ppo_math.RewardScale.of(raw)
-    scaled = state.scale.apply(raw, section.reward_clamp)
-    last = (mask.sum(dim=1).long() - 1).clamp(min=0)
-    ended = sequences.responses[torch.arange(len(last)), last] == tokenizer.eos_token_id
-    if section.missing_eos_penalty is not None:
-        scaled = torch.where(ended, scaled, torch.full_like(scaled, -section.missing_eos_penalty))
-    rewards = ppo_math.token_rewards(scaled, kl, mask, state.kl_coef)
-    old_values = torch.cat(values) * mask
-    advantages, returns = ppo_math.generalized_advantages(
-        rewards, old_values, mask, gamma=section.gamma, lam=section.lam
-    )
-    sequence_kl = (kl * mask).sum(dim=1).mean().item()
-    metrics = {
-        "objective/kl": sequence_kl,
-        "objective/entropy": (torch.cat(entropy) * mask).sum(dim=1).mean().item(),
-        "objective/non_score_reward": -state.kl_coef * sequence_kl,
-        "objective/rlhf_reward": (scaled.mean().item() - state.kl_coef * sequence_kl),
-        "objective/scores": raw.mean().item(),
-        "val/num_eos_tokens": float(ended.sum().item()),
-        "response_length": mask.sum(dim=1).mean().item(),
-    }
-    return Rollout(
-        sequences, old_logps, old_values, ppo_math.whiten(advantages, mask), returns, metrics
-    )
+def look(job: Job[PPOSection], setting: Setting, state: State, watch: Watch) -> bool:
+    """Evaluates on held-out prompts; a policy that is better than all before it is kept.
+
+    Returns:
+        Whether it is.
+    """
+    figure = watch.measure(setting)
+    state.watched.history.append((state.update, figure))
+    job.events.metrics(state.update, {f"watched/{watch.section.metric}": figure})
+    better = state.watched.best[0] == state.update
+    if better:
+        keep_best(best_directory(job), state.update, setting.roles.policy_state())
+    return better
 
 
-def optimize(
-    job: Job[PPOSection],
-    roles: Roles,
-    optimizer: torch.optim.Optimizer,
-    rollout: Rollout,
-    generator: random.Random,
-) -> dict[str, float]:
-    """Minibatch epochs over one rollout, ended early when the policy has moved too far."""
-    section = job.section
-    count = len(rollout.logps)
-    seen: dict[str, list[float]] = {}
-    for _ in range(section.num_ppo_epochs):
-        order = list(range(count))
-        generator.shuffle(order)
-        minibatch = count // section.num_mini_batches
-        for start in range(0, minibatch * section.num_mini_batches, minibatch):
-            figures = step(job, roles, optimizer, rollout, order[start : start + minibatch])
-            for name, value in figures.items():
-                seen.setdefault(name, []).append(value)
-        if (
-            section.max_approx_kl is not None
-            and seen["policy/approxkl_avg"][-1] > section.max_approx_kl
-        ):
-            break
-    return {name: sum(values) / len(values) for name, values in seen.items()}
-
-
-def step(
-    job: Job[PPOSection],
-    roles: Roles,
-    optimizer: torch.optim.Optimizer,
-    rollout: Rollout,
-    chosen: list[int],
-) -> dict[str, float]:
-    """One optimizer step; micro-batches sorted by length, weighted by their real tokens."""
-    section = job.section
-    lengths = rollout.sequences.attention.sum(dim=1)
-    chosen = sorted(chosen, key=lambda row: (int(lengths[row]), row))
-    tokens = rollout.sequences.mask[torch.tensor(chosen)].sum().item()
-    totals: dict[str, float] = {}
-    for rows in torch.tensor(chosen).split(_micro_batch(job).per_device_train_batch_size):
-        part = rollout.sequences.rows(rows)
-        width = part.responses.shape[1]
-        mask = part.mask
-        share = mask.sum().item() / tokens
-        logits = roles.policy_logits(part).float() / section.temperature
-        policy = ppo_math.clipped_policy_loss(
-            token_logps(logits, part.responses) * mask, rollout.logps[rows, :width],
-            rollout.advantages[rows, :width], mask, cliprange=section.cliprange,
-        )  # fmt: skip
-        (policy.loss * share).backward()
-        value_loss, value_clipped = ppo_math.clipped_value_loss(
-            roles.values(part) * mask, rollout.values[rows, :width],
-            rollout.returns[rows, :width], mask, cliprange_value=section.cliprange_value,
-        )  # fmt: skip
-        (section.vf_coef * value_loss * share).backward()
-        for name, value in (
-            ("loss/policy_avg", policy.loss.item()),
-            ("loss/value_avg", value_loss.item()),
-            ("policy/approxkl_avg", policy.approx_kl.item()),
-            ("policy/clipfrac_avg", policy.clip_fraction.item()),
-            ("val/clipfrac_avg", value_clipped.item()),
-            ("val/ratio", policy.ratio.item()),
-        ):
-            totals[name] = totals.get(name, 0.0) + share * value
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, section.max_grad_norm).item()
-    if not math.isfinite(norm):
-        raise NumericsError(
-            f"The gradient's norm is {norm}. Lower ppo.learning_rate or ppo.value_learning_rate."
+def settle(job: Job[PPOSection], roles: Roles, state: State, watch: Watch | None) -> int:
+    """Puts the weights that are the result in place; returns the update they are of."""
+    if watch is None or watch.section.keep == "last":
+        return state.update
+    best, figure = state.watched.best
+    if best != state.update:
+        put_weights(roles.policy_state(), best_directory(job) / f"checkpoint-{best}")
+        job.events.message(
+            f"The policy after update {best} of {state.update} is kept: it has the highest "
+            f"{watch.section.metric} on held-out prompts, {figure:.3g}."
         )
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    totals["grad_norm"] = norm
-    return totals
+    return best
 
 
-def save_checkpoint(
-    root: Path, roles: Roles, optimizer: torch.optim.Optimizer, state: State
-) -> None:
-    """Writes and certifies all that the next update depends on."""
-    directory = root / f"checkpoint-{state.update}"
-    directory.mkdir(parents=True, exist_ok=True)
-    weights = {name: p.detach().contiguous() for name, p in roles.trainable_state().items()}
-    save_file(weights, directory / "weights.safetensors")
-    torch.save(
-        {
-            "optimizer": optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
-            "update": state.update,
-            "kl_coef": state.kl_coef,
-            "scale": tuple(state.scale) if state.scale else None,
-        },
-        directory / "state.pt",
-    )
-    certify(directory)
-    rotate(root)
-
-
-def resume(
-    root: Path,
-    roles: Roles,
-    optimizer: torch.optim.Optimizer,
-    state: State,
-    events: EventWriter,
-) -> None:
-    """Takes up the newest checkpoint that verifies, if there is one."""
-    checkpoint = newest_whole(root)
-    if checkpoint is None:
-        return
-    weights = load_file(checkpoint / "weights.safetensors")
-    with torch.no_grad():
-        for name, parameter in roles.trainable_state().items():
-            parameter.copy_(weights[name])
-    saved: dict[str, Any] = torch.load(checkpoint / "state.pt", weights_only=True)
-    optimizer.load_state_dict(saved["optimizer"])
-    torch.set_rng_state(saved["rng"])
-    state.update, state.kl_coef = saved["update"], saved["kl_coef"]
-    state.scale = ppo_math.RewardScale(*saved["scale"]) if saved["scale"] else None
-    events.message(f"Continues from update {step_of(checkpoint)}.")
+def best_directory(job: Job[PPOSection]) -> Path:
+    """Where the best policy so far is kept."""
+    return job.work / "best"

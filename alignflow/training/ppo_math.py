@@ -130,22 +130,6 @@ def clipped_value_loss(
     return loss, masked_mean((clipped > unclipped).float(), mask).detach()
 
 
-class RewardScale(NamedTuple):
-    """Mean and standard deviation of the first batch's scores, kept for the whole run."""
-
-    mean: float
-    std: float
-
-    @classmethod
-    def of(cls, scores: Tensor) -> RewardScale:
-        """Measured on one batch, [B]."""
-        return cls(scores.mean().item(), max(scores.std(correction=0).item(), 1e-6))
-
-    def apply(self, scores: Tensor, clamp: float) -> Tensor:
-        """Standardized scores within ± clamp, [B]."""
-        return ((scores - self.mean) / self.std).clamp(-clamp, clamp)
-
-
 def adapted_kl_coef(
     kl_coef: float, kl: float, target: float, horizon: float, samples: int
 ) -> float:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from alignflow.adapters import new_adapter
+from alignflow.modeling import load_adapter, load_base, load_policy
 from alignflow.training.common import Job, read_rows, within
 
 RESAMPLES = 2000
@@ -25,6 +28,13 @@ def pair_rows(job: Job[Any], name: str) -> list[dict[str, Any]]:
 def longest(row: dict[str, Any]) -> int:
     """Tokens of a pair's longer side."""
     return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+
+
+def by_length(rows: list[dict[str, Any]], size: int) -> Iterator[list[int]]:
+    """Positions of pairs in chunks of `size`, shortest first, so that chunks need little padding."""
+    order = sorted(range(len(rows)), key=lambda at: longest(rows[at]))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
 
 
 def agreement(
@@ -65,3 +75,16 @@ def sft_source(job: Job[Any]) -> tuple[Path | None, Path | None]:
     if job.tuning.init_adapter and job.tuning.mode != "full":
         return Path(job.tuning.init_adapter), None
     return None, None
+
+
+def starting_policy(job: Job[Any]) -> Any:
+    """What an alignment stage trains on: the SFT stage's result, or the base with a new adapter."""
+    adapter, sft_model = sft_source(job)
+    if sft_model is not None:
+        return load_policy(job.base, job.sft, dtype=job.weights_dtype, quantization=None)
+    model = load_base(job.base, dtype=job.weights_dtype, quantization=job.quantization)
+    if job.tuning.mode == "full":
+        return model
+    if adapter is not None:
+        return load_adapter(model, adapter, job.base, trainable=True)
+    return new_adapter(model, job.tuning, "CAUSAL_LM")

@@ -16,12 +16,14 @@ from safetensors.torch import load_file
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
+from alignflow.adapters import new_adapter
 from alignflow.events import EventWriter
-from alignflow.modeling import check_adapter, load_scorer, new_adapter, quiet, trainable_in
+from alignflow.modeling import check_adapter, load_scorer, quiet
 from alignflow.recipe import RewardSection
 from alignflow.stage import StageResult, StageSpec
 from alignflow.training.common import Job, account, read_job, train, training_arguments
-from alignflow.training.preferences import agreement, longest, pair_rows, sft_source
+from alignflow.training.initialization import make_ready
+from alignflow.training.preferences import agreement, by_length, longest, pair_rows, sft_source
 from alignflow.training.saving import parameters, save
 from alignflow.training.trainer import ThinTrainer
 
@@ -51,7 +53,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
         )
     trainer.lengths = [longest(row) for row in rows]
     trainer.effective_batch_size = job.section.batch_size
-    trainable_in(model, job.tuning.adapter_dtype)
+    make_ready(trainer, job)
     params = parameters(model, job, arguments)
     last = train(trainer, job)
     margins = _margins(trainer, held_out)
@@ -83,25 +85,20 @@ def _scorer(job: Job[RewardSection]) -> Any:
     model.config.pad_token_id = job.tokenizer.pad_token_id
     if job.tuning.mode == "full":
         return model
-    model = new_adapter(model, job.tuning, "SEQ_CLS")
     if adapter is not None:
-        _start_from(model, adapter, job)
+        check_adapter(adapter, job.base)
+    model = new_adapter(model, job.tuning, "SEQ_CLS", like=adapter)
+    if adapter is not None:
+        _start_from(model, adapter)
     return model
 
 
-def _start_from(model: Any, adapter: Path, job: Job[RewardSection]) -> None:
-    """Copies an adapter's weights; the head stays as drawn. Other shapes leave the adapter new."""
-    check_adapter(adapter, job.base)
+def _start_from(model: Any, adapter: Path) -> None:
+    """Copies an adapter's weights; the head stays as drawn."""
     weights = load_file(str(adapter / "adapter_model.safetensors"))
-    try:
-        with quiet():
-            own = get_peft_model_state_dict(model, save_embedding_layers=False)
-            set_peft_model_state_dict(model, {**own, **weights})
-    except RuntimeError:
-        job.events.message(
-            f"The reward adapter starts from zero: {adapter} has another rank or other modules.",
-            "warning",
-        )
+    with quiet():
+        own = get_peft_model_state_dict(model, save_embedding_layers=False)
+        set_peft_model_state_dict(model, {**own, **weights})
 
 
 @torch.no_grad()
@@ -109,12 +106,9 @@ def _margins(trainer: Trainer, rows: list[dict[str, Any]]) -> list[float]:
     """Reward of the chosen minus that of the rejected response, in the order of the rows."""
     model: Any = trainer.model
     model.eval()
-    order = sorted(range(len(rows)), key=lambda index: longest(rows[index]))
     margins = [0.0] * len(rows)
-    size = 2 * trainer.args.per_device_train_batch_size
     pairs = _dataset(rows).to_list() if rows else []
-    for start in range(0, len(order), size):
-        chunk = order[start : start + size]
+    for chunk in by_length(rows, 2 * trainer.args.per_device_train_batch_size):
         batch = trainer.data_collator([pairs[index] for index in chunk])
         with trainer.accelerator.autocast():
             logits = model(**trainer._prepare_inputs(batch)).logits

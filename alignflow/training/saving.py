@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 
 from alignflow.files import atomic_write_json
 from alignflow.modeling import ADAPTER, MODEL, BaseModel, quiet
@@ -20,7 +21,8 @@ def save(model: Any, job: Job[Any]) -> Path:
         return save_adapter(model, job.output / ADAPTER, job.base)
     directory = job.output / MODEL
     with quiet():
-        model.to(getattr(torch, job.dtype)).save_pretrained(str(directory))
+        dtype = "bfloat16" if job.weights_dtype == "bfloat16" else job.dtype
+        model.to(getattr(torch, dtype)).save_pretrained(str(directory))
         job.tokenizer.save_pretrained(str(directory))
     return directory
 
@@ -47,10 +49,8 @@ def save_adapter(model: PeftModel, directory: Path, base: BaseModel) -> Path:
 def parameters(model: Any, job: Job[Any], arguments: Any) -> dict[str, Any]:
     """What MLflow gets of a training stage."""
     trainable, total = counts(model)
-    tuning = job.tuning
     values: dict[str, Any] = {
-        "tuning_mode": tuning.mode,
-        "quantization": job.quantization or "none",
+        **job.tuning.logged(),
         "dtype": job.dtype,
         "trainable_params": trainable,
         "total_params": total,
@@ -72,26 +72,28 @@ def parameters(model: Any, job: Job[Any], arguments: Any) -> dict[str, Any]:
     for role, reference in job.spec.inputs.items():
         values[f"input_{role}_digest"] = reference.digest
     if isinstance(model, PeftModel):
-        values |= _adapter_parameters(model, job)
+        values |= _adapter_parameters(model)
     return values
 
 
-def _adapter_parameters(model: PeftModel, job: Job[Any]) -> dict[str, Any]:
+def _adapter_parameters(model: PeftModel) -> dict[str, Any]:
+    """Of the adapter that is there: one that a stage continues may differ from the recipe's."""
     config: Any = model.peft_config["default"]
-    asked = job.tuning.target_modules
     scale = config.r**0.5 if config.use_rslora else config.r
     targeted: Any = model.base_model.targeted_module_names
     resolved = sorted({name.rpartition(".")[2] for name in targeted})
+    ranks = [module.r["default"] for module in model.modules() if isinstance(module, LoraLayer)]
     return {
         "lora_rank": config.r,
         "lora_alpha": config.lora_alpha,
         "lora_scaling": config.lora_alpha / scale,
         "lora_dropout": config.lora_dropout,
-        "lora_target_modules": asked if isinstance(asked, str) else ",".join(asked),
         "lora_target_modules_resolved": ",".join(resolved),
+        "lora_modules": len(ranks),
+        "lora_rank_lowest": min(ranks),
+        "lora_rank_highest": max(ranks),
         "lora_use_rslora": config.use_rslora,
         "lora_use_dora": config.use_dora,
-        "adapter_dtype": job.tuning.adapter_dtype,
     }
 
 

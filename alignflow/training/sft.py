@@ -9,19 +9,20 @@ from datasets import Dataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from alignflow.adapters import new_adapter
 from alignflow.events import EventWriter
-from alignflow.modeling import load_adapter, load_base, new_adapter, quiet, trainable_in
+from alignflow.modeling import load_adapter, load_base, quiet
 from alignflow.recipe import SFTSection
 from alignflow.stage import StageResult, StageSpec
 from alignflow.training.common import (
     Job,
     account,
+    demonstration_rows,
     read_job,
-    read_rows,
     train,
     training_arguments,
-    within,
 )
+from alignflow.training.initialization import make_ready
 from alignflow.training.saving import parameters, save
 from alignflow.training.trainer import ThinTrainer
 
@@ -47,7 +48,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
         )
     trainer.lengths = [len(row["input_ids"]) for row in rows]
     trainer.effective_batch_size = job.section.batch_size
-    trainable_in(model, job.tuning.adapter_dtype)
+    make_ready(trainer, job)
     params = parameters(model, job, arguments)
     last = train(trainer, job)
     save(model, job)
@@ -61,8 +62,6 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
 
 def _rows(job: Job[SFTSection]) -> list[dict[str, Any]]:
     """Token ids, with labels of -100 where there is no loss."""
-    rows = read_rows(job.spec.input("data") / "sft" / "train.parquet")
-    kept = within(rows, [len(row["input_ids"]) for row in rows], job.section.max_length)
     return [
         {
             "input_ids": row["input_ids"],
@@ -71,7 +70,7 @@ def _rows(job: Job[SFTSection]) -> list[dict[str, Any]]:
                 for token, counted in zip(row["input_ids"], row["completion_mask"], strict=True)
             ],
         }
-        for row in kept
+        for row in demonstration_rows(job)
     ]
 
 

@@ -1,4 +1,4 @@
-"""The thin layer over TRL's trainers: what is the same for all three."""
+"""The thin layer over TRL's trainers: what is the same for all of them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,8 @@ from alignflow.training.callbacks import not_finite
 from alignflow.training.order import LengthPooled
 
 
-class ThinTrainer(Trainer):
-    """Mixed in before a TRL trainer: our row order, no telemetry, no model card, a finite loss."""
-
-    lengths: list[int]
-    """Length of each training row, in tokens."""
-
-    effective_batch_size: int
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return LengthPooled(self.lengths, self.effective_batch_size, self.args.seed)
+class QuietTrainer(Trainer):
+    """Mixed in before a TRL trainer: no telemetry, no model card, a finite loss."""
 
     def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
         loss = super().training_step(*arguments, **options)
@@ -34,3 +26,15 @@ class ThinTrainer(Trainer):
 
     def _send_telemetry(self) -> None:
         """Nothing leaves this machine."""
+
+
+class ThinTrainer(QuietTrainer):
+    """Mixed in before a TRL trainer: our row order too."""
+
+    lengths: list[int]
+    """Length of each training row, in tokens."""
+
+    effective_batch_size: int
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return LengthPooled(self.lengths, self.effective_batch_size, self.args.seed)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from alignflow.errors import BY_EXIT_CODE
 from alignflow.events import EventWriter
@@ -54,6 +55,11 @@ def write_output(spec: StageSpec, work: Path, events: EventWriter) -> StageResul
         (output / folder / "content.txt").write_text(f"{spec.stage} {spec.key}")
     if spec.stage == "prepare":
         (output / "base_model.json").write_text("{}")
+        (output / "dropped.json").write_text("{}")
+    if spec.stage in ("sft", "dpo"):
+        (output / "adapter" / "quality.txt").write_text(ordered_quality(spec.stage))
+    if spec.stage == "evaluate":
+        (output / "scores.json").write_text(json.dumps(scores(spec)))
     if spec.stage == "merge" and "uncertified" not in order_of(spec):
         (output / "model" / "merge_certificate.json").write_text('{"status": "passed"}')
     return StageResult(
@@ -67,6 +73,25 @@ def write_output(spec: StageSpec, work: Path, events: EventWriter) -> StageResul
         },
         details={"micro_batch_size": micro, "pid": os.getpid()},
     )
+
+
+def ordered_quality(stage: str) -> str:
+    """Share of prompts that the trained model gets right: of dpo as ordered, of sft a half."""
+    path = ORDERS / "quality"
+    return path.read_text() if stage == "dpo" and path.exists() else "0.5"
+
+
+def scores(spec: StageSpec) -> dict[str, Any]:
+    """Of each model that is judged: right on so many of 200 prompts, a better one on more of them."""
+    found = {}
+    for role in spec.params["section"]["models"]:
+        quality, digest = 0.3, "base"
+        if role != "base":
+            adapter = spec.input(role) / "adapter"
+            quality, digest = float((adapter / "quality.txt").read_text()), spec.inputs[role].digest
+        right = {f"p{n}": float((n * 37) % 200 < 200 * quality) for n in range(200)}
+        found[role] = {"model": digest, "metrics": {"exact_match": right}}
+    return found
 
 
 def resumed_step(work: Path) -> int:

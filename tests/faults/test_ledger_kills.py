@@ -16,7 +16,7 @@ from ledger_cases import content, row, swapped, write
 
 from alignflow.errors import DiskSpaceError
 from alignflow.faults import InjectedFault
-from alignflow.ledger import add, freeze, renew_holdout, set_state, status
+from alignflow.ledger import add, erase, freeze, renew_holdout, set_state, status
 from alignflow.ledger.store import ledger_path
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +37,8 @@ if act == "freeze":
     freeze(home)
 elif act == "promote":
     promote(home, "m", expected=None, digest="d", artifacts={}, reason="", snapshot=sys.argv[3])
+elif act == "erase":
+    erase(home, source="desk", reason="asked")
 elif act == "release":
     release(home, sys.argv[3], "rejected")
 """
@@ -148,6 +150,21 @@ def test_a_kill_in_a_verdict_leaves_it_given_or_not(
         assert state.champion is not None and state.champion.generation == 0
     else:
         assert (state.undecided, found["waiting"], state.new) == (None, 10, 0)
+
+
+@pytest.mark.parametrize("point", ["buried", "files", "commit"])
+def test_an_erase_that_is_killed_is_repeated_and_leaves_no_text(point: str, tmp_path: Path) -> None:
+    home, secret = tmp_path / "home", "a secret of some length"
+    renew_holdout(home, 0.0)
+    add(home, [write(tmp_path / "a.jsonl", [row(1, prompt=secret, source="desk"), row(2)])])
+    frozen = freeze(home)
+    (home / "runs" / "r").mkdir(parents=True)
+    (home / "runs" / "r" / "report.html").write_text(f"<p>{secret}</p>")
+    finish(start(ACT, home, "erase", fault=f"ledger.erase.{point}:1:kill"), -signal.SIGKILL)
+    assert freeze(home).rows == frozen.rows and status(home)["erased"] in (0, 1)
+    assert len(erase(home, source="desk", reason="asked").erased) == 1
+    for path in home.rglob("*"):
+        assert path.is_dir() or secret.encode() not in path.read_bytes(), path
 
 
 def test_two_processes_that_add_the_same_folder_at_once_count_each_row_once(

@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import socket
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,11 @@ from fake_runs import STAGES, fake_recipe, new_home, states, use_fakes
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
+from alignflow.artifacts import read_manifest
 from alignflow.files import digest_json
+from alignflow.promotion import register_candidate
 from alignflow.report import load_report
+from alignflow.services import Service
 from alignflow.tracking import sidecar
 from flows.finetune import finetune
 
@@ -150,6 +157,41 @@ def test_the_certified_model_is_registered_from_its_directory_without_an_alias(
     assert len(versions) == 1
     assert versions[0].source == Path(finished["merged_model"]).as_uri()
     assert versions[0].run_id == stage_run(client, "merge").info.run_id
+
+
+def test_behind_a_server_the_model_is_registered_from_a_copy_and_so_is_a_later_candidate(
+    finished: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge = read_manifest(Path(finished["stages"][-1]["artifact"]))
+    with mlflow_server(tmp_path) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        client = MlflowClient(address, address)
+        for name in ("fake", "another"):
+            version = register_candidate(finished["home"], name, merge)
+            copy = client.get_model_version(name, version)
+            listed = client.list_artifacts(copy.run_id, "model")
+            assert {Path(entry.path).name for entry in listed} == {
+                path.name for path in (merge.directory / "model").iterdir()
+            }
+            assert client.get_model_version_by_alias(name, "candidate").version == version
+
+
+@contextmanager
+def mlflow_server(folder: Path) -> Iterator[str]:
+    """Address of a real MLflow server."""
+    with socket.create_server(("127.0.0.1", 0)) as line:
+        port = line.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"),
+        *("--backend-store-uri", f"sqlite:///{folder / 'server.db'}"),
+        *("--artifacts-destination", str(folder / "store")),
+    ]
+    service = Service("MLflow", command, os.environ, folder / "mlflow.log")
+    try:
+        service.wait_until_healthy(f"http://127.0.0.1:{port}/health")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        service.stop()
 
 
 def test_a_cached_stage_makes_no_run_and_the_report_links_the_one_that_made_it(

@@ -8,7 +8,18 @@ from typing import Any
 
 from alignflow.artifacts import Artifact, publish
 from alignflow.events import EventWriter
-from alignflow.recipe import DPOSection, RewardSection, SFTSection, TuningSection
+from alignflow.recipe import (
+    DPOSection,
+    GRPOSection,
+    KTOSection,
+    ORPOSection,
+    PretrainSection,
+    RewardSection,
+    RLOOSection,
+    SFTSection,
+    SimPOSection,
+    TuningSection,
+)
 from alignflow.stage import StageResult, StageSpec
 
 CHAT_TEMPLATE = (
@@ -16,7 +27,17 @@ CHAT_TEMPLATE = (
     "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-SECTIONS = {"sft": SFTSection, "reward": RewardSection, "dpo": DPOSection}
+SECTIONS = {
+    "pretrain": PretrainSection,
+    "sft": SFTSection,
+    "reward": RewardSection,
+    "dpo": DPOSection,
+    "orpo": ORPOSection,
+    "simpo": SimPOSection,
+    "kto": KTOSection,
+    "rloo": RLOOSection,
+    "grpo": GRPOSection,
+}
 COLOURS = ["red", "green", "blue", "black", "white", "grey", "pink", "gold"]
 
 
@@ -110,6 +131,7 @@ def make_spec(
     *,
     mode: str = "lora",
     sft: Artifact | None = None,
+    pretrain: Artifact | None = None,
     tuning: dict[str, Any] | None = None,
     compute: dict[str, Any] | None = None,
     **section: Any,
@@ -126,6 +148,38 @@ def make_spec(
             "tuning": chosen.model_dump(mode="json"),
             "dtype": "float32",
         },
-        inputs={"data": prepared.ref(), **({"sft": sft.ref()} if sft else {})},
+        inputs={
+            "data": prepared.ref(),
+            **({"sft": sft.ref()} if sft else {}),
+            **({"pretrain": pretrain.ref()} if pretrain else {}),
+        },
         compute=compute or {},
     )
+
+
+def stopped_and_resumed(spec: StageSpec, step: int, monkeypatch: Any) -> StageResult:
+    """A stage that SIGTERM stops after `step` updates, and that a second attempt finishes."""
+    import os
+    import signal
+
+    from alignflow.errors import Preempted
+    from alignflow.training.callbacks import Report
+
+    original = Report.on_step_end
+
+    def on_step_end(self: Any, args: Any, state: Any, control: Any, **options: Any) -> None:
+        original(self, args, state, control, **options)
+        if state.global_step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Report, "on_step_end", on_step_end)
+        try:
+            run_stage(spec)
+        except Preempted as stop:
+            assert f"step {step} of" in stop.message
+        else:
+            raise AssertionError("the stage did not stop")
+    result = run_stage(spec, attempt=2)
+    assert f"Continues from step {step}." in (work_of(spec) / "events.jsonl").read_text()
+    return result

@@ -68,6 +68,30 @@ def test_rows_end_at_any_end_token_and_leave_the_batch(
     assert found[3].length == len(found[3].ids) - 1
 
 
+def test_further_prompts_take_the_places_of_those_that_ended(
+    model: Any, tokenizer: Any, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With half of the answers cut short, whole batches one after another would take 3 * 30 steps."""
+    free = respond(model, tokenizer, prompts, max_new_tokens=30)
+    stopping = copy.deepcopy(model)
+    stopping.generation_config.eos_token_id = [1, *{r.ids[2] for r in free[::2]}]
+    alone = [respond(stopping, tokenizer, [p], max_new_tokens=30)[0] for p in prompts]
+    sizes: list[int] = []
+    forward = type(model).forward
+
+    def counted(self: Any, input_ids: torch.Tensor, **rest: Any) -> Any:
+        sizes.append(len(input_ids))
+        return forward(self, input_ids=input_ids, **rest)
+
+    counted.__signature__ = __import__("inspect").signature(forward)  # type: ignore[attr-defined]
+    monkeypatch.setattr(type(model), "forward", counted)
+    assert respond(stopping, tokenizer, prompts, max_new_tokens=30, batch_size=4) == alone
+    assert max(sizes) <= 4
+    order = sorted(range(len(prompts)), key=lambda n: (-len(prompts[n]), n))
+    chunks = [order[start : start + 4] for start in range(0, len(order), 4)]
+    assert len(sizes) < sum(max(len(alone[n].ids) for n in chunk) for chunk in chunks)
+
+
 def test_samples_depend_on_the_seed_and_not_on_the_batch(
     model: Any, tokenizer: Any, prompts: list[list[int]]
 ) -> None:

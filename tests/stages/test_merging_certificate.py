@@ -116,6 +116,20 @@ def test_an_adapter_trained_on_nf4_merges_into_what_it_was_trained_on(
     assert figures.kl < 1e-6 and figures.latency_ratio is None
 
 
+def test_the_certificate_says_how_far_each_way_is_from_the_adapter_on_nf4(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    found = {}
+    for way in ("dequantized", "original"):
+        options = MergeOptions(quantization="nf4", qlora_base=way)
+        certificate = merge(base, [AdapterStep(adapter)], tmp_path / way, options)
+        assert certificate.figures is not None and way[:8] in certificate.arithmetic
+        assert 0 < certificate.figures.top1_agreement <= 1
+        found[way] = certificate.figures
+    assert found["dequantized"].kl < found["original"].kl / 3
+    assert found["dequantized"].max_logp_difference < found["original"].max_logp_difference
+
+
 def test_weighted_deltas_are_peft_s_cat(
     base: Path, adapter: Path, second: Path, tmp_path: Path
 ) -> None:
@@ -170,9 +184,23 @@ def test_a_resized_vocabulary_is_carried_into_the_config(base: Path, tmp_path: P
     assert differing(by_peft(tmp_path / "resized", adapter), tmp_path / "out") == []
 
 
-def test_logits_layer_by_layer_are_those_of_the_loaded_model(base: Path, adapter: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "changes", "targets"),
+    [
+        ("llama", {}, ["q_proj", "down_proj"]),
+        ("qwen3", {"tie_word_embeddings": True}, ["v_proj", "up_proj"]),
+        ("qwen2", {}, ["q_proj", "k_proj"]),
+        ("gemma", {}, ["o_proj", "gate_proj"]),
+        ("gpt2", {}, ["c_attn", "c_fc"]),
+    ],
+)
+def test_logits_layer_by_layer_are_those_of_the_loaded_model(
+    name: str, changes: dict[str, Any], targets: list[str], tmp_path: Path
+) -> None:
     from alignflow.merging.layerwise import streamed_logits
 
+    base = write_base(family(name, **changes), tmp_path / "base")
+    adapter = write_adapter(base, tmp_path / "adapter", r=4, target_modules=targets)
     ids = [[1, 2, 3, 4, 5]]
     streamed = streamed_logits(base, [AdapterStep(adapter)], ids)[0]
     with warnings.catch_warnings(), torch.no_grad():
@@ -182,16 +210,31 @@ def test_logits_layer_by_layer_are_those_of_the_loaded_model(base: Path, adapter
     assert torch.equal(streamed, expected)
 
 
+def test_a_model_beyond_the_memory_is_certified_layer_by_layer(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alignflow.merging import verifying
+
+    monkeypatch.setattr(verifying, "available_bytes", lambda: 1000)
+    certificate = merge(base, [AdapterStep(adapter)], tmp_path / "out")
+    found = certificate.figures
+    assert certificate.status == "passed" and found is not None and found.streamed
+    assert found.latency_ratio is None and found.greedy_agreement == found.top1_agreement
+
+
 FAMILIES = {
     "llama": ["q_proj", "k_proj", "o_proj", "gate_proj", "down_proj", "embed_tokens", "lm_head"],
+    "qwen2": ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"],
     "qwen3": ["q_proj", "v_proj", "up_proj", "down_proj"],
     "gpt2": ["c_attn", "c_proj", "c_fc", "wte"],
     "gemma": ["q_proj", "o_proj", "gate_proj"],
     "mixtral": ["q_proj", "v_proj"],
+    "qwen3_moe": ["k_proj", "o_proj"],
 }
+EMBEDDINGS = {"gpt2": "wte"}
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(32))
 def test_random_models_and_adapters_merge_to_the_same_bits_or_are_refused(
     seed: int, tmp_path: Path
 ) -> None:
@@ -204,6 +247,9 @@ def test_random_models_and_adapters_merge_to_the_same_bits_or_are_refused(
         else {"hidden_size": hidden, "intermediate_size": draw.choice([40, 96]),
               "num_hidden_layers": 1, "vocab_size": draw.choice([64, 101])}
     )  # fmt: skip
+    tied = name in ("gpt2", "gemma") or draw.random() < 0.3
+    if name not in ("gpt2", "gemma", "llama"):
+        shape |= {"tie_word_embeddings": tied}
     base = write_base(
         family(name, **shape), tmp_path / "base", draw.choice(["bfloat16", "float16", "float32"]),
         draw.choice(["20KB", "1GB"]), seed,
@@ -218,13 +264,25 @@ def test_random_models_and_adapters_merge_to_the_same_bits_or_are_refused(
         "rank_pattern": {targets[0]: draw.randint(1, 5)} if draw.random() < 0.4 else {},
         "alpha_pattern": {targets[-1]: draw.randint(1, 5)} if draw.random() < 0.4 else {},
     }  # fmt: skip
-    if name == "mixtral" and draw.random() < 0.7:
-        lora |= {"target_parameters": ["mlp.experts.gate_up_proj"], "use_dora": False}
+    if name in ("mixtral", "qwen3_moe") and draw.random() < 0.7:
+        fused = draw.sample(["gate_up_proj", "down_proj"], draw.randint(1, 2))
+        lora |= {"target_parameters": [f"mlp.experts.{leaf}" for leaf in fused], "use_dora": False}
+    apart = {"embed_tokens", "lm_head", "wte"}.isdisjoint(targets)
+    match draw.choice(["nothing", "head", "norm", "tokens", "bias of B"]) if apart else "nothing":
+        case "head" if not tied:
+            lora |= {"modules_to_save": ["lm_head"]}
+        case "norm":
+            lora |= {"modules_to_save": ["ln_f" if name == "gpt2" else "norm"]}
+        case "tokens":
+            lora |= {"trainable_token_indices": {EMBEDDINGS.get(name, "embed_tokens"): [3, 50]}}
+        case "bias of B" if name in ("qwen2", "gpt2") and "target_parameters" not in lora:
+            lora |= {"lora_bias": True, "use_dora": False, "bias": "none"}
     adapter = write_adapter(base, tmp_path / "adapter", seed + 1, **lora)
     try:
         merge(base, [AdapterStep(adapter)], tmp_path / "out", FAST)
     except AlignflowError as refusal:
-        assert "merge_and_unload" in refusal.message or "belongs" in refusal.message
+        advice = ("merge_and_unload", "belongs", "lora_bias=False")
+        assert any(words in refusal.message for words in advice)
         return
     assert differing(by_peft(base, adapter), tmp_path / "out") == []
     shutil.rmtree(tmp_path)

@@ -1,89 +1,118 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from stage_runs import make_spec, prepare_spec, question, run_and_publish, run_stage, write_lines
 
-from alignflow import artifacts
-from alignflow.artifacts import Artifact, publish
-from alignflow.errors import DataError
-from alignflow.events import EventWriter
+from alignflow.artifacts import Artifact
+from alignflow.errors import DataError, Preempted
+from alignflow.evaluation.generate import respond
+from alignflow.events import read_events
 from alignflow.modeling import load_policy, load_reward_model, load_tokenizer, read_base
 from alignflow.recipe import PPOSection, TuningSection
 from alignflow.stage import StageSpec
-from alignflow.training import ppo, reward, sft
-from alignflow.training.roles import SeparateModels, Sequences, SharedBase
-from alignflow.training.rollouts import sample
+from alignflow.training import ppo
+from alignflow.training.roles import Sequences
+from alignflow.training.rollouts import Prompt
+from alignflow.training.shared_base import SharedBase, merged_in_place
 
-MakeSpec = Callable[..., StageSpec]
-
-
-def work_of(spec: StageSpec) -> Path:
-    work = artifacts.work_directory(Path(spec.home), spec.stage, spec.key)
-    (work / "output").mkdir(parents=True, exist_ok=True)
-    return work
+ADAPTER = "adapter/adapter_model.safetensors"
+Trained = tuple[Artifact, Artifact]
 
 
-def completed(spec: StageSpec, run: Any) -> Artifact:
-    work = work_of(spec)
-    return publish(spec, run(spec, work, EventWriter(work / "events.jsonl", 1)), 0.0, 1)
+@pytest.fixture(scope="module")
+def trained(prepared: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """An SFT artifact and a reward artifact that tells the tiny pairs apart."""
+    home = tmp_path_factory.mktemp("ppo")
+    policy = run_and_publish(make_spec(prepared, home, "sft"))
+    judge = make_spec(prepared, home, "reward", sft=policy, learning_rate=1e-2, max_steps=30)
+    return policy, run_and_publish(judge)
+
+
+@pytest.fixture(scope="module")
+def with_prompts(
+    tiny_base: Path, tiny_rows: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Artifact:
+    """Prepared prompts of their own, with targets, some held out."""
+    folder = tmp_path_factory.mktemp("prompts")
+    rows = [
+        {"prompt": question(n), "target": "!", "split": "held_out" if n % 5 == 0 else "train"}
+        for n in range(200, 240)
+    ]
+    sources = {"sft": tiny_rows["sft"], "prompts": write_lines(folder / "prompts.jsonl", rows)}
+    return run_and_publish(prepare_spec(folder, tiny_base, sources))
 
 
 @pytest.fixture
-def trained(training_spec: MakeSpec) -> tuple[Artifact, Artifact]:
-    """An SFT artifact and a reward artifact that tells the tiny pairs apart."""
-    policy = completed(training_spec("sft"), sft.run)
-    judge = training_spec("reward", sft=policy, learning_rate=1e-2, max_steps=30)
-    return policy, completed(judge, reward.run)
+def exclamations(tmp_path: Path) -> str:
+    """A reward function of the user's: 1 for a response that starts with `!` to `_`."""
+    path = tmp_path / "my_rewards.py"
+    path.write_text(
+        "def exclaims(prompts, responses, targets):\n"
+        "    assert len(prompts) == len(responses) == len(targets)\n"
+        "    return [float('!' <= response[:1] <= '_') for response in responses]\n"
+    )
+    return f"{path}:exclaims"
 
 
 def ppo_spec(
-    make: MakeSpec, trained: tuple[Artifact, Artifact], home: Path, **section: Any
+    data: Artifact,
+    home: Path,
+    trained: Trained | None = None,
+    *,
+    mode: str = "lora",
+    compute: dict[str, Any] | None = None,
+    **section: Any,
 ) -> StageSpec:
-    policy, judge = trained
-    like = make("reward", sft=policy)
     settings = {
         "learning_rate": 1e-3, "max_steps": 4, "batch_size": 8, "max_length": 64,
         "max_new_tokens": 8, "save_steps": 1, "min_reward_accuracy": 0.0, **section,
     }  # fmt: skip
-    return like.model_copy(
-        update={
-            "stage": "ppo",
-            "home": str(home),
-            "params": {**like.params, "section": PPOSection(**settings).model_dump(mode="json")},
-            "inputs": {**like.inputs, "reward": judge.ref()},
-        }
+    inputs = {"data": data.ref()}
+    if trained:
+        inputs |= {"sft": trained[0].ref(), "reward": trained[1].ref()}
+    tuning = TuningSection.model_validate({"mode": mode, "rank": 4})
+    return StageSpec(
+        stage="ppo",
+        home=str(home),
+        seed=0,
+        params={
+            "section": PPOSection.model_validate(settings).model_dump(mode="json"),
+            "tuning": tuning.model_dump(mode="json"),
+            "dtype": "float32",
+        },
+        inputs=inputs,
+        compute=compute or {},
     )
 
 
-def shared(prepare: Path, trained: tuple[Artifact, Artifact]) -> SharedBase:
+def shared(prepared: Artifact, trained: Trained, **options: Any) -> SharedBase:
     policy, judge = trained
-    tuning = TuningSection(rank=4)
-    base = read_base(prepare)
     return SharedBase(
-        base, policy.directory, judge.directory, tuning, dtype="float32", quantization=None
-    )
+        read_base(prepared.directory), policy.directory / "adapter", judge.directory,
+        TuningSection(rank=4), dtype="float32", **options,
+    )  # fmt: skip
 
 
-def rollouts(prepare: Path, roles: SharedBase, count: int = 4) -> Sequences:
-    tokenizer = load_tokenizer(prepare)
-    prompts = [tokenizer(f"what colour is thing {n}?")["input_ids"] for n in range(count)]
+def rollouts(prepared: Artifact, roles: SharedBase, count: int = 4) -> Sequences:
+    tokenizer = load_tokenizer(prepared.directory)
+    prompts = [tokenizer(question(n))["input_ids"] for n in range(count)]
     with roles.generating() as policy:
-        return sample(
-            policy, prompts, max_new_tokens=6, temperature=1.0,
-            eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id, seed=0,
-        )  # fmt: skip
+        responses = respond(policy, tokenizer, prompts, max_new_tokens=6, temperature=1.0, seed=0)
+    ids = [response.ids for response in responses]
+    return Sequences.of(prompts, ids, pad=tokenizer.pad_token_id, device=policy.device)
 
 
 def test_four_adapters_on_one_base_give_the_numbers_of_the_models_they_stand_for(
-    prepared: Artifact, trained: tuple[Artifact, Artifact]
+    prepared: Artifact, trained: Trained
 ) -> None:
     policy, judge = trained
-    roles = shared(prepared.directory, trained)
-    sequences = rollouts(prepared.directory, roles)
+    roles = shared(prepared, trained)
+    sequences = rollouts(prepared, roles)
     base = read_base(prepared.directory)
     alone = load_policy(base, policy.directory, dtype="float32", quantization=None).eval()
     scorer = load_reward_model(base, judge.directory, dtype="float32", quantization=None).eval()
@@ -97,34 +126,61 @@ def test_four_adapters_on_one_base_give_the_numbers_of_the_models_they_stand_for
         hidden = scorer.base_model.model.model(**given).last_hidden_state
         last = (sequences.attention * torch.arange(sequences.tokens.shape[1])).argmax(1)
         scores = scorer.base_model.model.score(hidden[torch.arange(len(last)), last])[:, 0]
-        assert (roles.reference_logits(sequences) - logits).abs().max() == 0
-        assert (roles.policy_logits(sequences) - logits).abs().max() == 0
-        assert (roles.scores(sequences) - scores).abs().max() == 0
+        reference = roles.reference_head.logits(roles.reference_states(sequences))
+        own = roles.policy_head.logits(roles.policy_states(sequences))
+    assert (reference - logits).abs().max() == 0
+    assert (own - logits).abs().max() == 0
+    assert (roles.scores(sequences) - scores).abs().max() == 0
 
 
-def test_updates_move_policy_and_value_and_nothing_else(
-    prepared: Artifact, trained: tuple[Artifact, Artifact]
+def test_merging_for_generation_changes_no_bit_of_the_weights_afterwards(
+    prepared: Artifact, trained: Trained
 ) -> None:
-    roles = shared(prepared.directory, trained)
-    sequences = rollouts(prepared.directory, roles)
+    roles = shared(prepared, trained)
+    tokens = torch.tensor([[5, 9, 11]])
+    before = {name: p.detach().clone() for name, p in roles.model.named_parameters()}
+    with torch.no_grad():
+        apart = roles.model(input_ids=tokens).logits
+        with merged_in_place(roles.model, "default"):
+            moved = [n for n, p in roles.model.named_parameters() if not torch.equal(p, before[n])]
+            merged = roles.model(input_ids=tokens).logits
+        after = roles.model(input_ids=tokens).logits
+    assert moved
+    assert all("base_layer" in name for name in moved)
+    torch.testing.assert_close(merged, apart, rtol=1e-4, atol=1e-4)
+    assert torch.equal(after, apart)
+    assert all(torch.equal(p, before[n]) for n, p in roles.model.named_parameters())
+
+
+@pytest.mark.parametrize("value_model", ["separate", "policy"])
+def test_updates_move_policy_and_value_and_nothing_else(
+    prepared: Artifact, trained: Trained, value_model: str
+) -> None:
+    roles = shared(prepared, trained, value_model=value_model)
+    sequences = rollouts(prepared, roles)
     before = {name: p.detach().clone() for name, p in roles.model.named_parameters()}
     optimizer = torch.optim.AdamW([p for ps in roles.parameters().values() for p in ps], lr=1e-2)
     for _ in range(2):  # a new adapter's A has no gradient until its B has moved
-        (
-            roles.policy_logits(sequences).square().mean() + roles.values(sequences).square().mean()
-        ).backward()
+        states = roles.policy_states(sequences)
+        loss = states.square().mean()
+        if not roles.value_reads_policy:
+            loss.backward()
+            loss = torch.zeros(())
+        (loss + (roles.values(sequences, states) - 1).square().mean()).backward()
         optimizer.step()
         optimizer.zero_grad()
     for name, parameter in roles.model.named_parameters():
         moved = not torch.equal(parameter, before[name])
         assert moved == (".default." in name or ".value." in name), name
+    assert any(".value." in name for name in before) == (value_model == "separate")
+    assert float(roles.value_head.weight.detach().abs().sum()) > 0
 
 
 def test_sampling_stops_at_the_end_of_a_response_and_is_the_same_for_a_seed(
-    prepared: Artifact, trained: tuple[Artifact, Artifact]
+    prepared: Artifact, trained: Trained
 ) -> None:
-    roles = shared(prepared.directory, trained)
-    first, again = (rollouts(prepared.directory, roles, 16) for _ in range(2))
+    roles = shared(prepared, trained)
+    first, again = (rollouts(prepared, roles, 16) for _ in range(2))
     assert torch.equal(first.tokens, again.tokens)
     eos = load_tokenizer(prepared.directory).eos_token_id
     for tokens, mask in zip(first.responses, first.mask, strict=True):
@@ -134,101 +190,152 @@ def test_sampling_stops_at_the_end_of_a_response_and_is_the_same_for_a_seed(
 
 
 def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bytes(
-    training_spec: MakeSpec,
-    trained: tuple[Artifact, Artifact],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    prepared: Artifact, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight = completed(ppo_spec(training_spec, trained, tmp_path / "straight"), ppo.run)
-    spec = ppo_spec(training_spec, trained, tmp_path / "killed")
+    straight = run_and_publish(ppo_spec(prepared, tmp_path / "straight", trained))
+    spec = ppo_spec(prepared, tmp_path / "killed", trained)
     whole = ppo.update
 
-    def dies(job: Any, roles: Any, optimizer: Any, state: ppo.State, *rest: Any) -> Any:
+    def dies(job: Any, setting: Any, optimizer: Any, state: Any, *rest: Any) -> Any:
         if state.update == 2:
             raise KeyboardInterrupt
-        return whole(job, roles, optimizer, state, *rest)
+        return whole(job, setting, optimizer, state, *rest)
 
     monkeypatch.setattr(ppo, "update", dies)
     with pytest.raises(KeyboardInterrupt):
-        completed(spec, ppo.run)
+        run_stage(spec)
     monkeypatch.setattr(ppo, "update", whole)
-    resumed = completed(spec, ppo.run)
-    assert resumed.files["adapter/adapter_model.safetensors"] == straight.files["adapter/adapter_model.safetensors"]  # fmt: skip
+    assert run_and_publish(spec).files[ADAPTER] == straight.files[ADAPTER]
 
 
 def test_a_micro_batch_of_one_gives_the_same_update(
-    training_spec: MakeSpec, trained: tuple[Artifact, Artifact], tmp_path: Path
+    prepared: Artifact, trained: Trained, tmp_path: Path
 ) -> None:
-    from safetensors.torch import load_file
-
     weights = []
     for size in (4, 1):
-        spec = ppo_spec(training_spec, trained, tmp_path / str(size), max_steps=1)
-        spec = spec.model_copy(update={"compute": {"micro_batch_size": size}})
-        made = completed(spec, ppo.run)
-        weights.append(load_file(made.directory / "adapter" / "adapter_model.safetensors"))
+        compute = {"micro_batch_size": size, "gradient_checkpointing": size == 1}
+        spec = ppo_spec(prepared, tmp_path / str(size), trained, max_steps=1, compute=compute)
+        weights.append(load_file(run_and_publish(spec).directory / ADAPTER))
     for name, tensor in weights[0].items():
         torch.testing.assert_close(tensor, weights[1][name], rtol=1e-3, atol=2e-5)
 
 
 def test_a_reward_model_that_cannot_tell_pairs_apart_is_refused(
-    training_spec: MakeSpec, trained: tuple[Artifact, Artifact], tmp_path: Path
+    prepared: Artifact, trained: Trained, tmp_path: Path
 ) -> None:
+    blind = make_spec(prepared, tmp_path, "reward", sft=trained[0], learning_rate=1e-9, max_steps=1)
+    judge = run_and_publish(blind)
     with pytest.raises(DataError, match=r"ranks .* of held-out pairs rightly"):
-        completed(
-            ppo_spec(training_spec, trained, tmp_path, min_reward_accuracy=1.0)
-            if trained[1].result.metrics["preference_accuracy"] != 1.0
-            else _blind(training_spec, trained, tmp_path),
-            ppo.run,
-        )
+        run_stage(ppo_spec(prepared, tmp_path, (trained[0], judge), min_reward_accuracy=1.0))
 
 
-def _blind(make: MakeSpec, trained: tuple[Artifact, Artifact], home: Path) -> StageSpec:
-    judge = completed(make("reward", sft=trained[0], learning_rate=1e-9, max_steps=1), reward.run)
-    return ppo_spec(make, (trained[0], judge), home, min_reward_accuracy=1.0)
-
-
-def test_full_tuning_keeps_four_models_and_trains_two(
-    training_spec: MakeSpec, tmp_path: Path
-) -> None:
-    policy = completed(training_spec("sft", mode="full"), sft.run)
-    judge = completed(
-        training_spec("reward", mode="full", sft=policy, learning_rate=3e-3, max_steps=30),
-        reward.run,
+def test_full_tuning_keeps_four_models_and_trains_two(prepared: Artifact, tmp_path: Path) -> None:
+    policy = run_and_publish(make_spec(prepared, tmp_path, "sft", mode="full"))
+    judge = make_spec(
+        prepared, tmp_path, "reward", mode="full", sft=policy, learning_rate=3e-3, max_steps=30
     )
-    spec = ppo_spec(training_spec, (policy, judge), tmp_path, max_steps=1)
-    spec = spec.model_copy(
-        update={
-            "params": {**spec.params, "tuning": TuningSection(mode="full").model_dump(mode="json")}
-        }
+    trained = policy, run_and_publish(judge)
+    made = run_and_publish(ppo_spec(prepared, tmp_path, trained, mode="full", max_steps=2))
+    old, new = (
+        load_file(artifact.directory / "model/model.safetensors") for artifact in (policy, made)
     )
-    made = completed(spec, ppo.run)
-    assert "model/model.safetensors" in made.files
+    assert all(not torch.equal(new[name], tensor) for name, tensor in old.items())
 
 
-def test_ppo_solves_a_bandit(
-    training_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_ppo_works_on_an_nf4_base(prepared: Artifact, tmp_path: Path) -> None:
+    policy = run_and_publish(make_spec(prepared, tmp_path, "sft", mode="qlora"))
+    judge = make_spec(
+        prepared, tmp_path, "reward", mode="qlora", sft=policy, learning_rate=1e-2, max_steps=30
+    )
+    trained = policy, run_and_publish(judge)
+    made = run_and_publish(ppo_spec(prepared, tmp_path, trained, mode="qlora", max_steps=2))
+    assert made.result.params["quantization"] == "nf4"
+    old, new = (load_file(artifact.directory / ADAPTER) for artifact in (policy, made))
+    assert any(not torch.equal(new[name], tensor) for name, tensor in old.items())
+
+
+def test_ppo_solves_a_bandit_with_a_reward_function_and_no_reward_model(
+    with_prompts: Artifact, tmp_path: Path, exclamations: str
 ) -> None:
-    """Reward 1 when the first token is one of 64 of 384, which happens one time in six at first.
+    """Reward 1 for about one first token in six at first.
 
     With full tuning: the tiny base is random, and no adapter could make its tied head decided.
     """
-
-    class Bandit(SeparateModels):
-        def scores(self, sequences: Sequences) -> torch.Tensor:
-            return (sequences.responses[:, 0] < 64).float()
-
-    def bandit(base: Any, sft: Path, reward: Path, tuning: Any, *, dtype: str) -> Bandit:
-        return Bandit(base, sft, reward, dtype=dtype)
-
-    policy = completed(training_spec("sft", mode="full", max_steps=1), sft.run)
-    judge = completed(
-        training_spec("reward", mode="full", sft=policy, learning_rate=3e-3, max_steps=30),
-        reward.run,
-    )
-    monkeypatch.setattr(ppo, "load_roles", bandit)
     spec = ppo_spec(
-        training_spec, (policy, judge), tmp_path, max_steps=25, batch_size=32, learning_rate=1e-2,
-        kl_coef=0.0, missing_eos_penalty=None, max_new_tokens=2, save_steps=100, max_approx_kl=None,
+        with_prompts, tmp_path, mode="full", rewards=[exclamations], max_steps=25, batch_size=32,
+        learning_rate=1e-2, kl_coef=0.0, missing_eos_penalty=None, max_new_tokens=2,
+        save_steps=100, max_approx_kl=None,
     )  # fmt: skip
-    assert completed(spec, ppo.run).result.metrics["reward"] > 0.9
+    result = run_stage(spec)
+    rewards = [
+        event["values"]["objective/scores"]
+        for event in read_events(tmp_path / "work/ppo" / spec.key / "events.jsonl")
+        if event["kind"] == "metrics"
+    ]
+    assert rewards[0] < 0.5
+    assert result.metrics["reward"] == rewards[-1] > 0.9
+
+
+def test_the_policy_that_does_the_task_best_is_kept_and_ppo_ends_when_it_only_gets_worse(
+    with_prompts: Artifact, tmp_path: Path, exclamations: str
+) -> None:
+    """The metric always says less than before, so the policy that PPO started from is the best."""
+    metric = tmp_path / "falls.py"
+    metric.write_text(
+        "import datasets\n"
+        "import evaluate\n\n\n"
+        "class Falls(evaluate.Metric):\n"
+        "    calls = 0\n\n"
+        "    def _info(self):\n"
+        "        text = datasets.Value('string')\n"
+        "        features = datasets.Features({'predictions': text, 'references': text})\n"
+        "        return evaluate.MetricInfo(description='', citation='', features=features)\n\n"
+        "    def _compute(self, predictions, references):\n"
+        "        assert set(references) == {'!'}\n"
+        "        Falls.calls += 1\n"
+        "        return {'falls': 1.0 / Falls.calls}\n"
+    )
+    watch = {"metric": str(metric), "every": 2, "examples": 4, "patience": 2}
+    spec = ppo_spec(
+        with_prompts, tmp_path, rewards=[exclamations], watch=watch, max_steps=12,
+        missing_eos_penalty=None,
+    )  # fmt: skip
+    result = run_stage(spec)
+    assert result.details["watched"] == [[0, 1.0], [2, 0.5], [4, pytest.approx(1 / 3)]]
+    assert (result.details["kept_update"], result.details["updates"]) == (0, 4)
+    kept = load_file(tmp_path / "work/ppo" / spec.key / "output" / ADAPTER)
+    assert all(float(tensor.abs().sum()) == 0 for name, tensor in kept.items() if "lora_B" in name)
+
+
+def test_sigterm_saves_a_checkpoint_that_the_next_attempt_continues_from(
+    with_prompts: Artifact, tmp_path: Path, exclamations: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ppo_spec(
+        with_prompts, tmp_path, rewards=[exclamations], max_steps=2, save_steps=100, batch_size=4
+    )
+    whole = ppo.update
+
+    def asked_to_stop(*arguments: Any) -> Any:
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGTERM)
+        return whole(*arguments)
+
+    monkeypatch.setattr(ppo, "update", asked_to_stop)
+    with pytest.raises(Preempted, match="update 1 of 2"):
+        run_stage(spec)
+    monkeypatch.setattr(ppo, "update", whole)
+    run_stage(spec, attempt=2)
+    events = read_events(tmp_path / "work/ppo" / spec.key / "events.jsonl")
+    assert [e["text"] for e in events if e["kind"] == "message"] == ["Continues from update 1."]
+
+
+def test_each_pass_draws_every_prompt_once() -> None:
+    prompts = [Prompt([n], str(n), None) for n in range(7)]
+    drawn = [
+        prompt.ids[0] for update in range(7) for prompt in ppo.draw(prompts, 4, update, seed=0)
+    ]
+    passes = [drawn[start : start + 7] for start in range(0, 28, 7)]
+    assert all(sorted(numbers) == list(range(7)) for numbers in passes)
+    assert passes[0] != passes[1]

@@ -88,13 +88,22 @@ def test_headers_tell_the_shape() -> None:
     assert 0.9e6 < shape.parameters < 1.1e6
 
 
-def test_adapter_parameters_are_those_peft_makes() -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"use_dora": True},
+        {"rank_pattern": {"down_proj": 32, "layers.0.self_attn.q_proj": 3}},
+        {"layers_to_transform": [0, 3], "target_modules": "attention"},
+    ],
+)
+def test_adapter_parameters_are_those_peft_makes(changes: dict[str, Any]) -> None:
     from transformers import AutoModelForCausalLM
 
-    from alignflow.modeling import new_adapter
+    from alignflow.adapters import new_adapter
 
     model = AutoModelForCausalLM.from_pretrained(str(BASE), dtype="float32")
-    tuning = TuningSection(rank=8)
+    tuning = TuningSection(rank=8, **changes)
     adapted = new_adapter(model, tuning, "CAUSAL_LM")
     trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert read_shape(BASE).adapter_parameters(tuning) == trainable
@@ -229,6 +238,47 @@ def test_the_estimate_follows_the_tuning_mode() -> None:
         for mode in ("qlora", "lora", "full")
     }
     assert 4 < peaks["qlora"] < 8 < 15 < peaks["lora"] < 19 < 115 < peaks["full"] < 130
+
+
+def test_the_estimate_of_full_tuning_follows_weights_and_optimizer() -> None:
+    """Bytes a parameter: weight, gradient and two moments; 8 billion of them."""
+
+    def per_parameter(weights: str, optimizer: str) -> float:
+        tuning = {"mode": "full", "weights_dtype": weights}
+        need = needs(tuning=tuning, sft__optimizer=optimizer).stages[0]
+        return (need.weights_bytes + need.trained_bytes) / 8e9
+
+    assert per_parameter("float32", "adamw") == 16
+    assert per_parameter("float32", "adamw_8bit") == 10
+    assert per_parameter("bfloat16", "adamw") == 12
+    assert per_parameter("bfloat16", "paged_adamw_8bit") == 6
+
+
+def test_bfloat16_weights_count_the_copies_that_are_rounded() -> None:
+    shape = read_shape(BASE)
+    recipe = Recipe.model_validate(changed(tuning={"mode": "full", "weights_dtype": "bfloat16"}))
+    need = needs_of(recipe, shape, Path(os.sep), download=False).stages[0]
+    assert need.trained_bytes == 10 * shape.parameters + 16 * shape.embedding_parameters
+    assert shape.embedding_parameters == 1024 * 128
+
+
+@pytest.mark.parametrize(
+    ("tuning", "expected"),
+    [
+        ({"layers_to_transform": [1, 4]}, "names layer 4; the model has layers 0 to 3"),
+        ({"rank_pattern": {"w1": 8}}, "tuning.rank_pattern: 'w1' means none of the 28 modules"),
+        (
+            {"alpha_pattern": {"layers.0": 8}, "layers_to_transform": [1]},
+            "tuning.alpha_pattern: 'layers.0' means none of the 7 modules",
+        ),
+    ],
+)
+def test_layers_and_patterns_that_are_not_there_are_errors(
+    tmp_path: Path, tuning: dict[str, Any], expected: str
+) -> None:
+    found = checked(tmp_path, tuning=tuning)
+    assert expected in lines(found, "error")
+    assert found.exit_code == 64
 
 
 def test_too_little_memory_is_a_warning_and_too_little_disk_an_error() -> None:

@@ -43,8 +43,17 @@ def test_a_recipe_by_the_rules_gets_no_advice() -> None:
             "tuning.target_modules: is attention-qv at rank 64",
         ),
         ({"tuning__dropout": 0.3}, "tuning.dropout: is 0.3"),
-        ({"tuning__adapter_dtype": "bfloat16"}, "small updates are lost"),
+        ({"tuning__adapter_dtype": "bfloat16"}, "updates are rounded by chance"),
         ({"tuning": {"mode": "full", "rank": 8}}, "tuning.rank: has no effect with mode full"),
+        (
+            {"tuning": {"mode": "full", "rank_pattern": {"q_proj": 8}}},
+            "tuning.rank_pattern: has no effect with mode full",
+        ),
+        ({"tuning__lora_plus_ratio": 64}, "tuning.lora_plus_ratio: is 64; the paper takes 16"),
+        (
+            {"tuning": {"initialization": "eva", "init_adapter": "somewhere"}},
+            "tuning.initialization: is eva, but init_adapter gives the start",
+        ),
         ({"tuning__mode": "full"}, "sft.learning_rate: is 0.001 for full tuning"),
         ({"sft__learning_rate": 6e-3}, "sft.learning_rate: is 0.006; adapters of large models"),
         ({"sft__learning_rate": 1e-6}, "sft.learning_rate: is 1e-06, usual for full tuning"),

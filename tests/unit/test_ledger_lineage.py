@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sqlite3
 import subprocess
@@ -10,12 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from ledger_cases import content, new_database, postgres_server, row, swapped, write
 
+from alignflow.artifacts import publish, verify, work_directory
 from alignflow.data.pairs import preference_pair
 from alignflow.errors import DataError, RecipeError
+from alignflow.events import read_events
 from alignflow.ledger import (
     PromotionRace,
     add,
@@ -37,6 +41,7 @@ from alignflow.ledger import (
     training_rows,
 )
 from alignflow.ledger.store import file_system_of, opened
+from alignflow.stage import StageResult, StageSpec
 
 DATABASES = ("sqlite", "postgres")
 
@@ -217,6 +222,20 @@ def test_dropped_contradictory_and_erased_rows_do_not_count(home: Path) -> None:
     assert status(home)["rows"] == 4 and freeze(home).rows == 1
 
 
+def prepared_with(home: Path, *prompts: str) -> Path:
+    """A finished artifact of `prepare` with these rows; the first is also its result's sample."""
+    from alignflow.data.prepare import write_rows
+
+    spec = StageSpec(stage="prepare", home=str(home), params={}, seed=0)
+    output = work_directory(home, "prepare", spec.key) / "output"
+    texts = [
+        {"prompt": text, "prompt_ids": [n, n], "chosen": "c"} for n, text in enumerate(prompts)
+    ]
+    write_rows(output / "preferences" / "train.parquet", texts)
+    details = {"sample": prompts[0].removeprefix("user: ").strip()}
+    return publish(spec, StageResult(details=details), 0.0, 1).directory
+
+
 def test_erasing_leaves_the_id_and_no_text_anywhere(home: Path) -> None:
     secret = "my name is Erasmus Krankenhaus"
     hidden = row(1, prompt=f"hello, {secret}", source="desk", annotator="ann")
@@ -228,12 +247,32 @@ def test_erasing_leaves_the_id_and_no_text_anywhere(home: Path) -> None:
     report.parent.mkdir(parents=True)
     report.write_text(json.dumps({"sample": f"hello, {secret}", "n": 1}))
     report.with_suffix(".html").write_text(f"<p>hello, {secret}</p>")
+    prepared = prepared_with(home, f"user: hello, {secret}\n", "user: question 2\n")
+    lines = [row(2), hidden, row(3)]
+    write(home / "inbox" / "done" / "a.jsonl", lines)
+    (home / "inbox" / "done" / "b.jsonl.gz").write_bytes(
+        gzip.compress(write(home.parent / "b.jsonl", lines).read_bytes())
+    )
+    table = pa.Table.from_pylist([{"prompt": [{"role": "user", "content": f"hello, {secret}"}]}])
+    pq.write_table(table, home / "inbox" / "done" / "c.parquet")
+    work = home / "work" / "dpo" / "k"
+    work.mkdir(parents=True)
+    (work / "events.jsonl").write_text(
+        json.dumps({"kind": "message", "text": f"of hello, {secret}"})
+    )
 
     done = erase(home, source="desk", reason="asked")
     assert len(done.erased) == 1 and done.quarantined == 1
     assert [(entry["model"], entry["generation"]) for entry in done.models] == [("m", 0)]
     for path in home.rglob("*"):
         assert path.is_dir() or secret.encode() not in path.read_bytes(), path
+    for path in (home / "inbox").rglob("*.gz"):
+        assert secret.encode() not in gzip.decompress(path.read_bytes())
+    assert len((home / "inbox" / "done" / "a.jsonl").read_text().splitlines()) == 2
+    assert verify(prepared) and verify(prepared).result.details == {"sample": "[erased]"}
+    left = pq.read_table(prepared / "preferences" / "train.parquet").to_pylist()
+    assert [entry["prompt_ids"] for entry in left] == [[1, 1]], "token ids are texts too"
+    assert read_events(work / "events.jsonl")[0]["text"] == "of [erased]"
     assert pq.read_table(frozen.path).num_rows == 1
     assert training_rows(home, "default", frozen.name) == frozen.path
     life = show(home, done.erased[0])

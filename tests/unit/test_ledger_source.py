@@ -116,7 +116,13 @@ def test_the_commands_tell_what_the_issue_says(
     name = pq.read_table(target)["id"].to_pylist()[0]
     assert prefs(capsys, "show", name, *home)["state"] == "reserved"
     assert prefs(capsys, "quarantine", *home)[0]["raw"] == "no\\n"
+    withdrawn = prefs(capsys, "withdraw", frozen["name"], "--reason", "wrong recipe", *home)
+    assert withdrawn == {"snapshot": frozen["name"], "withdrawn": "wrong recipe"}
+    assert prefs(capsys, "status", *home)["new"] == 3
     assert prefs(capsys, "erase", name, *home)["erased"] == [name]
+    assert prefs(capsys, "holdout", "--share", 0.5, *home)["share"] == 0.5
+    fresh = write(tmp_path / "b.jsonl", [row(number) for number in range(100, 200)])
+    assert 25 <= prefs(capsys, "add", fresh, *home)["held_out"] <= 75
 
 
 def test_people_read_what_was_refused_by_reason_with_its_first_line(

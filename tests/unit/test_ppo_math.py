@@ -116,3 +116,38 @@ def test_the_adaptive_coefficient_moves_toward_the_target() -> None:
     assert ppo_math.adapted_kl_coef(
         0.1, kl=3, target=6, horizon=1000, samples=100
     ) == pytest.approx(0.098)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_losses_equal_a_loop_over_real_tokens_in_float64(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (3, 5)
+    new, old, advantages, values, old_values, returns = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(6)
+    )
+    lengths = [5, 2, 3]
+    mask = (torch.arange(5) < torch.tensor(lengths).unsqueeze(1)).double()
+    policy, value, clipped, moved, divergence = 0.0, 0.0, 0, 0, 0.0
+    for row, length in enumerate(lengths):
+        for t in range(length):
+            ratio = math.exp(new[row, t] - old[row, t])
+            kept = min(max(ratio, 0.8), 1.2)
+            gain = float(advantages[row, t])
+            policy += -min(gain * ratio, gain * kept)
+            moved += gain * kept < gain * ratio
+            divergence += 0.5 * float(new[row, t] - old[row, t]) ** 2
+            step = min(max(float(values[row, t] - old_values[row, t]), -0.3), 0.3)
+            free = float(values[row, t] - returns[row, t]) ** 2
+            held = float(old_values[row, t] + step - returns[row, t]) ** 2
+            value += 0.5 * max(free, held)
+            clipped += held > free
+    tokens = sum(lengths)
+    found = ppo_math.clipped_policy_loss(new, old, advantages, mask, cliprange=0.2)
+    assert found.loss.item() == pytest.approx(policy / tokens, rel=1e-12)
+    assert found.clip_fraction.item() == pytest.approx(moved / tokens)
+    assert found.approx_kl.item() == pytest.approx(divergence / tokens, rel=1e-12)
+    loss, share = ppo_math.clipped_value_loss(
+        values, old_values, returns, mask, cliprange_value=0.3
+    )
+    assert loss.item() == pytest.approx(value / tokens, rel=1e-12)
+    assert share.item() == pytest.approx(clipped / tokens)

@@ -108,6 +108,36 @@ def test_the_page_is_one_file_that_escapes_what_models_say(
     assert "too_long 2" in page and "learning_rate" in page
 
 
+CERTIFICATE = {
+    "status": "unverified", "figures": None, "arithmetic": "as PEFT does",
+    "limits": {"max_kl": 1e-3, "min_top1_agreement": 0.99}, "serve": {"merged": "vllm serve out"},
+}  # fmt: skip
+FIGURES = {
+    "probes": 4, "tokens": 80, "kl": 2e-6, "max_logp_difference": 0.03, "top1_agreement": 0.9875,
+    "finite": True, "greedy_agreement": 0.75, "latency_ratio": None, "streamed": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("figures", "said", "unsaid"),
+    [
+        (None, "not compared with base plus adapter", "nats per token"),
+        (FIGURES, "98.75 % of 80 tokens", "over plain base"),
+        (FIGURES | {"latency_ratio": 1.004}, "1.00 times", "not compared"),
+    ],
+)
+def test_the_page_shows_what_a_merge_certificate_measured_and_no_more(
+    figures: dict[str, Any] | None, said: str, unsaid: str, tmp_path: Path
+) -> None:
+    certificate = CERTIFICATE | {"figures": figures}
+    made = finished(tmp_path, "merge", StageResult(details={"certificate": certificate}))
+    found = build_report(RECIPE, "r", "completed", 1.0, [outcome(made)], tmp_path, {
+        "tracking_uri": None, "experiment": "tiny", "run_id": None,
+    })  # fmt: skip
+    page = (write_report(tmp_path, found) / "report.html").read_text()
+    assert said in page and unsaid not in page and "vllm serve out" in page
+
+
 def test_a_run_that_failed_before_anything_was_made_has_a_report_too(tmp_path: Path) -> None:
     stages = [
         StageOutcome(stage="prepare", state="failed", error="no data [here]", exit_code=65),

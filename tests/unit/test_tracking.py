@@ -8,24 +8,25 @@ import pytest
 
 from alignflow.errors import CertificateError
 from alignflow.recipe import TuningSection
-from alignflow.tracking import as_param, metric_name, require_certificate, tuning_params
+from alignflow.tracking import as_param, metric_name, require_certificate
 
 
 def test_full_tuning_has_no_lora_params() -> None:
-    assert tuning_params(TuningSection(mode="full")) == {
+    assert TuningSection(mode="full").logged() == {
         "tuning_mode": "full",
         "quantization": "none",
+        "weights_dtype": "float32",
     }
 
 
 def test_qlora_names_its_quantization_and_the_scaling_in_force() -> None:
-    params = tuning_params(TuningSection(mode="qlora", rank=16, use_rslora=True))
+    params = TuningSection(mode="qlora", rank=16, use_rslora=True).logged()
     assert params["quantization"] == "nf4"
     assert params["lora_scaling"] == 8.0
 
 
 def test_resolved_modules_are_left_to_the_stage_that_resolves_them() -> None:
-    params = tuning_params(TuningSection(target_modules="attention-qv"))
+    params = TuningSection(target_modules="attention-qv").logged()
     assert "lora_target_modules_resolved" not in params
 
 

@@ -1,0 +1,99 @@
+"""What a recipe shows to be wrong with its ppo section, and rules of thumb for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from alignflow.check.findings import Finding, advice, error, note, raised
+from alignflow.errors import EvaluationError, RecipeError
+from alignflow.evaluation.metric_modules import metric_path
+from alignflow.recipe import PPOSection, Recipe
+from alignflow.recipe.rewards import EXECUTION
+from alignflow.sources import resolve_function
+
+MOST_USUAL_PASSES = 4
+
+
+def ppo_findings(recipe: Recipe) -> Iterator[Finding]:
+    """Findings about method ppo; none for another method."""
+    ppo = recipe.ppo
+    if ppo is None:
+        return
+    yield from _errors(recipe, ppo)
+    if recipe.tuning.mode == "full":
+        models = model_count(ppo)
+        yield note(
+            "tuning.mode",
+            f"is full: PPO holds {models} whole models at a time ({_roles(ppo)}). Adapters of mode "
+            "lora or qlora share one base.",
+        )
+    if recipe.tuning.dropout:
+        yield advice(
+            "tuning.dropout", "is off in PPO, whose ratios of probabilities it would blur."
+        )
+    if ppo.kl_coef == 0 and ppo.target_kl is None:
+        yield advice(
+            "ppo.kl_coef", "is 0, so nothing keeps the policy near its reference; 0.05 is usual."
+        )
+    if ppo.num_ppo_epochs > MOST_USUAL_PASSES:
+        yield advice(
+            "ppo.num_ppo_epochs",
+            f"is {ppo.num_ppo_epochs}; usual are 1 to {MOST_USUAL_PASSES} passes over a batch, "
+            "which grows old while it is learned from.",
+        )
+    if recipe.data.prompts and ppo.watch is None:
+        yield advice(
+            "ppo.watch",
+            "is not set, so a reward that is over-optimized goes unnoticed; name a metric to watch "
+            "on held-out prompts.",
+        )
+
+
+def _errors(recipe: Recipe, ppo: PPOSection) -> Iterator[Finding]:
+    if ppo.trainer_args:
+        yield error(
+            "ppo.trainer_args", "has no effect: PPO is alignflow's own, not TRL's. Leave it out."
+        )
+    if ppo.max_new_tokens >= ppo.max_length:
+        yield error(
+            "ppo.max_new_tokens",
+            f"is {ppo.max_new_tokens} of max_length {ppo.max_length}, which leaves no room for a "
+            "prompt; raise max_length.",
+        )
+    if ppo.watch is not None:
+        try:
+            metric_path(ppo.watch.metric)
+        except EvaluationError:
+            yield error(
+                "ppo.watch.metric",
+                f"{ppo.watch.metric!r} is neither a metric of alignflow nor a file; write it like an "
+                "entry of evaluation.metrics.",
+            )
+    for term in ppo.rewards:
+        if term.is_function:
+            try:
+                resolve_function(term.source)
+            except RecipeError as problem:
+                yield raised(RecipeError(f"ppo.rewards: {problem.message}"))
+        elif term.source == EXECUTION and not recipe.data.prompts:
+            yield error(
+                "ppo.rewards",
+                "names execution, which compares with targets, but data.prompts is empty; name "
+                "prompts with a `target` each.",
+            )
+
+
+def model_count(ppo: PPOSection) -> int:
+    """Models, or adapters in their place, that PPO holds."""
+    return 2 + ppo.uses_reward_model + (ppo.value_model == "separate")
+
+
+def trained_count(ppo: PPOSection) -> int:
+    """Those of them that train."""
+    return 1 + (ppo.value_model == "separate")
+
+
+def _roles(ppo: PPOSection) -> str:
+    reward = ["reward model"] if ppo.uses_reward_model else []
+    value = ["value model"] if ppo.value_model == "separate" else []
+    return ", ".join(["policy", "reference", *reward, *value])

@@ -1,0 +1,99 @@
+"""`alignflow merge`: adapters into their base, certified."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from alignflow.commands.options import Json
+
+
+def merge(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="Base model: directory or Hub id.")],
+    adapter: Annotated[
+        str, typer.Argument(metavar="ADAPTER", help="Adapter: directory or Hub id; =WEIGHT scales.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory of the merged model.")],
+    combine: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="ADAPTER=WEIGHT", help="Adds another adapter's delta too."),
+    ] = None,
+    then: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="ADAPTER", help="Merged next: one trained on the result so far."),
+    ] = None,
+    qlora_base: Annotated[
+        Literal["dequantized", "original"] | None,
+        typer.Option(help="For an adapter trained on NF4. Default: as its stage says, or none."),
+    ] = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(help="Type of the merged weights; auto keeps the base's."),
+    ] = "auto",
+    export: Annotated[
+        Literal["gguf", "nf4"] | None, typer.Option(help="Also write this format beside OUT.")
+    ] = None,
+    llama_cpp: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Checkout of llama.cpp, for --export gguf.")
+    ] = None,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Leave the logits out: certificate `unverified`.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would be merged into what.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Merges ADAPTER into BASE in bounded memory and certifies the result in OUT.
+
+    The bits are those of PEFT's merge_and_unload. A merge that was killed is continued by the same
+    command. Exit code 72: the merged model differs from base plus adapter.
+
+    \b
+    Examples:
+      alignflow merge Qwen/Qwen3-0.6B my-adapter merged
+      alignflow merge base first=0.7 merged --with second=0.3
+      alignflow merge base adapter merged --export gguf --llama-cpp ~/llama.cpp
+      alignflow merge base adapter merged --dry-run
+    """  # noqa: D301 (click's mark)
+    from alignflow.merging.command import merge_command
+
+    with shown_progress() as progress:
+        merge_command(
+            base, adapter, out, then=then, combine=combine, qlora_base=qlora_base, dtype=dtype,
+            export=export, llama_cpp=llama_cpp, verify=not no_verify, dry_run=dry_run,
+            json=as_json, progress=progress, write=typer.echo,
+        )  # fmt: skip
+
+
+@contextmanager
+def shown_progress() -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr with bytes, bytes per second and time left; None where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("merge"),
+        BarColumn(bar_width=28),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("merge", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,215 @@
+"""`alignflow up`: everything that retrains unattended, on one machine, for a person to look at."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from alignflow.commands.options import Home
+
+if TYPE_CHECKING:
+    from alignflow.services import Service
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "deployments" / "recipes" / "quickstart-retrain.yaml"
+AUTH = ("PREFECT_SERVER_API_AUTH_STRING", "MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY")  # fmt: skip
+LOOK_SECONDS = 1.0
+WORKER_STARTS = 5
+
+
+def up(
+    recipe: Annotated[Path, typer.Option("--recipe", help="What `retrain` trains.")] = RECIPE,
+    home: Home = None,
+    inbox: Annotated[
+        str | None,
+        typer.Option("--inbox", help="Folder or address that is watched. Default: HOME/inbox."),
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    prefect_port: Annotated[int, typer.Option("--prefect-port", help="Prefect's port.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option("--mlflow-port", help="MLflow's port.")] = 5000,
+) -> None:
+    """Starts Prefect, a worker and MLflow here, with ingest, retrain and finetune deployed.
+
+    Put files of preferences into the inbox; enough new ones start a retrain, a gate decides about
+    its model. Follow it in Prefect's UI. Ctrl-C ends everything; the next `up` continues.
+
+    \b
+    Examples:
+      alignflow up
+      alignflow up --recipe my.yaml --home /data/alignflow
+    """  # noqa: D301 (click's mark)
+    from alignflow.services import demand_free, ended_together
+    from alignflow.settings import resolve_home
+
+    demand_auth(host, os.environ)
+    place = resolve_home(home)
+    api = f"http://{host}:{prefect_port}/api"
+    environment = up_environment(place, recipe, inbox, api)
+    watched = _checked(recipe, environment)
+    demand_free(host, prefect_port, "--prefect-port")
+    demand_free(host, mlflow_port, "--mlflow-port")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    with ended_together() as services:
+        start = _Starter(services, environment, place / "up")
+        typer.echo("Starting Prefect and MLflow ...")
+        server = start("prefect", prefect_command(host, prefect_port))
+        tracking = start("mlflow", mlflow_command(host, mlflow_port, place))
+        server.wait_until_healthy(f"{api}/health")
+        start("deploy", deploy_command()).wait_until_done()
+        start("worker", worker_command())
+        tracking.wait_until_healthy(f"http://{host}:{mlflow_port}/health")
+        typer.echo(
+            f"Prefect   http://{host}:{prefect_port}\n"
+            f"MLflow    http://{host}:{mlflow_port}\n"
+            f"Inbox     {watched}\n"
+            f"Home      {place} (logs in {place / 'up'})\n"
+            "Ctrl-C ends everything."
+        )
+        try:
+            _watch(start)
+        except KeyboardInterrupt:
+            typer.echo("Ending; the next `alignflow up` continues.")
+
+
+class _Starter:
+    """Starts services that are ended together."""
+
+    def __init__(self, services: list[Service], environment: Mapping[str, str], logs: Path) -> None:
+        self.services = services
+        self._environment = environment
+        self._logs = logs
+
+    def __call__(self, name: str, command: list[str]) -> Service:
+        from alignflow.services import Service
+
+        service = Service(name, command, self._environment, self._logs / f"{name}.log")
+        self.services.append(service)
+        return service
+
+
+def _watch(start: _Starter) -> None:
+    """Returns never: starts a worker that died again, a few times, and gives up on a server.
+
+    Raises:
+        StageError: A server ended, or the worker too often.
+    """
+    starts = 1
+    while True:
+        time.sleep(LOOK_SECONDS)
+        for service in list(start.services):
+            if service.exit_code is None or service.name == "deploy":
+                continue
+            if service.name != "worker" or starts >= WORKER_STARTS:
+                raise service.failure()
+            starts += 1
+            start.services.remove(service)
+            typer.echo(f"The worker ended with {service.exit_code}; starting it again.", err=True)
+            start("worker", worker_command())
+
+
+def demand_auth(host: str, environment: Mapping[str, str]) -> None:
+    """Refuses to listen beyond this machine without a password on both servers.
+
+    Raises:
+        RecipeError: One is missing.
+    """
+    from alignflow.errors import RecipeError
+
+    if host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback):
+        return
+    missing = [name for name in AUTH if not environment.get(name)]
+    if missing:
+        raise RecipeError(
+            f"--host {host} would let other machines run code here and read every preference: "
+            f"{', '.join(missing)} must be set first. Without --host only this machine can connect."
+        )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def up_environment(home: Path, recipe: Path, inbox: str | None, api: str) -> dict[str, str]:
+    """Environment of all processes; what this one has wins where it does not contradict."""
+    from alignflow.environment import NO_TELEMETRY, prefect_environment
+
+    auth = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
+    return {
+        **os.environ,
+        **prefect_environment(home),
+        **NO_TELEMETRY,
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",
+        "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PREFECT_API_URL": api,
+        "PREFECT_UI_API_URL": api,
+        **({"PREFECT_API_AUTH_STRING": auth} if auth else {}),
+        "ALIGNFLOW_HOME": str(home),
+        "ALIGNFLOW_RECIPE": str(recipe.absolute()),
+        **({"ALIGNFLOW_INBOX": inbox if "://" in inbox else str(Path(inbox).absolute())} if inbox else {}),
+    }  # fmt: skip
+
+
+def _checked(recipe: Path, environment: Mapping[str, str]) -> str:
+    """The inbox, after what `prefect deploy` will check: here it is said at once and in full."""
+    from alignflow.deploy import check_recipe
+    from alignflow.errors import RecipeError
+    from alignflow.inbox import inbox_at
+
+    if not (ROOT / "prefect.yaml").is_file():
+        raise RecipeError(
+            f"{ROOT / 'prefect.yaml'} is not there: `alignflow up` needs a checkout of alignflow, "
+            "installed with `pip install --editable .`"
+        )
+    os.environ.update({name: environment[name] for name in environment if name.startswith("ALIGNFLOW_")})  # fmt: skip
+    checked = check_recipe(str(recipe))
+    inbox_at(checked["inbox"], Path(checked["home"]))
+    return checked["inbox"]
+
+
+def prefect_command(host: str, port: int) -> list[str]:
+    """Prefect's server with its UI and its services, in one process."""
+    return [
+        *(sys.executable, "-m", "uvicorn", "prefect.server.api.server:create_app", "--factory"),
+        *("--host", host, "--port", str(port), "--log-level", "warning"),
+    ]
+
+
+def mlflow_command(host: str, port: int, home: Path) -> list[str]:
+    """MLflow's server on the store of the home."""
+    from alignflow.tracking import tracking_uri
+
+    return [
+        *(sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)),
+        *("--backend-store-uri", tracking_uri(home), "--workers", "1"),
+        *("--default-artifact-root", str(home / "mlartifacts")),
+        *(["--app-name", "basic-auth"] if host not in ("127.0.0.1", "localhost", "::1") else []),
+    ]
+
+
+def deploy_command() -> list[str]:
+    """Applies work pool, automations and deployments; a recipe's relative paths start here."""
+    automations, deployments = ROOT / "deployments" / "automations.yaml", ROOT / "prefect.yaml"
+    return [sys.executable, "-m", "tasks.provision", str(automations), str(deployments)]
+
+
+def worker_command() -> list[str]:
+    """A worker that starts flow runs as processes of this machine."""
+    from alignflow.deploy import WORK_POOL
+
+    return [sys.executable, "-m", "prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process"]  # fmt: skip

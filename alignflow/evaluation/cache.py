@@ -1,0 +1,115 @@
+"""Keys and values of tokens read so far, for batches whose rows come and go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+BLOCK_TOKENS = 64
+"""Room that a layer's cache grows by. Growing by one token copies all of it each time."""
+
+
+class BlockLayer(DynamicLayer):
+    """Keys and values in tensors with room to spare."""
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Starts with no room."""
+        super().lazy_initialization(key_states, value_states)
+        self._room: tuple[Tensor, Tensor] | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Appends the keys and values of new tokens and returns all of them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if self._room is None or self._room[0].shape[-2] < end:
+            capacity = end + BLOCK_TOKENS
+            self._room = (
+                _grown(self.keys, key_states, start, capacity),
+                _grown(self.values, value_states, start, capacity),
+            )
+        keys, values = self._room
+        keys[..., start:end, :] = key_states
+        values[..., start:end, :] = value_states
+        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps some rows, with their room."""
+        if self._room is not None:
+            length = self.get_seq_length()
+            self._room = (self._room[0][indices], self._room[1][indices])
+            self.keys, self.values = (tensor[..., :length, :] for tensor in self._room)
+
+    @classmethod
+    def joined(cls, first: BlockLayer, second: BlockLayer) -> BlockLayer:
+        """The rows of both, aligned at their last token; what is before a row's first is zero."""
+        length = max(first.get_seq_length(), second.get_seq_length())
+        capacity = length + BLOCK_TOKENS
+        layer, held = cls(), [part._held() for part in (first, second)]
+        layer.lazy_initialization(*held[0])
+        layer._room = (
+            torch.cat([_shifted(keys, length, capacity) for keys, _ in held]),
+            torch.cat([_shifted(values, length, capacity) for _, values in held]),
+        )
+        layer.keys, layer.values = (room[..., :length, :] for room in layer._room)
+        return layer
+
+    def _held(self) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
+
+    def cut(self, columns: int) -> None:
+        """Takes away the first tokens of every row."""
+        if self._room is not None:
+            length = self.get_seq_length() - columns
+            self._room = (self._room[0][..., columns:, :], self._room[1][..., columns:, :])
+            self.keys, self.values = (room[..., :length, :] for room in self._room)
+
+
+def _shifted(held: Tensor, length: int, capacity: int) -> Tensor:
+    """`held` at the end of `length` tokens, with room up to `capacity`."""
+    room = held.new_zeros((*held.shape[:-2], capacity, held.shape[-1]))
+    room[..., length - held.shape[-2] : length, :] = held
+    return room
+
+
+def _grown(held: Tensor | None, new: Tensor, start: int, capacity: int) -> Tensor:
+    """An empty tensor in the shape of `new` with room for `capacity` tokens, `held` copied in."""
+    room = new.new_empty((*new.shape[:-2], capacity, new.shape[-1]))
+    if start and held is not None:
+        room[..., :start, :] = held
+    return room
+
+
+def block_cache(config: Any) -> DynamicCache:
+    """A cache for a model, with room to spare in each layer that attends to everything."""
+    cache = DynamicCache(config=config)
+    cache.layers = [
+        BlockLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
+    return cache
+
+
+def can_join(cache: DynamicCache) -> bool:
+    """Whether rows can be added: every layer attends to everything."""
+    return all(isinstance(layer, BlockLayer) for layer in cache.layers)
+
+
+def joined(first: DynamicCache, second: DynamicCache) -> DynamicCache:
+    """A cache with the rows of both."""
+    cache = DynamicCache()
+    layers: list[Any] = [
+        BlockLayer.joined(one, other)
+        for one, other in zip(first.layers, second.layers, strict=True)
+        if isinstance(one, BlockLayer) and isinstance(other, BlockLayer)
+    ]
+    cache.layers = layers
+    return cache

@@ -1,0 +1,137 @@
+"""Candidate against champion on one pinned set: reads what was scored, asks the judge, gates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from alignflow.artifacts import Artifact
+from alignflow.data.forms import transcript
+from alignflow.errors import EvaluationError, RecipeError
+from alignflow.evaluation.gate import Judgement, Scores, Verdict, gate
+from alignflow.evaluation.groups import HOLDOUT, main_places
+from alignflow.evaluation.judge import JudgementCache, agreement, compare, judge_name, judge_of
+from alignflow.evaluation.scores import read_scores
+from alignflow.files import digest_json
+from alignflow.ledger import held_out_pairs
+from alignflow.recipe import Recipe
+from alignflow.retraining import require_retrain
+
+RESPONSES_FILE = "responses.parquet"
+
+
+class Contestants(NamedTuple):
+    """Two models, each with its evaluation of the same pinned set; None where nothing is pinned."""
+
+    candidate: str
+    """Digest."""
+    champion: str
+    """Digest."""
+    ours: Artifact | None
+    theirs: Artifact | None
+
+
+def contest(recipe: Recipe, home: Path, models: Contestants, look: int) -> Verdict:
+    """Whether the candidate is better, and harms nothing.
+
+    The judge that the recipe names decides, else `retrain.gate.metric`, else its first metric.
+    With none of these, or nothing to judge on, the verdict is inconclusive.
+
+    Args:
+        recipe: The candidate's.
+        home: Absolute home, for the hold-out and the answers that the judge gave before.
+        models: What is compared.
+        look: Which test on this hold-out it is, from 1.
+
+    Raises:
+        EvaluationError: The two were not scored on the same set, or the judge does not answer.
+        RecipeError: `retrain.gate.metric` is not a metric of the recipe.
+    """
+    section = require_retrain(recipe).gate
+    if models.ours is None or models.theirs is None:
+        nobody = Scores(model=models.candidate), Scores(model=models.champion)
+        return gate(*nobody, section, evaluation="none", look=look)
+    pinned = _pinned(models.ours, models.theirs)
+    ours, theirs = read_scores(models.ours), read_scores(models.theirs)
+    candidate = ours["aligned"].model_copy(update={"model": models.candidate})
+    champion = next(iter(theirs.values())).model_copy(update={"model": models.champion})
+    judgement = None
+    if decides(recipe) == "judge":
+        judgement = judged(recipe, home, models.ours, models.theirs)
+        # The judge was asked for, so no metric that happens to be there takes its place.
+        candidate = candidate.model_copy(update={"metrics": {}})
+    elif section.metric is not None and section.metric not in candidate.metrics:
+        raise RecipeError(
+            f"retrain.gate.metric is {section.metric!r}, but the evaluation has "
+            f"{', '.join(candidate.metrics) or 'no metric by prompt'}. Name one of these."
+        )
+    return gate(
+        candidate, champion, section,
+        evaluation=pinned, look=look, base=ours.get("base"), judgement=judgement,
+    )  # fmt: skip
+
+
+def decides(recipe: Recipe) -> str:
+    """`judge` or `metric`: an explicit metric first, then the judge, then the first metric."""
+    section = require_retrain(recipe)
+    return "metric" if section.gate.metric or section.judge is None else "judge"
+
+
+def _pinned(ours: Artifact, theirs: Artifact) -> str:
+    """Digest of the set that both were scored on."""
+    digests = {artifact.spec.inputs["data"].digest for artifact in (ours, theirs)}
+    if len(digests) != 1:
+        raise EvaluationError(
+            f"{ours.path} and {theirs.path} were not scored on the same prompts, so they are not "
+            "compared. Run the retrain again."
+        )
+    return digests.pop()
+
+
+def judged(recipe: Recipe, home: Path, ours: Artifact, theirs: Artifact) -> Judgement:
+    """Wins of the candidate's greedy responses, and whether the judge agrees with humans."""
+    section = require_retrain(recipe)
+    assert section.judge is not None
+    name, judge = judge_name(section.judge), judge_of(section.judge)
+    cache = JudgementCache(home / "cache" / "judgements" / f"{digest_json(name)[:16]}.jsonl")
+    candidate, champion = _responses(ours, "aligned"), _responses(theirs, None)
+    pairs = [
+        (transcript(pair.prompt), pair.chosen, pair.rejected)
+        for pair in held_out_pairs(home, section.preference_set)
+    ]
+    return compare(
+        name,
+        judge,
+        {text: (answer, champion[name][1]) for name, (text, answer) in candidate.items()},
+        cache,
+        human_agreement=agreement(name, judge, pairs, cache),
+    )
+
+
+def _responses(evaluation: Artifact, role: str | None) -> dict[str, tuple[str, str]]:
+    """Prompt's name to its text and the greedy response of the model in a role."""
+    import pyarrow.parquet as pq
+
+    rows: list[dict[str, Any]] = pq.read_table(evaluation.directory / RESPONSES_FILE).to_pylist()
+    return {
+        row["prompt_name"]: (row["conversation"], row["greedy"])
+        for row in rows
+        if role is None or row["model"] == role
+    }
+
+
+def pinned_prompts(prepare: Artifact, recipe: Recipe) -> int:
+    """Different prompts on which the deciding comparison will be made."""
+    import pyarrow.parquet as pq
+
+    path = prepare.directory / "evaluation" / "prompts.parquet"
+    if not path.is_file():
+        return 0
+    table = pq.read_table(path, columns=["prompt_ids", "group"])
+    groups = table.column("group").to_pylist()
+    judged = decides(recipe) == "judge"
+    places = range(len(groups)) if judged else main_places(groups)
+    if not judged and set(groups) == {HOLDOUT}:
+        return 0
+    ids = table.column("prompt_ids").to_pylist()
+    return len({tuple(ids[place]) for place in places})

@@ -1,0 +1,186 @@
+"""Removing texts from the files of a home: reports, prepared data, work in progress, the inbox.
+
+In Parquet and in the inbox the row goes, its token ids with it; elsewhere the text is replaced. A
+finished artifact gets a manifest that says what its files are now, so it still verifies.
+"""
+
+from __future__ import annotations
+
+import gzip
+import html
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from alignflow.artifacts import MANIFEST_FILE, recertify
+from alignflow.files import atomic_write_bytes, fsync_directory, fsync_file
+
+ERASED = "[erased]"
+SHORTEST_SEARCHED = 12
+"""Shorter texts are erased where they stand alone, not as parts of others."""
+INBOX = "inbox"
+FOLDERS = ("runs", "artifacts", "work", "cache", "mlartifacts", INBOX)
+WEIGHTS = {"model", "adapter", "tokenizer", "checkpoints"}
+TEXT_SUFFIXES = (".json", ".jsonl", ".html", ".txt", ".md", ".csv", ".log")
+
+
+class Words(NamedTuple):
+    """Texts to look for."""
+
+    whole: frozenset[str]
+    """Erased where a string is exactly this."""
+    parts: tuple[str, ...]
+    """Erased wherever they stand, longest first."""
+
+    def holds(self, value: Any) -> bool:
+        """Whether one of them is anywhere in a value of JSON."""
+        if isinstance(value, dict):
+            return any(self.holds(item) for item in value.values())
+        if isinstance(value, list):
+            return any(self.holds(item) for item in value)
+        return isinstance(value, str) and (
+            value in self.whole or any(part in value for part in self.parts)
+        )
+
+    def cleaned(self, value: Any) -> Any:
+        """The value with each of them replaced."""
+        if isinstance(value, dict):
+            return {name: self.cleaned(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [self.cleaned(item) for item in value]
+        if not isinstance(value, str):
+            return value
+        if value in self.whole:
+            return ERASED
+        for part in self.parts:
+            value = value.replace(part, ERASED)
+        return value
+
+    def cleaned_page(self, page: str) -> str:
+        """Text or HTML with each of them replaced."""
+        for part in self.parts:
+            for form in {part, html.escape(part), html.escape(part, quote=False)}:
+                page = page.replace(form, ERASED)
+        for word in self.whole - set(self.parts):
+            page = page.replace(f">{html.escape(word)}<", f">{ERASED}<")
+        return page
+
+
+def words_of(found: Iterable[tuple[str, str, str]]) -> Words:
+    """The texts of rows: what was asked, in each turn, and both responses."""
+    words: set[str] = set()
+    for prompt, chosen, rejected in found:
+        words |= {chosen, rejected, *(turn["content"] for turn in json.loads(prompt))}
+    parts = sorted(
+        (word for word in words if len(word) >= SHORTEST_SEARCHED), key=len, reverse=True
+    )
+    return Words(frozenset(words), tuple(parts))
+
+
+def erase_from_files(home: Path, words: Words) -> list[str]:
+    """Removes texts from every file of a home that may hold some; returns those it changed."""
+    if not words.whole:
+        return []
+    changed = []
+    for path in _files(home):
+        if _erase_from(path, words, drop=path.is_relative_to(home / INBOX)):
+            changed.append(path)
+    for directory in {found for path in changed if (found := _artifact_of(home, path))}:
+        recertify(directory)
+    return [str(path) for path in changed]
+
+
+def _files(home: Path) -> Iterator[Path]:
+    for folder in FOLDERS:
+        for path in sorted((home / folder).rglob("*")):
+            parts = path.relative_to(home / folder).parts
+            if not WEIGHTS.intersection(parts) and path.is_file() and not path.is_symlink():
+                yield path
+
+
+def _artifact_of(home: Path, path: Path) -> Path | None:
+    """The finished artifact that a file belongs to."""
+    if not path.is_relative_to(home / "artifacts"):
+        return None
+    stage, key, *_ = path.relative_to(home / "artifacts").parts
+    directory = home / "artifacts" / stage / key
+    return directory if (directory / MANIFEST_FILE).exists() else None
+
+
+def _erase_from(path: Path, words: Words, *, drop: bool) -> bool:
+    """Removes the texts from one file; whether it held any."""
+    if path.suffix == ".parquet":
+        return _without_rows(path, words)
+    if path.name.endswith(".jsonl.gz"):
+        before = gzip.decompress(path.read_bytes())
+        after = _lines(before, words, drop)
+        return _replaced(path, before, after, gzip.compress(after, mtime=0))
+    if not path.name.endswith(TEXT_SUFFIXES):
+        return False
+    before = path.read_bytes()
+    after = _lines(before, words, drop) if path.suffix == ".jsonl" else _document(before, words)
+    return _replaced(path, before, after, after)
+
+
+def _replaced(path: Path, before: bytes, after: bytes, content: bytes) -> bool:
+    if after != before:
+        atomic_write_bytes(path, content)
+    return after != before
+
+
+def _document(content: bytes, words: Words) -> bytes:
+    text = content.decode("utf-8", "surrogateescape")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return words.cleaned_page(text).encode("utf-8", "surrogateescape")
+    if not words.holds(value):
+        return content
+    return (json.dumps(words.cleaned(value), indent=2) + "\n").encode()
+
+
+def _lines(content: bytes, words: Words, drop: bool) -> bytes:
+    kept = []
+    for line in content.splitlines(keepends=True):
+        text = line.decode("utf-8", "surrogateescape")
+        try:
+            value: Any = json.loads(text)
+        except ValueError:
+            value = text  # torn, or not JSON: what it holds stands there as it is
+        if not words.holds(value):
+            kept.append(line)
+        elif not drop:
+            kept.append(json.dumps(words.cleaned(value)).encode() + b"\n")
+    return b"".join(kept)
+
+
+def _without_rows(path: Path, words: Words) -> bool:
+    """Rewrites a Parquet file without the rows that hold one of the texts; whether there are any."""
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path)
+    kept = [
+        [not words.holds(list(fields.values())) for fields in batch.to_pylist()]
+        for batch in file.iter_batches()
+    ]
+    if all(all(batch) for batch in kept):
+        return False
+    rewrite_parquet(path, kept)
+    return True
+
+
+def rewrite_parquet(path: Path, kept: list[list[bool]]) -> None:
+    """Replaces a Parquet file by its rows for which `kept`, batch by batch, is true."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with pq.ParquetWriter(temporary, file.schema_arrow, compression="zstd") as writer:
+        for batch, mask in zip(file.iter_batches(), kept, strict=True):
+            writer.write_batch(batch.filter(pa.array(mask, pa.bool_())))
+    fsync_file(temporary)
+    os.replace(temporary, path)
+    fsync_directory(path.parent)

@@ -1,0 +1,85 @@
+"""Files that are to be taken in: found in folders, and moved aside when they are refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from alignflow.errors import DataError
+from alignflow.files import fsync_directory
+from alignflow.ledger.parsing import SUFFIXES, RefusedFile
+
+REJECTED = "rejected"
+
+
+class Source(NamedTuple):
+    """A file to take in."""
+
+    path: Path
+    label: str
+    """What the ledger calls it; it is never opened by that."""
+    aside: Path | None = None
+    """Folder that it is moved to when it is refused."""
+
+
+class Refused(NamedTuple):
+    """A file of which nothing was taken in."""
+
+    file: str
+    reason: str
+    message: str
+    moved_to: str | None
+
+
+def found_in(path: Path) -> list[Source]:
+    """The file, or what is in a folder and complete: no hidden and no temporary names.
+
+    Raises:
+        DataError: It is not there.
+    """
+    path = path.expanduser().absolute()
+    if path.is_dir():
+        inside = (entry for entry in sorted(path.rglob("*")) if entry.name.endswith(SUFFIXES))
+        return [
+            Source(entry, label_of(entry), path / REJECTED)
+            for entry in inside
+            if not any(part.startswith(".") for part in entry.relative_to(path).parts)
+            and entry.relative_to(path).parts[0] != REJECTED
+        ]
+    if not path.exists() and not path.is_symlink():
+        raise DataError(f"{path}: no such file or folder. Check the name.")
+    return [Source(path, label_of(path))]
+
+
+def label_of(path: Path) -> str:
+    """A file's name as text."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def refuse(source: Source, problem: RefusedFile) -> Refused:
+    """Moves a refused file aside, if it has a folder for that."""
+    moved = None
+    if source.aside is not None and os.path.lexists(source.path):
+        moved = move_into(source.aside, source.path, source.path.name)
+    return Refused(
+        source.label, problem.reason, f"{source.label} {problem}", str(moved) if moved else None
+    )
+
+
+def move_into(folder: Path, path: Path, name: str) -> Path:
+    """Moves a file to `folder`/`name`, or beside it where that is taken; returns where it is."""
+    target = free_name(folder / name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(path, target)
+    fsync_directory(target.parent)
+    return target
+
+
+def free_name(path: Path) -> Path:
+    """`path`, or with a number before its name the first that is not taken."""
+    number, free = 1, path
+    while os.path.lexists(free):
+        free = path.with_name(f"{number}-{path.name}")
+        number += 1
+    return free

@@ -1,0 +1,86 @@
+"""The Parquet files of snapshots: what training reads. The ledger can write each again."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from alignflow.faults import faultpoint
+from alignflow.files import fsync_directory, fsync_file
+
+WRITTEN_ROWS = 5000
+WAITING = "waiting-"
+WAITING_SECONDS = 7 * 86_400
+"""How long the rows that waited once are kept for a run that reads them."""
+
+
+def snapshot_folder(home: Path, name: str) -> Path:
+    """Where the Parquet files of a set are."""
+    return home / "snapshots" / name
+
+
+def write_parquet(path: Path, entries: Any) -> None:
+    """Writes rows as Parquet under another name, and renames: equal rows, equal bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    message = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    schema = pa.schema(
+        [
+            ("id", pa.string()),
+            ("prompt", message),
+            ("chosen", message),
+            ("rejected", message),
+            ("replayed", pa.bool_()),
+        ]
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for part in _parts(iter(entries)):
+            writer.write_table(pa.Table.from_pylist([_columns(entry) for entry in part], schema))
+    fsync_file(temporary)
+    faultpoint("ledger.snapshot.written")
+    os.replace(temporary, path)
+    fsync_directory(path.parent)
+    faultpoint("ledger.snapshot.renamed")
+
+
+def _parts(entries: Iterator[Any]) -> Iterator[list[Any]]:
+    part: list[Any] = []
+    for entry in entries:
+        part.append(entry)
+        if len(part) == WRITTEN_ROWS:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def _columns(entry: Any) -> dict[str, Any]:
+    name, prompt, chosen, rejected, replayed = entry
+    return {
+        "id": bytes(name).hex(),
+        "prompt": json.loads(prompt),
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+        "replayed": bool(replayed),
+    }
+
+
+def drop_old_waiting(folder: Path) -> None:
+    """Deletes what waited once and was not asked for in a week: any of it can be written again."""
+    for path in folder.glob(f"{WAITING}*.parquet"):
+        if time.time() - path.stat().st_mtime > WAITING_SECONDS:
+            path.unlink(missing_ok=True)
+
+
+def described(path: Path) -> tuple[str, int]:
+    """Digest of the rows, as the file's name has it, and their number."""
+    import pyarrow.parquet as pq
+
+    return path.stem.rpartition("-")[2], pq.read_metadata(path).num_rows

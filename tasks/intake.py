@@ -1,0 +1,82 @@
+"""Taking preferences in from the inbox."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+
+from alignflow.inbox import Taken, default_inbox, take_in
+from alignflow.ledger import Added, set_threshold
+from alignflow.recipe import RetrainSection
+from tasks.prefect_artifacts import show_table
+
+
+@task
+def take_in_complete(home: Path, inbox: str | None, section: RetrainSection) -> dict[str, Any]:
+    """Takes in what is complete in the inbox; the rows that call for a retrain write an event.
+
+    Args:
+        home: Absolute home.
+        inbox: Folder or fsspec address; None is the home's.
+        section: Names the preference set and how many new rows call for a retrain.
+
+    Returns:
+        Counts in pairs, and the names of files that may still be written or are of another kind.
+    """
+    log = get_run_logger()
+    set_threshold(home, section.preference_set, section.min_new_pairs)
+    taken = take_in(home, inbox or str(default_inbox(home)), section.preference_set)
+    for sentence in sentences(taken):
+        log.info("%s", sentence)
+    result = summary(taken)
+    if result["files"] or result["refused_files"]:
+        rows = [{"what": name, "pairs": result[name]} for name in COUNTED]
+        show_table(rows, "ingest", f"Taken into {section.preference_set}.")
+    return result
+
+
+COUNTED = ("read", "accepted", "duplicates", "contradictory", "held_out", "unpaired")
+
+
+def summary(taken: Taken) -> dict[str, Any]:
+    """What `prefs add --json` prints, of all files together."""
+    parts = [added.as_json() for added in taken.added]
+    quarantined: Counter[str] = Counter()
+    for part in parts:
+        quarantined.update(part["quarantined"])
+    return {
+        **{name: sum(part[name] for part in parts) for name in ("files", *COUNTED)},
+        "quarantined": dict(quarantined),
+        "refused_files": [
+            {"file": entry["file"], "reason": entry["reason"]}
+            for part in parts
+            for entry in part["refused_files"]
+        ],
+        "waiting_files": taken.waiting,
+        "ignored_files": taken.ignored,
+    }
+
+
+def sentences(taken: Taken) -> Sequence[str]:
+    """What is said of each file. No text of a row: what Prefect keeps, `prefs erase` cannot reach."""
+    return [
+        *(_of_file(added) for added in taken.added),
+        *(f"{name} may still be written: left for the next run" for name in taken.waiting),
+        *(f"{name} is of a kind that is not read" for name in taken.ignored),
+    ]
+
+
+def _of_file(added: Added) -> str:
+    if added.refused:
+        entry = added.refused[0]
+        return f"{entry.file} refused ({entry.reason}) and moved to rejected/"
+    counts = added.counts
+    bad = ", ".join(f"{number} {reason}" for reason, number in added.reasons.items())
+    return (
+        f"{counts.accepted} accepted, {counts.duplicates} duplicates, {counts.held_out} held out, "
+        f"quarantined: {bad or 'none'}"
+    )

@@ -1,0 +1,67 @@
+"""Puts on a Prefect server what we run there: work pool, GPU limit, automations, deployments.
+
+    python -m tasks.provision deployments/automations.yaml prefect.yaml
+
+Repeating it brings automations and deployments to what the files say, and changes nothing else.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prefect.cli import app
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.events.schemas.automations import AutomationCore
+from prefect.exceptions import ObjectAlreadyExists
+
+from alignflow.deploy import WORK_POOL
+from tasks.policy import GPU_LIMIT
+
+GPUS = 1
+
+
+def provision(automations: Path) -> None:
+    """Makes what is missing."""
+    with get_client(sync_client=True) as client:
+        _make_pool(client, WORK_POOL)
+        client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, GPUS)
+        for entry in read_automations(automations):
+            _make_automation(client, entry)
+
+
+def read_automations(path: Path) -> list[AutomationCore]:
+    """Automations of a file."""
+    entries: list[dict[str, Any]] = yaml.safe_load(path.read_text())["automations"]
+    return [AutomationCore.model_validate(entry) for entry in entries]
+
+
+def _make_pool(client: SyncPrefectClient, name: str) -> None:
+    try:
+        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+    except ObjectAlreadyExists:
+        return
+
+
+def _make_automation(client: SyncPrefectClient, automation: AutomationCore) -> None:
+    known = client.read_automations_by_name(automation.name)
+    if known:
+        client.update_automation(known[0].id, automation)
+    else:
+        client.create_automation(automation)
+
+
+def deploy(prefect_yaml: Path) -> None:
+    """`prefect deploy --all` of a file, in this process, which it ends."""
+    sys.argv = [
+        "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(prefect_yaml),
+    ]  # fmt: skip
+    app()
+
+
+if __name__ == "__main__":
+    provision(Path(sys.argv[1]))
+    deploy(Path(sys.argv[2]))

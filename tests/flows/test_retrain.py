@@ -1,0 +1,167 @@
+"""The flow `retrain` on fake stages: a real Prefect server, ledger and MLflow store."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_runs import executions, states, wait_until
+from retrain_cases import (
+    MODEL,
+    QUICK_GATE,
+    aliases,
+    drop,
+    head,
+    retrain_recipe,
+    served,
+    undecided,
+    where,
+)
+
+from alignflow.errors import DataError
+from alignflow.evaluation.contest import contest
+from alignflow.ledger import champion, lineage, pending_events, promote
+from alignflow.promoting_by_hand import promote_by_hand, roll_back_by_hand
+from alignflow.promotion import Registry, reconcile
+from flows.retrain import retrain
+from tasks import approval, gating
+
+
+@pytest.fixture(autouse=True)
+def harness(prefect_server: str, orders: Path) -> None:
+    """A Prefect server, and fakes for stages."""
+
+
+def better(orders: Path, quality: float) -> None:
+    """The next candidate gets this share of the prompts right."""
+    (orders / "quality").write_text(str(quality))
+
+
+def test_a_lineage_from_its_founding_to_its_second_generation(home: Path, orders: Path) -> None:
+    recipe = retrain_recipe()
+    drop(home, 0, 10)
+    waiting: Any = retrain(recipe, home)
+    assert "10 new pairs in default since the last verdict" in waiting["text"]
+    assert executions(orders) == []
+
+    drop(home, 10, 40)
+    better(orders, 0.8)
+    first: Any = retrain(recipe, home)
+    found = first["retrain"]
+    assert found["verdict"] == "promote" and found["champion"] == 0 and found["rows"] == 40
+    assert where(home) == (0, 0, 40) and head(home) == 1
+    assert [entry.generation for entry in lineage(home, MODEL)] == [0, 1]
+    current = champion(home, MODEL)
+    assert current is not None and served(home) == current.digest
+    assert "candidate" not in aliases(home)
+    assert pending_events(home) == []
+
+    drop(home, 40, 65)
+    better(orders, 0.95)
+    before = executions(orders)
+    second: Any = retrain(recipe, home)
+    assert second["retrain"]["continues"] == 1 and second["retrain"]["replayed"] == 6
+    assert "sft" not in states(second)
+    assert executions(orders)[len(before) :] == [
+        "prepare", "reward", "dpo", "evaluate", "merge", "evaluate",
+    ]  # fmt: skip
+    assert head(home) == 2 and where(home) == (0, 0, 65)
+    assert "nothing" not in second["retrain"]["outcome"]
+
+
+def test_what_is_not_better_gives_its_rows_back_and_does_not_loop(home: Path, orders: Path) -> None:
+    drop(home, 0, 40)
+    better(orders, 0.5)  # no better than the SFT model
+    equal: Any = retrain(retrain_recipe(), home)
+    assert equal["retrain"]["verdict"] == "reject" and "candidate" not in aliases(home)
+    assert (where(home), head(home)) == ((40, 0, 0), 0)
+    again: Any = retrain(retrain_recipe(), home)
+    assert "0 new pairs" in again["text"]
+
+    drop(home, 40, 60)
+    better(orders, 0.8)
+    few = retrain_recipe(gate={**QUICK_GATE, "min_prompts": 300})
+    unsure: Any = retrain(few, home)
+    assert unsure["retrain"]["verdict"] == "inconclusive"
+    assert unsure["retrain"]["rows"] == 60 and where(home) == (60, 0, 0)
+    assert aliases(home)["candidate"] == unsure["retrain"]["candidate_version"]
+
+    by_hand = promote_by_hand(home, unsure["run_id"], None, "a person looked at it")
+    assert by_hand.generation.generation == 1 and by_hand.alias.version is not None
+    assert where(home) == (0, 0, 60)
+    assert set(by_hand.generation.artifacts) >= {"prepare", "sft", "dpo", "merge"}
+    with pytest.raises(DataError, match="promoted"):
+        promote_by_hand(home, unsure["run_id"], None, "again")
+
+    back = roll_back_by_hand(home, MODEL, None, "answers got rude")
+    assert back.generation.generation == 0 and served(home) == back.generation.digest
+    assert where(home) == (60, 0, 0)
+
+    rude = by_hand.alias.version
+    Registry(home, MODEL).point("champion", rude)
+    found = reconcile(home, MODEL)
+    assert found.by_hand and f"to version {rude} by hand" in found.text
+    assert served(home) == back.generation.digest
+    assert not reconcile(home, MODEL).by_hand
+
+
+def test_the_loser_of_a_race_is_gated_again_against_the_new_champion(
+    home: Path, orders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop(home, 0, 40)
+    better(orders, 0.8)
+    looks: list[str] = []
+
+    def overtaken(*arguments: Any) -> Any:
+        looks.append(arguments[2].champion)
+        founder = champion(home, MODEL)
+        if len(looks) == 1 and founder is not None:
+            promote(
+                home, MODEL, expected=0, digest="rival", artifacts=founder.artifacts, reason="race"
+            )
+        return contest(*arguments)
+
+    monkeypatch.setattr(gating, "contest", overtaken)
+    report: Any = retrain(retrain_recipe(), home)
+    assert looks[1] == "rival" and report["retrain"]["champion"] == 1
+    assert report["retrain"]["generation"] == head(home) == 2 and where(home) == (0, 0, 40)
+    assert executions(orders).count("dpo") == 1
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_a_promotion_waits_for_a_person(
+    agrees: bool, home: Path, orders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.client.orchestration import get_client
+
+    monkeypatch.setattr(approval, "POLL_SECONDS", 0.2)
+    drop(home, 0, 40)
+    better(orders, 0.8)
+    said = {"promote": agrees, "name": "Ada", "reason": "read fifty answers"}
+    seen: list[Any] = []
+
+    def answer() -> None:
+        place = home / "work" / "approvals"
+        note = wait_until(lambda: next(iter(place.glob("*.json")), None), 100)
+        snapshot = undecided(home) or ""
+        seen.append((note.name, approval.awaited_elsewhere(home, "default", snapshot)))
+        with get_client(sync_client=True) as client:
+            paused = wait_until(
+                lambda: [run for run in client.read_flow_runs() if run.state_name == "Paused"], 60
+            )
+            client.resume_flow_run(paused[0].id, run_input=said)
+
+    person = threading.Thread(target=answer)
+    person.start()
+    report: Any = retrain(retrain_recipe(approval="required"), home)
+    person.join()
+    assert seen[0][1] is not None and "waits for approval" in seen[0][1]
+    reasons = report["retrain"]["gate"]["reasons"]
+    if agrees:
+        assert head(home) == 1 and "approved by Ada: read fifty answers" in reasons
+    else:
+        assert head(home) == 0 and where(home) == (40, 0, 0)
+        assert reasons[0] == "Ada did not approve: read fifty answers"
+    assert not list((home / "work" / "approvals").iterdir())

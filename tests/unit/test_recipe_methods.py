@@ -1,0 +1,156 @@
+"""Recipes of the alignment methods and of continued pre-training: their stages, inputs, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from check_cases import changed
+from pydantic import ValidationError
+
+from alignflow.artifacts import Artifact, publish, work_directory
+from alignflow.check.findings import exit_code
+from alignflow.check.rules import recipe_findings
+from alignflow.check.trainer_arguments import CONFIGS, known_arguments
+from alignflow.data.lengths import part_limits
+from alignflow.plan import BUILDERS, stage_spec
+from alignflow.recipe import METHODS, Recipe
+from alignflow.report import key_figure
+from alignflow.stage import StageResult, StageSpec
+from alignflow.stage_process import STAGES
+
+PROMPTS: dict[str, Any] = {"data__prompts": "builtin:freight-prompts"}
+PRETRAIN: dict[str, Any] = {
+    "data__pretrain": "builtin:freight-domain",
+    "data__replay": "builtin:freight-replay",
+    "pretrain": {},
+}
+
+
+def recipe(**fields: Any) -> Recipe:
+    return Recipe.model_validate(changed(**fields))
+
+
+def by(method: str, section: dict[str, Any] | None = None, **fields: Any) -> Recipe:
+    return recipe(method=method, dpo=None, **{method: section or {}}, **fields)
+
+
+def test_every_method_has_a_section_a_stage_a_builder_and_a_class_of_arguments() -> None:
+    for method in METHODS:
+        assert method in Recipe.model_fields
+        assert method in STAGES and method in BUILDERS
+        assert method == "ppo" or known_arguments(method) > {"output_dir"}
+    assert {"pretrain", "sft", "reward"} <= set(CONFIGS)
+
+
+@pytest.mark.parametrize(
+    ("made", "stages"),
+    [
+        (by("orpo", sft=None), ["prepare", "orpo", "evaluate", "merge"]),
+        (by("simpo"), ["prepare", "sft", "simpo", "evaluate", "merge"]),
+        (by("kto"), ["prepare", "sft", "kto", "evaluate", "merge"]),
+        (
+            by("grpo", {"rewards": ["execution"]}, **PROMPTS, data__preferences=None),
+            ["prepare", "sft", "grpo", "evaluate", "merge"],
+        ),
+        (
+            by("rloo", reward={}, **PRETRAIN),
+            ["prepare", "pretrain", "sft", "reward", "rloo", "evaluate", "merge"],
+        ),
+    ],
+    ids=lambda value: value.method if isinstance(value, Recipe) else "",
+)
+def test_a_method_runs_the_stages_it_needs(made: Recipe, stages: list[str]) -> None:
+    assert made.stages == stages
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": "orpo", "dpo": None, "orpo": {}, "data__preferences": None}, "data.preferences"),
+        ({"method": "rloo", "dpo": None, "rloo": {}}, "rloo.rewards names the reward model"),
+        (
+            {"method": "grpo", "dpo": None, "grpo": {"batch_size": 10, "num_generations": 4}},
+            "10 rollouts, which num_generations 4 does not divide",
+        ),
+        ({"pretrain": {}}, "data.pretrain is empty"),
+        ({**PRETRAIN, "data__replay": None}, "replay_share is 0.25 but data.replay is empty"),
+        ({**PRETRAIN, "tuning__init_adapter": "x"}, "which pretrain changes"),
+        ({**PRETRAIN, "tuning__initialization": "eva"}, "pretrain packs its rows"),
+        (
+            {**PRETRAIN, "pretrain": {"tuning": {"init_adapter": "x"}}},
+            "this stage makes a new adapter",
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_together_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        recipe(**fields)
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        (by("orpo", {"beta": 2}), "orpo.beta: is 2"),
+        (by("simpo", sft=None), "simpo: starts from the base model"),
+        (by("simpo", {"beta": 0.1}), "simpo.beta: is 0.1"),
+        (recipe(dpo__loss_type=["aot", "sft"]), "aot compares what a micro-batch has in order"),
+    ],
+    ids=["orpo", "simpo", "simpo-beta", "aot"],
+)
+def test_a_departure_from_the_rules_of_a_method_is_advice(made: Recipe, expected: str) -> None:
+    findings = recipe_findings(made, small_model=True)
+    assert expected in "\n".join(finding.line for finding in findings if finding.level == "advice")
+    assert exit_code(findings) == 0
+
+
+def test_a_row_is_kept_if_any_stage_that_reads_it_takes_it() -> None:
+    limits = part_limits({"orpo": 64, "kto": 96, "grpo": 32}, context=80)
+    assert limits == {"sft": 64, "preferences": 80, "ratings": 80, "prompts": 32}
+    assert part_limits({}, None) == dict.fromkeys(limits)
+
+
+def finished(home: Path, stage: str, files: list[str]) -> Artifact:
+    spec = StageSpec(stage=stage, home=str(home), params={}, seed=0)
+    for name in files:
+        path = work_directory(home, stage, spec.key) / "output" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{stage} {name}")
+    return publish(spec, StageResult(), 0.0, 1)
+
+
+def test_all_stages_after_pretraining_take_its_model_as_their_base(tmp_path: Path) -> None:
+    parts = ["sft", "preferences", "prompts", "pretrain", "replay", "evaluation", "general"]
+    base = ["base_model.json", "tokenizer/tokenizer.json"]
+    before = {
+        "prepare": finished(tmp_path, "prepare", [*base, *(f"{part}/x" for part in parts)]),
+        "sft": finished(tmp_path, "sft", ["adapter/x"]),
+        "reward": finished(tmp_path, "reward", ["adapter/x"]),
+        "rloo": finished(tmp_path, "rloo", ["adapter/x"]),
+    }
+    after = {**before, "pretrain": finished(tmp_path, "pretrain", ["base_model.json", "model/x"])}
+    made = by("rloo", reward={}, **PRETRAIN, **PROMPTS)
+    assert "pretrain" not in stage_spec(made, "pretrain", tmp_path, after).inputs
+    for stage in ("sft", "reward", "rloo", "evaluate", "merge"):
+        with_it = stage_spec(made, stage, tmp_path, after)
+        without = stage_spec(made, stage, tmp_path, before)
+        assert with_it.inputs["pretrain"].key == after["pretrain"].key
+        assert with_it.key != without.key
+
+
+def test_orpo_reads_demonstrations_only_where_no_sft_stage_does(tmp_path: Path) -> None:
+    base = ["base_model.json", "tokenizer/tokenizer.json", "sft/x", "preferences/x"]
+    prepared = {"prepare": finished(tmp_path, "prepare", base)}
+    alone = stage_spec(by("orpo", sft=None), "orpo", tmp_path, prepared)
+    after = stage_spec(by("orpo"), "orpo", tmp_path, prepared)
+    assert alone.inputs["data"].digest != after.inputs["data"].digest
+
+
+def test_the_report_says_what_pretraining_and_orpo_changed() -> None:
+    figures = {"perplexity_domain_before": 495.0, "perplexity_domain": 28.3}
+    stage = {"stage": "pretrain", "metrics": figures, "state": "completed"}
+    assert key_figure(stage, {"evaluation": {}}) == "perplexity_domain 495 → 28.3"
+    evaluation = {"base": {"accuracy": 0.0}, "aligned": {"accuracy": 0.8}}
+    stage = {"stage": "orpo", "metrics": {}, "state": "completed"}
+    assert key_figure(stage, {"evaluation": evaluation}) == "accuracy 0.0% → 80.0%"
