@@ -37,7 +37,7 @@ check: $(VENV)/installed-test
 
 test: check
 	@# one file at a time per core, and one thread each: two threads on a busy core cost more than they give
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 fix: $(VENV)/installed-test
 	$(BIN)/ruff check --fix .

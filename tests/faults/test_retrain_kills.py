@@ -91,6 +91,7 @@ def own_stages(orders: Path) -> list[str]:
     return [stage for stage in executions(orders) if stage not in ("evaluate", "merge")]
 
 
+@pytest.mark.timeout(500)
 def test_kills_at_every_point_of_a_promotion_lose_nothing_and_repeat_no_stage(
     home: Path, orders: Path, runs: Runs
 ) -> None:
@@ -106,6 +107,7 @@ def test_kills_at_every_point_of_a_promotion_lose_nothing_and_repeat_no_stage(
     assert own_stages(orders) == ["prepare", "sft", "reward", "dpo"]
 
 
+@pytest.mark.timeout(500)
 def test_kills_in_a_rejection_and_at_random_moments_give_each_row_one_verdict(
     home: Path, orders: Path, runs: Runs
 ) -> None:
@@ -121,7 +123,7 @@ def test_kills_in_a_rejection_and_at_random_moments_give_each_row_one_verdict(
     (orders / "quality").write_text("0.9")
     drop(home, 40, 70)
     chance = random.Random()
-    for _ in range(3):
+    for _ in range(2):
         pid = runs.start()
         time.sleep(chance.uniform(0.3, 4.0))
         os.kill(pid, signal.SIGKILL)
