@@ -65,7 +65,6 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     trainer = _trainer(job, model, rows)
     make_ready(trainer, job)
     continue_from_champion(model, job)
-    continue_from_champion(model, job)
     params = parameters(model, job, trainer.args)
     last = train(trainer, job)
     auc = ranking_auc(_rewards(trainer, held_out), [row["label"] for row in held_out])

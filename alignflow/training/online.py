@@ -58,7 +58,6 @@ def run_online(job: Job[Any], kind: Any, configuration: Any, **own: Any) -> Stag
     trainer = _trainer(job, kind, configuration, model, prompts, own)
     make_ready(trainer, job)
     continue_from_champion(model, job)
-    continue_from_champion(model, job)
     params = parameters(model, job, trainer.args)
     last = train(trainer, job)
     if "ref" in getattr(model, "peft_config", {}):
