@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from alignflow.errors import RecipeError
 from alignflow.inbox import default_inbox
-from alignflow.recipe import DataSource, Recipe
+from alignflow.recipe import DATA_PARTS, DataSource, Recipe
 from alignflow.recipe_file import load_recipe
 from alignflow.retraining import require_retrain
 from alignflow.settings import Settings
@@ -85,8 +85,9 @@ def deployed_home() -> Path:
 def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     """`recipe` with every path in it taken from `folder`, for a flow that runs elsewhere."""
     data = recipe.data
-    names = ("sft", "preferences", "prompts", "evaluation", "general")
-    moved = {name: [_absolute(source, folder) for source in getattr(data, name)] for name in names}
+    moved = {
+        part: [_absolute(source, folder) for source in getattr(data, part)] for part in DATA_PARTS
+    }
     base = recipe.base_model
     changed: dict[str, Any] = {"data": data.model_copy(update=moved)}
     if (folder / base.source).is_dir():

@@ -9,7 +9,7 @@ from typing import Any
 from alignflow.artifacts import Artifact
 from alignflow.device import resolve_dtype
 from alignflow.files import sha256_file
-from alignflow.recipe import DataSource, OnlineSection, PPOSection, Recipe
+from alignflow.recipe import DATA_PARTS, DataSource, OnlineSection, PPOSection, Recipe
 from alignflow.settings import Settings
 from alignflow.sources import (
     digest_adapter,
@@ -91,14 +91,7 @@ def _held_out_prompts(home: Path) -> Path | None:
 
 def data_sources(recipe: Recipe) -> list[DataSource]:
     """Every data source that the recipe's stages read."""
-    data = recipe.data
-    parts = type(data).model_fields
-    return [
-        source
-        for part in parts
-        if isinstance(sources := getattr(data, part), list)
-        for source in sources
-    ]
+    return [source for part in DATA_PARTS for source in getattr(recipe.data, part)]
 
 
 def _training(recipe: Recipe, stage: str) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from alignflow.ledger import Generation, champion
 from alignflow.ledger.store import has_ledger
 from alignflow.stage import Record
 from alignflow.tracking import (
-    copied_source,
     is_server,
     model_digest,
     new_version,
@@ -68,16 +67,14 @@ class Registry:
         found = self.version_of(model_digest(merge))
         if found is not None:
             return found
-        model = merge.directory / "model"
         if not is_server(self._uri):
-            return new_version(self._client, self._model, merge, model.as_uri(), None)
+            return new_version(self._client, self._model, merge, None, copy=False)
         experiment = self._client.get_experiment_by_name(self._model)
         run = self._client.create_run(
             experiment.experiment_id if experiment else self._client.create_experiment(self._model),
             run_name="register",
         )
-        source = copied_source(self._client, run.info.run_id, model)
-        version = new_version(self._client, self._model, merge, source, run.info.run_id)
+        version = new_version(self._client, self._model, merge, run.info.run_id, copy=True)
         self._client.set_terminated(run.info.run_id)
         return version
 

@@ -92,11 +92,6 @@ def replayed(new_rows: int, consumed_rows: int, section: RetrainSection) -> int:
     return min(wanted, consumed_rows)
 
 
-def model_name(recipe: Recipe) -> str:
-    """The registered name whose champion a recipe contends for."""
-    return recipe.tracking.registered_model or recipe.name
-
-
 def require_retrain(recipe: Recipe) -> RetrainSection:
     """The recipe's section.
 

@@ -146,9 +146,16 @@ def model_digest(merge: Artifact) -> str:
 
 
 def new_version(
-    client: MlflowClient, name: str, merge: Artifact, source: str, run_id: str | None
+    client: MlflowClient, name: str, merge: Artifact, run_id: str | None, *, copy: bool
 ) -> str:
     """Registers a merged model, every file of it verified against the manifest. Its version.
+
+    Args:
+        client: Of the registry.
+        name: Registered name; made if it is new.
+        merge: The artifact that holds the model.
+        run_id: Run that the version names; it gets the copy.
+        copy: Register from a copy in the run's artifacts instead of from the model's directory.
 
     Raises:
         ArtifactError: A file is missing, added or changed.
@@ -157,12 +164,18 @@ def new_version(
     from mlflow.exceptions import MlflowException
 
     verify(merge.directory)
-    require_certificate(merge.directory / "model")
+    model = merge.directory / "model"
+    require_certificate(model)
     try:
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+    source = model.as_uri()
+    if copy:
+        assert run_id is not None, "a copy stands in a run"
+        client.log_artifacts(run_id, str(model), "model")
+        source = f"{client.get_run(run_id).info.artifact_uri}/model"
     tags = {"model_digest": model_digest(merge), "stage_key": merge.key}
     version = client.create_model_version(name, source=source, run_id=run_id, tags=tags)
     return str(version.version)
@@ -171,12 +184,6 @@ def new_version(
 def is_server(uri: str) -> bool:
     """Whether MLflow is behind a server, which takes a model only out of its own artifact store."""
     return uri.startswith("http")
-
-
-def copied_source(client: MlflowClient, run_id: str, model: Path) -> str:
-    """Copies a model into the artifacts of a run; returns what a version is registered from."""
-    client.log_artifacts(run_id, str(model), "model")
-    return f"{client.get_run(run_id).info.artifact_uri}/model"
 
 
 def registry_client(uri: str) -> MlflowClient:
@@ -209,7 +216,7 @@ class Connection:
         client = registry_client(self.uri)
         found = client.get_experiment_by_name(self.experiment)
         if found is None:
-            location = None if self.uri.startswith("http") else self._artifact_root.as_uri()
+            location = None if is_server(self.uri) else self._artifact_root.as_uri()
             self.experiment_id = client.create_experiment(self.experiment, location)
         else:
             self.experiment_id = found.experiment_id
@@ -377,14 +384,9 @@ class StageRecord:
 
     def _register(self, log: RunLog, merge: Artifact) -> None:
         """Registers the merged model from its directory, without an alias."""
-        model = merge.directory / "model"
-        require_certificate(model)
-        client = self._connection.client()
-        name = self._recipe.tracking.registered_model or self._recipe.name
-        source = model.as_uri()
-        if self._recipe.tracking.upload == "merged" or is_server(self._connection.uri):
-            source = copied_source(client, log.run_id, model)
-        version = new_version(client, name, merge, source, log.run_id)
+        name = self._recipe.registered_model
+        copy = self._recipe.tracking.upload == "merged" or is_server(self._connection.uri)
+        version = new_version(self._connection.client(), name, merge, log.run_id, copy=copy)
         log.tags({"registered_model": name, "registered_version": version})
 
 
@@ -472,7 +474,7 @@ class Tracker:
 
     def address(self) -> str | None:
         """The parent run's page, where a server shows one."""
-        if self._parent is None or not self._connection.uri.startswith("http"):
+        if self._parent is None or not is_server(self._connection.uri):
             return None
         experiment = self._connection.experiment_id
         return f"{self._connection.shown}/#/experiments/{experiment}/runs/{self._parent.run_id}"

@@ -9,7 +9,6 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from alignflow.recipe import Recipe
-from alignflow.retraining import model_name
 from tasks.events import send_pending
 from tasks.gating import agreed, gated
 from tasks.pipeline import demand_home, watched
@@ -40,7 +39,7 @@ def retrain(
         reason: Why it was started, for people: schedule, preferences, by hand.
     """
     place = demand_home(home)
-    repair(place, model_name(recipe))
+    repair(place, recipe.registered_model)
     plan = look(recipe, place)
     if plan.action == "wait":
         send_pending(place)

@@ -14,7 +14,7 @@ from alignflow.evaluation.verdict_page import as_page
 from alignflow.faults import faultpoint
 from alignflow.ledger import champion, set_state
 from alignflow.recipe import Recipe
-from alignflow.retraining import Champion, champion_spec, model_name, require_retrain
+from alignflow.retraining import Champion, champion_spec, require_retrain
 from alignflow.tracking import model_digest
 from tasks.approval import with_approval
 from tasks.patience import patient
@@ -54,7 +54,7 @@ def _scored(run: RetrainRun, head: Champion) -> Artifact:
 def gate_candidate(recipe: Recipe, home: Path, models: Contestants) -> Verdict:
     """Compares the two; a judge that is away is asked again for what it has not answered yet."""
     name = require_retrain(recipe).preference_set
-    looks = set_state(home, name, model_name(recipe)).looks
+    looks = set_state(home, name, recipe.registered_model).looks
     verdict = contest(recipe, home, models, looks + 1)
     for reason in verdict.reasons:
         get_run_logger().info("%s: %s", verdict.verdict, reason)

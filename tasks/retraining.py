@@ -24,7 +24,6 @@ from alignflow.retraining import (
     continued_spec,
     from_scratch,
     lineage_artifacts,
-    model_name,
     next_step,
     replayed,
     require_retrain,
@@ -57,7 +56,7 @@ class Plan(Record):
     @property
     def model(self) -> str:
         """Registered name whose champion the candidate contends with."""
-        return model_name(self.recipe)
+        return self.recipe.registered_model
 
 
 @task(name="look", task_run_name="look", cache_policy=NO_CACHE)
@@ -71,7 +70,7 @@ def look(recipe: Recipe, home: Path) -> Plan:
     Raises:
         RecipeError: There is no `retrain` section, or the undecided snapshot is another model's.
     """
-    section, name = require_retrain(recipe), model_name(recipe)
+    section, name = require_retrain(recipe), recipe.registered_model
     state = set_state(home, section.preference_set, name)
     step = next_step(
         Situation(waiting=state.waiting, new=state.new, undecided=state.undecided), section
@@ -108,10 +107,10 @@ def _own_recipe(stored: str | None, deployed: Recipe, snapshot: str) -> Recipe:
     if stored is None:
         return deployed
     own = Recipe.model_validate_json(stored)
-    if model_name(own) != model_name(deployed):
+    if own.registered_model != deployed.registered_model:
         raise RecipeError(
-            f"snapshot {snapshot} was frozen for {model_name(own)} and has no verdict yet, so "
-            f"{model_name(deployed)} cannot have its rows. Give each model a set of its own "
+            f"snapshot {snapshot} was frozen for {own.registered_model} and has no verdict yet, so "
+            f"{deployed.registered_model} cannot have its rows. Give each model a set of its own "
             "(retrain.preference_set)."
         )
     if own != deployed:

@@ -15,7 +15,6 @@ from alignflow.check.findings import Finding, advice, error, note, raised, warni
 from alignflow.check.sandbox import GIB, run_limited
 from alignflow.check.tokenizer import PlainTokenizer, has_tokenizer
 from alignflow.data.forms import (
-    DEMONSTRATION_COLUMNS,
     BadRow,
     Demonstration,
     demonstration,
@@ -25,30 +24,20 @@ from alignflow.data.forms import (
     training_prompt,
 )
 from alignflow.data.lengths import PART_READERS, part_limits
-from alignflow.data.pairs import PAIR_COLUMNS, RATING_COLUMNS, preference_pair, single_rating
+from alignflow.data.pairs import preference_pair, single_rating
 from alignflow.data.reading import RawRow, read_source
+from alignflow.data.row_forms import COLUMNS, EVALUATION_PROMPT
 from alignflow.data.template import load_template
 from alignflow.data.tokens import Encoder
 from alignflow.errors import AlignflowError, DataError
-from alignflow.recipe import DataSource, Recipe
-from alignflow.sources import is_builtin, is_hub_id, matching_files
+from alignflow.recipe import DATA_PARTS, DataSource, Recipe
+from alignflow.sources import is_builtin, is_hub_id, is_ledger, matching_files
 from alignflow.stage import Record
 
 SAMPLE_ROWS = 1000
 SAMPLE_SECONDS, FULL_SECONDS, MEMORY_BYTES = 120.0, 24 * 3600.0, 16 * GIB
 FEWEST_UPDATES = 10
-PARTS = ("pretrain", "replay", "sft", "preferences", "ratings", "prompts", "evaluation", "general")
-COLUMNS = {
-    "pretrain": "text",
-    "replay": "text",
-    "sft": DEMONSTRATION_COLUMNS,
-    "preferences": PAIR_COLUMNS,
-    "ratings": RATING_COLUMNS,
-    "prompts": "prompt",
-    "evaluation": "prompt and target",
-    "general": "text",
-}
-EVALUATION_PROMPT, TOO_LONG, MISSING = "evaluation_prompt", "too_long", "missing_columns"
+TOO_LONG, MISSING = "too_long", "missing_columns"
 
 
 class SourceRows(Record):
@@ -82,7 +71,7 @@ def source_findings(recipe: Recipe) -> list[Finding]:
     """Sources that are not there, without reading any."""
     return [
         finding
-        for part in PARTS
+        for part in DATA_PARTS
         for source in getattr(recipe.data, part)
         for finding in _presence(part, source)
     ]
@@ -105,7 +94,7 @@ def _presence(part: str, source: DataSource) -> Iterator[Finding]:
 
 def is_elsewhere(source: str) -> bool:
     """Whether rows come from the Hub or the ledger, and are not read by a check."""
-    return source.startswith("ledger:") or is_hub_id(source)
+    return is_ledger(source) or is_hub_id(source)
 
 
 def row_findings(
@@ -123,7 +112,7 @@ def row_findings(
         note(
             f"data.{part}", f"{source.source} is read by `prepare`; its rows are not checked here."
         )
-        for part in PARTS
+        for part in DATA_PARTS
         for source in getattr(recipe.data, part)
         if is_elsewhere(source.source)
     ]
@@ -219,12 +208,12 @@ def look(payload: dict[str, Any]) -> list[dict[str, Any]]:
             for entry in payload["data"][part]
             if not is_elsewhere((source := DataSource.model_validate(entry)).source)
         ]
-        for part in PARTS
+        for part in DATA_PARTS
     }
     seed, full = payload["seed"], payload["full"]
     forms = _forms(payload, _judged_prompts(sources["evaluation"], seed))
     answers = []
-    for part in PARTS:
+    for part in DATA_PARTS:
         for source in sources[part]:
             limit = payload["limits"].get(part)
             try:

@@ -11,7 +11,7 @@ from alignflow.check.findings import Finding, advice, error, warning
 from alignflow.check.ppo_rules import ppo_findings
 from alignflow.check.trainer_arguments import trainer_argument_findings
 from alignflow.errors import DataError
-from alignflow.recipe import DPOSection, Recipe, TuningSection
+from alignflow.recipe import DATA_PARTS, DPOSection, Recipe, TuningSection
 from alignflow.sources import is_hub_id
 
 METRICS = Path(__file__).parents[1] / "evaluation" / "metrics"
@@ -280,7 +280,7 @@ def _pin_advice(recipe: Recipe) -> Iterator[Finding]:
     named = [("base_model", recipe.base_model.source, recipe.base_model.revision)]
     named += [
         (f"data.{part}", source.source, source.revision)
-        for part in ("sft", "preferences", "prompts", "evaluation", "general")
+        for part in DATA_PARTS
         for source in getattr(recipe.data, part)
     ]
     loose = [

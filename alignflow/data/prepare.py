@@ -17,16 +17,15 @@ from typing import Any, TypeVar
 
 from alignflow.data.base import describe_base, fetch_base, save_tokenizer
 from alignflow.data.forms import (
-    DEMONSTRATION_COLUMNS,
     BadRow,
     evaluation_prompt,
     first_user_turn,
     general_text,
 )
 from alignflow.data.lengths import part_limits
-from alignflow.data.pairs import PAIR_COLUMNS, RATING_COLUMNS
 from alignflow.data.reading import RawRow, read_source
 from alignflow.data.row_forms import (
+    COLUMNS,
     EVALUATION_PROMPT,
     GENERAL_TEXT,
     HELD_OUT,
@@ -44,13 +43,12 @@ from alignflow.data.tokens import Encoder
 from alignflow.errors import DataError
 from alignflow.events import EventWriter
 from alignflow.files import atomic_write_json
-from alignflow.recipe import DataSection, DataSource
+from alignflow.recipe import DATA_PARTS, DataSection, DataSource
 from alignflow.sources import is_ledger
 from alignflow.stage import RowAccount, StageResult, StageSpec
 
 DROPPED_FILE = "dropped.json"
 """Rows of the ledger that could not be used: id to reason."""
-PARTS = ("pretrain", "replay", "sft", "preferences", "ratings", "prompts", "evaluation", "general")
 
 Row = TypeVar("Row")
 
@@ -64,7 +62,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     output = work / "output"
     output.mkdir(parents=True, exist_ok=True)
     data = DataSection.model_validate(spec.params["data"])
-    parts = [part for part in PARTS if getattr(data, part)]
+    parts = [part for part in DATA_PARTS if getattr(data, part)]
     events.progress(0, len(parts) + 1, "parts")
 
     model = spec.params["base_model"]
@@ -187,18 +185,6 @@ def _formed(
             if row.fields is not None and "id" in row.fields:
                 dropped_ids[row.fields["id"]] = bad.reason
     return kept, reasons, example
-
-
-COLUMNS = {
-    "pretrain": "text",
-    "replay": "text",
-    "sft": DEMONSTRATION_COLUMNS,
-    "preferences": PAIR_COLUMNS,
-    "ratings": RATING_COLUMNS,
-    "prompts": "prompt",
-    "evaluation": "prompt and target",
-    "general": "text",
-}
 
 
 def _check_loss(

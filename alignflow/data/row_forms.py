@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from alignflow.data.forms import (
+    DEMONSTRATION_COLUMNS,
     BadRow,
     Demonstration,
     demonstration,
@@ -21,13 +22,24 @@ from alignflow.data.forms import (
     training_prompt,
     transcript,
 )
-from alignflow.data.pairs import preference_pair, single_rating
+from alignflow.data.pairs import PAIR_COLUMNS, RATING_COLUMNS, preference_pair, single_rating
 from alignflow.data.template import Message
 from alignflow.data.tokens import Encoder
 
 HELD_OUT = "held_out"
 EVALUATION_PROMPT = "evaluation_prompt"
 GENERAL_TEXT = "general_text"
+COLUMNS = {
+    "pretrain": "text",
+    "replay": "text",
+    "sft": DEMONSTRATION_COLUMNS,
+    "preferences": PAIR_COLUMNS,
+    "ratings": RATING_COLUMNS,
+    "prompts": "prompt",
+    "evaluation": "prompt and target",
+    "general": "text",
+}
+"""Columns that each part of `data` wants, in words."""
 
 
 class Kept(NamedTuple):

@@ -18,7 +18,7 @@ from alignflow.recipe.retrain import GateSection, JudgeSection, RetrainSection
 from alignflow.recipe.rewards import RewardTerm, WatchSection
 from alignflow.recipe.root import METHODS, PAIR_STAGES, Recipe
 from alignflow.recipe.section import Section
-from alignflow.recipe.sources import DataSection, DataSource, ModelSource
+from alignflow.recipe.sources import DATA_PARTS, DataSection, DataSource, ModelSource
 from alignflow.recipe.training import (
     DPOSection,
     PPOSection,
@@ -29,6 +29,7 @@ from alignflow.recipe.training import (
 from alignflow.recipe.tuning import TARGET_PRESETS, TuningSection
 
 __all__ = [
+    "DATA_PARTS",
     "METHODS",
     "PAIR_STAGES",
     "TARGET_PRESETS",

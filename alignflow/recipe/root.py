@@ -202,6 +202,11 @@ class Recipe(Section):
             )
 
     @property
+    def registered_model(self) -> str:
+        """Name of its merged models, whose champion a retrain contends for."""
+        return self.tracking.registered_model or self.name
+
+    @property
     def fallback(self) -> str | None:
         """Method that takes PPO's place where the reward model is too weak for it."""
         if self.method != "ppo" or self.ppo is None or not self.ppo.uses_reward_model:

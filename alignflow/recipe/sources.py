@@ -8,6 +8,11 @@ from pydantic import Field, field_validator, model_validator
 
 from alignflow.recipe.section import Section
 
+DATA_PARTS = (
+    "pretrain", "replay", "sft", "preferences", "ratings", "prompts", "evaluation", "general",
+)  # fmt: skip
+"""Fields of `DataSection` that name sources, in the order in which `prepare` reads them."""
+
 
 class ModelSource(Section):
     """Pretrained weights. A plain string `SOURCE` or `SOURCE@REVISION` is accepted too."""
@@ -94,10 +99,7 @@ class DataSection(Section):
     max_dropped_share: float = Field(default=0.2, ge=0, le=1)
     """Largest share of a source's rows that may be bad or too long before `prepare` fails."""
 
-    @field_validator(
-        "pretrain", "replay", "sft", "preferences", "ratings", "prompts", "evaluation", "general",
-        mode="before",
-    )  # fmt: skip
+    @field_validator(*DATA_PARTS, mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         if value is None:

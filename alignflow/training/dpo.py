@@ -175,7 +175,9 @@ def _margins(trainer: Trainer, rows: list[dict[str, Any]], cache: ReferenceCache
     model: Any = trainer.model
     model.eval()
     margins = [0.0] * len(rows)
-    for chunk in by_length(rows, 2 * trainer.args.per_device_train_batch_size):
+    for chunk in by_length(
+        [longest(row) for row in rows], 2 * trainer.args.per_device_train_batch_size
+    ):
         batch = trainer._prepare_inputs(trainer.data_collator([_ids(rows[at]) for at in chunk]))
         mask = batch.pop("completion_mask")
         labels = batch["input_ids"].masked_fill(mask == 0, -100)

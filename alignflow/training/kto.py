@@ -28,11 +28,10 @@ from alignflow.training.common import (
     read_rows,
     train,
     training_arguments,
-    within,
 )
 from alignflow.training.continuing import continue_from_champion
 from alignflow.training.initialization import make_ready
-from alignflow.training.preferences import pair_rows, starting_policy
+from alignflow.training.preferences import by_length, pair_rows, split_within, starting_policy
 from alignflow.training.saving import parameters, save
 from alignflow.training.trainer import ThinTrainer
 
@@ -101,11 +100,7 @@ def _rows(job: Job[KTOSection], name: str, rated: bool) -> list[dict[str, Any]]:
     columns = ("prompt_ids", "completion_ids", "label")
     found = read_rows(job.spec.input("data") / "ratings" / f"{name}.parquet")
     rows = [{column: row[column] for column in columns} for row in found]
-    lengths = [length_of(row) for row in rows]
-    if name == "train":
-        return within(rows, lengths, job.section.max_length)
-    limit = job.section.max_length
-    return [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
+    return split_within(name, rows, [length_of(row) for row in rows], job.section.max_length)
 
 
 def length_of(row: dict[str, Any]) -> int:
@@ -145,11 +140,9 @@ def _rewards(trainer: Trainer, rows: list[dict[str, Any]]) -> list[float]:
     model: Any = trainer.model
     model.eval()
     rewards = [0.0] * len(rows)
-    order = sorted(range(len(rows)), key=lambda at: length_of(rows[at]))
-    size = 2 * trainer.args.per_device_train_batch_size
     collate: Any = trainer.data_collator
-    for start in range(0, len(order), size):
-        chunk = order[start : start + size]
+    lengths = [length_of(row) for row in rows]
+    for chunk in by_length(lengths, 2 * trainer.args.per_device_train_batch_size):
         batch = trainer._prepare_inputs(collate([rows[at] for at in chunk]))
         reference = trainer.ref_model if trainer.ref_model is not None else model
         with quiet():

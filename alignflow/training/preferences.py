@@ -18,8 +18,13 @@ RESAMPLES = 2000
 def pair_rows(job: Job[Any], name: str) -> list[dict[str, Any]]:
     """Pairs of `train` or `held_out` that fit max_length; training pairs must not run out."""
     rows = read_rows(job.spec.input("data") / "preferences" / f"{name}.parquet")
-    limit = job.section.max_length
-    lengths = [longest(row) for row in rows]
+    return split_within(name, rows, [longest(row) for row in rows], job.section.max_length)
+
+
+def split_within(
+    name: str, rows: list[dict[str, Any]], lengths: list[int], limit: int
+) -> list[dict[str, Any]]:
+    """Rows of `train` or `held_out` of at most `limit` tokens; those of `train` must not run out."""
     if name == "train":
         return within(rows, lengths, limit)
     return [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
@@ -30,9 +35,9 @@ def longest(row: dict[str, Any]) -> int:
     return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
 
-def by_length(rows: list[dict[str, Any]], size: int) -> Iterator[list[int]]:
-    """Positions of pairs in chunks of `size`, shortest first, so that chunks need little padding."""
-    order = sorted(range(len(rows)), key=lambda at: longest(rows[at]))
+def by_length(lengths: list[int], size: int) -> Iterator[list[int]]:
+    """Positions of rows in chunks of `size`, shortest first, so that chunks need little padding."""
+    order = sorted(range(len(lengths)), key=lambda at: lengths[at])
     for start in range(0, len(order), size):
         yield order[start : start + size]
 

@@ -30,7 +30,7 @@ from alignflow.training.common import (
 )
 from alignflow.training.continuing import continue_from_champion
 from alignflow.training.initialization import make_ready
-from alignflow.training.preferences import agreement, by_length, pair_rows, starting_policy
+from alignflow.training.preferences import agreement, by_length, longest, pair_rows, starting_policy
 from alignflow.training.saving import parameters, save
 from alignflow.training.trainer import ThinTrainer
 
@@ -264,7 +264,9 @@ def _margins(trainer: Trainer, rows: list[dict[str, Any]]) -> list[float]:
     model.eval()
     margins = [0.0] * len(rows)
     collate: Any = trainer.data_collator
-    for chunk in by_length(rows, 2 * trainer.args.per_device_train_batch_size):
+    for chunk in by_length(
+        [longest(row) for row in rows], 2 * trainer.args.per_device_train_batch_size
+    ):
         batch = trainer._prepare_inputs(collate([_sequences(rows[at]) for at in chunk]))
         with trainer.accelerator.autocast():
             scored = score(model, batch)

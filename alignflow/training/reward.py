@@ -108,7 +108,9 @@ def _margins(trainer: Trainer, rows: list[dict[str, Any]]) -> list[float]:
     model.eval()
     margins = [0.0] * len(rows)
     pairs = _dataset(rows).to_list() if rows else []
-    for chunk in by_length(rows, 2 * trainer.args.per_device_train_batch_size):
+    for chunk in by_length(
+        [longest(row) for row in rows], 2 * trainer.args.per_device_train_batch_size
+    ):
         batch = trainer.data_collator([pairs[index] for index in chunk])
         with trainer.accelerator.autocast():
             logits = model(**trainer._prepare_inputs(batch)).logits

@@ -17,6 +17,7 @@ from alignflow.deploy import WORK_POOL, check_recipe, passed_on, with_absolute_p
 from alignflow.environment import stage_environment
 from alignflow.errors import RecipeError
 from alignflow.ledger.store import has_ledger
+from alignflow.recipe import DATA_PARTS
 from alignflow.settings import Settings, without_password
 
 ROOT = Path(__file__).parents[2]
@@ -255,6 +256,16 @@ def test_the_report_and_the_note_of_a_run_hold_no_password_of_mlflow(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:canary@127.0.0.1:9")
     tracker = Tracker(fake_recipe(), tmp_path, "run")
     assert tracker.place()["tracking_uri"] == "http://user:***@127.0.0.1:9"
+
+
+@pytest.mark.parametrize("part", DATA_PARTS)
+def test_the_sources_of_every_part_of_a_deployed_recipe_are_absolute(
+    tmp_path: Path, part: str
+) -> None:
+    given = {"sft": "builtin:freight-sft", "preferences": "builtin:freight-preferences"}
+    recipe = fake_recipe(data=given | {part: "rows.jsonl"})
+    moved = getattr(with_absolute_paths(recipe, tmp_path).data, part)
+    assert [source.source for source in moved] == [str(tmp_path / "rows.jsonl")]
 
 
 def test_a_deployed_recipe_has_absolute_paths_and_a_bad_one_fails_the_deployment(
