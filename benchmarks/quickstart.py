@@ -47,7 +47,7 @@ def stage(report: dict[str, Any], name: str) -> dict[str, Any]:
 def measure_seed(home: Path, seed: int) -> dict[str, Any]:
     """Every figure of one seed: the pipeline's and both controls'."""
     report = run(home, seed)
-    control = run(home, seed, "dpo.loss_type=[sft]", "merge=null", "tracking.upload=adapter")
+    control = run(home, seed, "dpo.loss_type=[sft]", "dpo.loss_weights=null", "merge=null")
     figures = {
         f"{model} {metric}": value
         for model, metrics in report["evaluation"].items()
