@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from alignflow.errors import RecipeError
 from alignflow.inbox import default_inbox
-from alignflow.recipe import DATA_PARTS, DataSource, Recipe
+from alignflow.recipe import DATA_PARTS, DataSource, ModelSource, Recipe
 from alignflow.recipe_file import load_recipe
 from alignflow.retraining import require_retrain
 from alignflow.settings import Settings
@@ -88,11 +88,22 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     moved = {
         part: [_absolute(source, folder) for source in getattr(data, part)] for part in DATA_PARTS
     }
-    base = recipe.base_model
-    changed: dict[str, Any] = {"data": data.model_copy(update=moved)}
-    if (folder / base.source).is_dir():
-        changed["base_model"] = base.model_copy(update={"source": str(folder / base.source)})
+    changed: dict[str, Any] = {
+        "data": data.model_copy(update=moved),
+        "base_model": _absolute_model(recipe.base_model, folder),
+    }
+    section = recipe.retrain
+    if section is not None and section.judge is not None and section.judge.model is not None:
+        model = _absolute_model(section.judge.model, folder)
+        judge = section.judge.model_copy(update={"model": model})
+        changed["retrain"] = section.model_copy(update={"judge": judge})
     return recipe.model_copy(update=changed)
+
+
+def _absolute_model(model: ModelSource, folder: Path) -> ModelSource:
+    if not (folder / model.source).is_dir():
+        return model
+    return model.model_copy(update={"source": str(folder / model.source)})
 
 
 def _absolute(source: DataSource, folder: Path) -> DataSource:

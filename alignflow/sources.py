@@ -61,8 +61,12 @@ def matching_files(source: str) -> list[Path]:
     return files
 
 
-def resolve_base_model(model: ModelSource) -> Resolved:
+def resolve_base_model(model: ModelSource, field: str = "base_model") -> Resolved:
     """Digest and directory of a base model; for a Hub id, its revision stands for the digest.
+
+    Args:
+        model: As the recipe names it.
+        field: Where in the recipe, for the message.
 
     Raises:
         RecipeError: The builtin name or the directory does not exist.
@@ -73,14 +77,14 @@ def resolve_base_model(model: ModelSource) -> Resolved:
         try:
             directory = base_model_directory(model.source.removeprefix("builtin:"))
         except KeyError as error:
-            raise RecipeError(f"base_model: {error.args[0]}.") from error
+            raise RecipeError(f"{field}: {error.args[0]}.") from error
         return Resolved(digest_directory(directory), str(directory))
     if is_hub_id(model.source):
         return Resolved(hub_commit(model.source, model.revision, "model"), None)
     directory = Path(model.source).expanduser().absolute()
     if not (directory / "config.json").is_file():
         raise RecipeError(
-            f"base_model: {model.source!r} is not a model directory ({directory}/config.json is "
+            f"{field}: {model.source!r} is not a model directory ({directory}/config.json is "
             "not there). Give a directory, a Hub id, or builtin:freight-base."
         )
     return Resolved(digest_directory(directory), str(directory))

@@ -40,6 +40,7 @@ STAGES = {
     "rloo": "alignflow.training.rloo:run",
     "grpo": "alignflow.training.grpo:run",
     "evaluate": "alignflow.evaluation.suite:run",
+    "judge": "alignflow.evaluation.judge_model:run",
     "merge": "alignflow.merging.stage:run",
 }
 TEST_STAGES = "ALIGNFLOW_TEST_STAGES"

@@ -1,6 +1,6 @@
 """Retrains in a row on the quickstart's job, each on fresh pairs, against training once on all of them.
 
-    python benchmarks/lineage.py [--retrains 3] [--prompts 720] [--seeds 1] [--home DIR] [--json FILE]
+    python benchmarks/lineage.py [--retrains 3] [--prompts 200] [--seeds 1] [--home DIR] [--json FILE]
 
 Before each retrain, "production" prompts are answered by whatever the registry's alias `champion`
 serves, four times each, judged by execution and paired, as `rebuild_preferences` does. The gate
@@ -218,7 +218,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--retrains", type=int, default=3)
-    parser.add_argument("--prompts", type=int, default=720, help="production prompts a batch")
+    parser.add_argument("--prompts", type=int, default=200, help="production prompts a batch")
     parser.add_argument("--test-prompts", type=int, help="measure on the first so many only")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--home", type=Path, help="kept; a temporary directory if left out")

@@ -256,6 +256,8 @@ def main() -> None:
     parser.add_argument("--no-peft", action="store_true", help="for sizes beyond the memory")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
+    if chosen.folder:
+        chosen.folder.mkdir(parents=True, exist_ok=True)
     results = []
     for size in chosen.sizes:
         with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:

@@ -56,11 +56,12 @@ def seed_figures(home: Path, seed: int) -> dict[str, float]:
         for metric in ("accuracy", "sampled_accuracy", "unsafe_rate", "paraphrase_accuracy")
     }
     artifact = Path(stage(report, "evaluate")["artifact"])
+    done = json.loads((Path(stage(report, "ppo")["artifact"]) / "manifest.json").read_text())
     return {
         **figures,
         **{f"{model} refused": refused(artifact, model) for model in ("sft", "aligned")},
         "reward model": stage(report, "reward")["metrics"]["preference_accuracy"],
-        "seconds": stage(report, "ppo")["seconds"],
+        "seconds": done["seconds"],
     }
 
 
@@ -105,7 +106,7 @@ def seeds_table(seeds: list[dict[str, float]]) -> str:
     )
 
 
-def write_recipe(folder: Path, threads: int) -> Path:
+def write_recipe(folder: Path, threads: int, value_model: str) -> Path:
     """A recipe on the 135M model with EQUAL's settings."""
     length = PROMPT_TOKENS + RESPONSE_TOKENS + 8
     updates = {"batch_size": ROWS_PER_PASS, "max_steps": 2, "max_length": length}
@@ -120,26 +121,30 @@ def write_recipe(folder: Path, threads: int) -> Path:
             "batch_size": EQUAL["batch"], "num_mini_batches": EQUAL["minibatches"],
             "num_ppo_epochs": EQUAL["passes"], "max_steps": EQUAL["updates"],
             "max_new_tokens": EQUAL["tokens"], "max_length": length, "max_approx_kl": None,
-            "save_steps": 1000,
+            "save_steps": 1000, "value_model": value_model,
         },
         "merge": None,
         "compute": {"micro_batch_size": ROWS_PER_PASS, "threads": threads},
     }  # fmt: skip
-    path = folder / "recipe.yaml"
+    path = folder / f"{value_model}.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return path
 
 
 def our_stages(folder: Path, home: Path, threads: int) -> dict[str, dict[str, Any]]:
-    """Peak memory and seconds of each stage, each in a process of its own."""
-    if not (folder / "recipe.yaml").exists():
+    """Peak memory and seconds of each stage, each in a process of its own.
+
+    PPO comes twice: with a value adapter of its own, and as `ppo, policy` with a value head on the
+    policy's hidden states.
+    """
+    if not (folder / "base").exists():
         build_base(folder / "base")
         write_rows(folder)
-    recipe = write_recipe(folder, threads)
     script = str(HERE / "ppo_stage.py")
     found = {}
-    for name in ("prepare", "sft", "reward", "ppo"):
-        command = [sys.executable, script, str(recipe), str(home), name]
+    for name in ("prepare", "sft", "reward", "ppo", "ppo, policy"):
+        recipe = write_recipe(folder, threads, "policy" if "," in name else "separate")
+        command = [sys.executable, script, str(recipe), str(home), name.partition(",")[0]]
         found[name] = output_of(command, HF_HUB_OFFLINE="1")
         print(f"{name}: {json.dumps(found[name])}", file=sys.stderr, flush=True)
     return found
@@ -154,32 +159,31 @@ def memory_lines(stages: dict[str, dict[str, Any]]) -> str:
     )
 
 
-def trl_line(folder: Path, ours: dict[str, Any], threads: int) -> str:
-    """Episodes per second of both, and TRL's peak."""
+def trl_stage(folder: Path, threads: int) -> dict[str, Any]:
+    """Seconds and peak memory of TRL's trainer, in a process of its own."""
     place = folder / f"trl-{TRL}"
-    install = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--target",
-        str(place),
-    ]
-    subprocess.run([*install, f"trl=={TRL}"], check=True)
+    install = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target")
+    subprocess.run([*install, str(place), f"trl=={TRL}"], check=True)
     settings = json.dumps({**EQUAL, "threads": threads})
-    theirs = output_of(
+    return output_of(
         [sys.executable, str(HERE / "ppo_trl.py"), str(folder / "base"), str(folder / "sft.jsonl"),
          settings],
         PYTHONPATH=str(place),
     )  # fmt: skip
+
+
+def speed_lines(stages: dict[str, dict[str, Any]], theirs: dict[str, Any]) -> str:
+    """Episodes per second and peaks of both."""
     episodes = EQUAL["batch"] * EQUAL["updates"]
-    rates = episodes / ours["seconds"], episodes / theirs["seconds"]
-    return (
-        f"episodes per second: here {rates[0]:.3f}, TRL {TRL} {rates[1]:.3f}, ratio "
-        f"{rates[0] / rates[1]:.2f}; peak memory: here {ours['peak']} MiB, TRL {theirs['peak']} MiB"
-    )
+    lines = [f"TRL {TRL}: {episodes / theirs['seconds']:.3f} episodes/s, {theirs['peak']} MiB"]
+    for name, label in (("ppo", "value adapter"), ("ppo, policy", "value head on the policy")):
+        ours = stages[name]
+        lines.append(
+            f"here, {label}: {episodes / ours['seconds']:.3f} episodes/s, {ours['peak']} MiB; "
+            f"{theirs['seconds'] / ours['seconds']:.2f} times TRL's episodes, "
+            f"{ours['peak'] / theirs['peak']:.2f} of its memory"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -205,7 +209,7 @@ def main() -> None:
             stages = our_stages(folder / "model", folder / "model-home", arguments.threads)
             print(memory_lines(stages))
             if "trl" in parts:
-                print(trl_line(folder / "model", stages["ppo"], arguments.threads))
+                print(speed_lines(stages, trl_stage(folder / "model", arguments.threads)))
 
 
 if __name__ == "__main__":

@@ -80,19 +80,23 @@ def forgetting(evaluation: dict[str, Any], model: str) -> float:
 def cost(stages: list[dict[str, Any]], last: str) -> Figures:
     """Seconds, memory and parameters of the stages that made a model.
 
+    Seconds are those of the attempt that made the artifact: recipes share stages, and a stage that
+    another recipe has done is Cached.
+
     Raises:
         SystemExit: An artifact was made by a version that recorded no peak memory.
     """
-    peaks, trainable = [], 0.0
+    peaks, trainable, seconds = [], 0.0, dict[str, float]()
     for entry in stages:
-        result = json.loads((Path(entry["artifact"]) / "manifest.json").read_text())["result"]
+        manifest = json.loads((Path(entry["artifact"]) / "manifest.json").read_text())
+        result = manifest["result"]
         peak = result["details"].get("peak_memory_bytes")
         if peak is None:
             raise SystemExit(f"{entry['artifact']} has no peak_memory_bytes; use another --home.")
         peaks.append(float(peak.get("gpu", peak["process"])))
+        seconds[f"seconds {entry['stage']}"] = float(manifest["seconds"])
         if entry["stage"] == last:
             trainable = float(result["params"]["trainable_params"])
-    seconds = {f"seconds {entry['stage']}": float(entry["seconds"]) for entry in stages}
     return {**seconds, "peak_bytes": max(peaks), "trainable": trainable}
 
 

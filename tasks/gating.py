@@ -8,8 +8,10 @@ from prefect import get_run_logger, task
 
 from alignflow.artifacts import Artifact, verify
 from alignflow.errors import StageError
-from alignflow.evaluation.contest import Contestants, contest
+from alignflow.evaluation.contest import Contestants, contest, decides, questions
 from alignflow.evaluation.gate import Verdict
+from alignflow.evaluation.judge import JUDGEMENTS_FILE
+from alignflow.evaluation.judge_questions import judge_spec
 from alignflow.evaluation.verdict_page import as_page
 from alignflow.faults import faultpoint
 from alignflow.ledger import champion, set_state
@@ -38,7 +40,7 @@ def gated(run: RetrainRun) -> Verdict:
         ours=run.artifacts.get("evaluate"),
         theirs=_scored(run, head) if "evaluate" in run.artifacts else None,
     )
-    verdict = gate_candidate(run.recipe, run.home, models)
+    verdict = gate_candidate(run.recipe, run.home, models, _answered(run, models))
     _show(run, verdict)
     faultpoint("retrain.gated")
     return verdict
@@ -50,12 +52,28 @@ def _scored(run: RetrainRun, head: Champion) -> Artifact:
     return run.aside(champion_spec(run.recipe, run.home, prepare, head, verify))
 
 
+def _answered(run: RetrainRun, models: Contestants) -> Path | None:
+    """What a judge says that is a model: it answers in a stage, on the device."""
+    judge = require_retrain(run.recipe).judge
+    if (
+        judge is None
+        or judge.model is None
+        or models.ours is None
+        or decides(run.recipe) != "judge"
+    ):
+        return None
+    asked = questions(run.recipe, run.home, models)
+    return run.aside(judge_spec(run.recipe, run.home, asked)).directory / JUDGEMENTS_FILE
+
+
 @task(**patient("gate"))
-def gate_candidate(recipe: Recipe, home: Path, models: Contestants) -> Verdict:
+def gate_candidate(
+    recipe: Recipe, home: Path, models: Contestants, answers: Path | None
+) -> Verdict:
     """Compares the two; a judge that is away is asked again for what it has not answered yet."""
     name = require_retrain(recipe).preference_set
     looks = set_state(home, name, recipe.registered_model).looks
-    verdict = contest(recipe, home, models, looks + 1)
+    verdict = contest(recipe, home, models, looks + 1, answers)
     for reason in verdict.reasons:
         get_run_logger().info("%s: %s", verdict.verdict, reason)
     return verdict

@@ -17,7 +17,7 @@ from alignflow.stage import StageSpec
 FIRST_DELAY_SECONDS = 2.0
 LONGEST_DELAY_SECONDS = 300.0
 GPU_LIMIT = "gpu"
-ON_THE_DEVICE = ("pretrain", "sft", "reward", *METHODS, "evaluate", "merge")
+ON_THE_DEVICE = ("pretrain", "sft", "reward", *METHODS, "evaluate", "judge", "merge")
 PREFECT_TIMEOUT_MARGIN_SECONDS = 120
 
 

@@ -25,6 +25,7 @@ from alignflow.promotion import (
 from alignflow.retraining import ORIGINAL_STAGES, Champion, founder_spec, model_artifacts
 from alignflow.tracking import model_digest
 from tasks.approval import forget_approval
+from tasks.events import send_pending
 from tasks.patience import patient
 from tasks.prefect_artifacts import show_markdown
 from tasks.retraining import Plan, RetrainRun
@@ -33,7 +34,10 @@ RELEASED = {"reject": "rejected", "inconclusive": "inconclusive"}
 
 
 def found_lineage(run: RetrainRun) -> None:
-    """Makes the SFT model (else the base) generation 0, where the name has no champion yet."""
+    """Makes the SFT model (else the base) generation 0, where the name has no champion yet.
+
+    It is served from now on: the gate and a person may take their time.
+    """
     if champion(run.home, run.plan.model) is not None:
         return
     prepare, made = run.artifacts["prepare"], {"prepare": run.artifacts["prepare"].path}
@@ -46,6 +50,8 @@ def found_lineage(run: RetrainRun) -> None:
         made |= {"merge": merge.path}
         digest = model_digest(merge)
     found(run.home, run.plan.model, Champion(generation=0, digest=digest, artifacts=made))
+    repair(run.home, run.plan.model)
+    send_pending(run.home)
 
 
 @task(name="found-lineage", task_run_name="found-lineage", cache_policy=NO_CACHE)

@@ -2,7 +2,8 @@
 
     python -m tasks.provision deployments/automations.yaml prefect.yaml
 
-Repeating it brings automations and deployments to what the files say, and changes nothing else.
+Repeating it brings automations and deployments to what the files say, and changes nothing else. What
+already lies in the inbox is taken in at once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import yaml
 from prefect.cli import app
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.deployments import run_deployment
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectAlreadyExists
 
@@ -55,13 +57,27 @@ def _make_automation(client: SyncPrefectClient, automation: AutomationCore) -> N
 
 
 def deploy(prefect_yaml: Path) -> None:
-    """`prefect deploy --all` of a file, in this process, which it ends."""
+    """`prefect deploy --all` of a file.
+
+    Raises:
+        SystemExit: It failed, and has said why.
+    """
     sys.argv = [
         "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(prefect_yaml),
     ]  # fmt: skip
-    app()
+    try:
+        app()
+    except SystemExit as ended:
+        if ended.code:
+            raise
+
+
+def look_into_inbox() -> None:
+    """Asks for a run of `ingest` now; its schedule begins one interval later."""
+    run_deployment("ingest/ingest", timeout=0, as_subflow=False)
 
 
 if __name__ == "__main__":
     provision(Path(sys.argv[1]))
     deploy(Path(sys.argv[2]))
+    look_into_inbox()

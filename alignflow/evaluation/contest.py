@@ -31,7 +31,9 @@ class Contestants(NamedTuple):
     theirs: Artifact | None
 
 
-def contest(recipe: Recipe, home: Path, models: Contestants, look: int) -> Verdict:
+def contest(
+    recipe: Recipe, home: Path, models: Contestants, look: int, answers: Path | None = None
+) -> Verdict:
     """Whether the candidate is better, and harms nothing.
 
     The judge that the recipe names decides, else `retrain.gate.metric`, else its first metric.
@@ -42,6 +44,7 @@ def contest(recipe: Recipe, home: Path, models: Contestants, look: int) -> Verdi
         home: Absolute home, for the hold-out and the answers that the judge gave before.
         models: What is compared.
         look: Which test on this hold-out it is, from 1.
+        answers: Of a judge that is a model, from stage `judge`.
 
     Raises:
         EvaluationError: The two were not scored on the same set, or the judge does not answer.
@@ -57,7 +60,7 @@ def contest(recipe: Recipe, home: Path, models: Contestants, look: int) -> Verdi
     champion = next(iter(theirs.values())).model_copy(update={"model": models.champion})
     judgement = None
     if decides(recipe) == "judge":
-        judgement = judged(recipe, home, models.ours, models.theirs)
+        judgement = judged(recipe, home, models.ours, models.theirs, answers)
         # The judge was asked for, so no metric that happens to be there takes its place.
         candidate = candidate.model_copy(update={"metrics": {}})
     elif section.metric is not None and section.metric not in candidate.metrics:
@@ -88,24 +91,48 @@ def _pinned(ours: Artifact, theirs: Artifact) -> str:
     return digests.pop()
 
 
-def judged(recipe: Recipe, home: Path, ours: Artifact, theirs: Artifact) -> Judgement:
+def judged(
+    recipe: Recipe, home: Path, ours: Artifact, theirs: Artifact, answers: Path | None
+) -> Judgement:
     """Wins of the candidate's greedy responses, and whether the judge agrees with humans."""
-    section = require_retrain(recipe)
-    assert section.judge is not None
-    name, judge = judge_name(section.judge), judge_of(section.judge)
-    cache = JudgementCache(home / "cache" / "judgements" / f"{digest_json(name)[:16]}.jsonl")
-    candidate, champion = _responses(ours, "aligned"), _responses(theirs, None)
-    pairs = [
-        (transcript(pair.prompt), pair.chosen, pair.rejected)
-        for pair in held_out_pairs(home, section.preference_set)
-    ]
+    section = require_retrain(recipe).judge
+    assert section is not None
+    name, judge = judge_name(section), judge_of(section)
+    kept = home / "cache" / "judgements" / f"{digest_json(name)[:16]}.jsonl"
+    cache = JudgementCache(answers or kept)
+    at_once = section.endpoint_requests if section.endpoint else 1
+    humans = _human_pairs(recipe, home)
     return compare(
         name,
         judge,
-        {text: (answer, champion[name][1]) for name, (text, answer) in candidate.items()},
+        _compared(ours, theirs),
         cache,
-        human_agreement=agreement(name, judge, pairs, cache),
+        at_once=at_once,
+        human_agreement=agreement(name, judge, humans, cache, at_once=at_once),
     )
+
+
+def questions(recipe: Recipe, home: Path, models: Contestants) -> list[tuple[str, str, str]]:
+    """All (prompt, first, second) that `contest` asks a judge about, each pair in both orders."""
+    assert models.ours is not None and models.theirs is not None
+    responses = _compared(models.ours, models.theirs).items()
+    pairs = [(prompt, *two) for prompt, two in responses] + _human_pairs(recipe, home)
+    both = [q for prompt, one, two in pairs for q in ((prompt, one, two), (prompt, two, one))]
+    return list(dict.fromkeys(q for q in both if q[1] != q[2]))
+
+
+def _compared(ours: Artifact, theirs: Artifact) -> dict[str, tuple[str, str]]:
+    """Prompt to the candidate's and the champion's response."""
+    candidate, champion = _responses(ours, "aligned"), _responses(theirs, None)
+    return {text: (answer, champion[name][1]) for name, (text, answer) in candidate.items()}
+
+
+def _human_pairs(recipe: Recipe, home: Path) -> list[tuple[str, str, str]]:
+    """(prompt, chosen, rejected) of the hold-out."""
+    return [
+        (transcript(pair.prompt), pair.chosen, pair.rejected)
+        for pair in held_out_pairs(home, require_retrain(recipe).preference_set)
+    ]
 
 
 def _responses(evaluation: Artifact, role: str | None) -> dict[str, tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""A judge of two responses: the recipe's function, or an OpenAI-compatible endpoint.
+"""A judge of two responses: the recipe's function, a model, or an OpenAI-compatible endpoint.
 
 Every pair is shown in both orders, so that a judge that favours a position finds ties. Answers are
 kept in a file by (judge, prompt, first, second), so that a retry asks for nothing again.
@@ -10,9 +10,11 @@ import importlib
 import json
 import os
 import re
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -20,12 +22,17 @@ from alignflow.errors import EvaluationError, RecipeError
 from alignflow.evaluation.gate import Judgement
 from alignflow.files import digest_json
 from alignflow.recipe import JudgeSection
+from alignflow.sources import resolve_base_model
 
 Answer = Literal["first", "second", "tie"]
 Judge = Callable[[str, str, str], str]
 ANSWERS: dict[str, Answer] = {"a": "first", "b": "second", "tie": "tie", "c": "tie"}
 WINS = {"first": 1.0, "second": 0.0, "tie": 0.5}
 KEY_VARIABLE = "ALIGNFLOW_JUDGE_KEY"
+MODEL_FIELD = "retrain.judge.model"
+REPLY_TOKENS = 8
+JUDGEMENTS_FILE = "judgements.jsonl"
+"""What stage `judge` leaves, in the form of `JudgementCache`."""
 TEMPLATE = """{instruction}
 
 [Prompt]
@@ -41,10 +48,11 @@ Answer with one word: A, B or tie."""
 
 
 class JudgementCache:
-    """Answers given before, one JSON object a line; a torn line is passed over."""
+    """Answers given before, one JSON object a line; a torn line is passed over. Threads may share it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._writing = threading.Lock()
         self._answers: dict[str, str] = {}
         if path.exists():
             for line in path.read_text().splitlines():
@@ -69,13 +77,18 @@ class JudgementCache:
                 raise EvaluationError(
                     f"judge {name} answered {answer!r}; it must be one of {list(WINS)}"
                 )
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("ab+") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-                start = b"" if file.read() in (b"", b"\n") else b"\n"
-                file.write(start + json.dumps({"key": key, "answer": answer}).encode() + b"\n")
-            self._answers[key] = answer
+            self.keep(name, (prompt, first, second), answer)
         return self._answers[key]
+
+    def keep(self, name: str, asked: tuple[str, str, str], answer: str) -> None:
+        """Adds an answer to (prompt, first, second)."""
+        key = digest_json([name, *asked])
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._writing, self._path.open("ab+") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            start = b"" if file.read() in (b"", b"\n") else b"\n"
+            file.write(start + json.dumps({"key": key, "answer": answer}).encode() + b"\n")
+            self._answers[key] = answer
 
 
 def compare(
@@ -84,6 +97,7 @@ def compare(
     responses: Mapping[str, tuple[str, str]],
     cache: JudgementCache,
     *,
+    at_once: int = 1,
     trained_against: bool = False,
     human_agreement: float | None = None,
 ) -> Judgement:
@@ -94,16 +108,29 @@ def compare(
         judge: Says which of two responses is better.
         responses: Prompt to (candidate's, champion's) response.
         cache: Answers given before.
+        at_once: Pairs that the judge is asked about at the same time.
         trained_against: Whether the candidate was optimised against this judge.
         human_agreement: What `agreement` found.
     """
-    wins = {
-        prompt: _win(name, judge, prompt, ours, theirs, cache)
-        for prompt, (ours, theirs) in responses.items()
-    }
+    pairs = [(prompt, ours, theirs) for prompt, (ours, theirs) in responses.items()]
+    wins = dict(zip(responses, _wins(name, judge, pairs, cache, at_once), strict=True))
     return Judgement(
         judge=name, wins=wins, trained_against=trained_against, human_agreement=human_agreement
     )
+
+
+def _wins(
+    name: str,
+    judge: Judge,
+    pairs: Iterable[tuple[str, str, str]],
+    cache: JudgementCache,
+    at_once: int,
+) -> list[float]:
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        return list(pool.map(lambda pair: _win(name, judge, *pair, cache), pairs))
+    finally:
+        pool.shutdown(cancel_futures=True)  # a judge that is down is not asked about the rest
 
 
 def _win(
@@ -117,27 +144,37 @@ def _win(
 
 
 def agreement(
-    name: str, judge: Judge, pairs: Sequence[tuple[str, str, str]], cache: JudgementCache
+    name: str,
+    judge: Judge,
+    pairs: Sequence[tuple[str, str, str]],
+    cache: JudgementCache,
+    *,
+    at_once: int = 1,
 ) -> float | None:
     """Share of human preferences (prompt, chosen, rejected) that the judge shares; ties are half."""
     if not pairs:
         return None
-    return sum(_win(name, judge, *pair, cache) for pair in pairs) / len(pairs)
+    return sum(_wins(name, judge, pairs, cache, at_once)) / len(pairs)
 
 
 def judge_name(section: JudgeSection) -> str:
     """Identity of a judge: another instruction or model is another judge."""
     if section.function:
         return section.function
+    if section.model:
+        digest = resolve_base_model(section.model, MODEL_FIELD).digest
+        return f"{section.model.source}@{digest[:12]}#{digest_json(section.instruction)[:8]}"
     return f"{section.endpoint_model}@{section.endpoint}#{digest_json(section.instruction)[:8]}"
 
 
 def judge_of(section: JudgeSection) -> Judge:
-    """The judge that a recipe names.
+    """The judge that a recipe names; a model's answers are all in the cache.
 
     Raises:
         RecipeError: The function is not there.
     """
+    if section.model is not None:
+        return _answered_before
     if section.function is None:
         return lambda prompt, first, second: _ask_endpoint(section, prompt, first, second)
     module, _, name = section.function.partition(":")
@@ -150,14 +187,23 @@ def judge_of(section: JudgeSection) -> Judge:
         ) from error
 
 
-def _ask_endpoint(section: JudgeSection, prompt: str, first: str, second: str) -> Answer:
-    content = TEMPLATE.format(
-        instruction=section.instruction, prompt=prompt, first=first, second=second
+def _answered_before(prompt: str, _first: str, _second: str) -> Answer:
+    raise EvaluationError(
+        f"stage judge has no answer about {prompt[:80]!r}. Run the retrain again."
     )
+
+
+def question(instruction: str, prompt: str, first: str, second: str) -> str:
+    """What a model is asked about two responses."""
+    return TEMPLATE.format(instruction=instruction, prompt=prompt, first=first, second=second)
+
+
+def _ask_endpoint(section: JudgeSection, prompt: str, first: str, second: str) -> Answer:
+    content = question(section.instruction, prompt, first, second)
     body = {
         "model": section.endpoint_model,
         "temperature": 0,
-        "max_tokens": 8,
+        "max_tokens": REPLY_TOKENS,
         "messages": [{"role": "user", "content": content}],
     }
     headers = {"Content-Type": "application/json"}
@@ -173,10 +219,10 @@ def _ask_endpoint(section: JudgeSection, prompt: str, first: str, second: str) -
             f"the judge at {address} did not answer ({error}); the comparison is not scored. "
             "Run again when it is back: answers so far are kept."
         ) from error
-    return _parse(str(reply))
+    return parse(str(reply))
 
 
-def _parse(reply: str) -> Answer:
+def parse(reply: str) -> Answer:
     """The first of A, B and tie in a reply; a reply with none is a tie."""
     found = re.search(r"\b(a|b|tie|c)\b", reply.lower())
     return ANSWERS[found.group(1)] if found else "tie"

@@ -7,19 +7,26 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from alignflow.recipe.section import Section
+from alignflow.recipe.sources import ModelSource
 
 
 class JudgeSection(Section):
-    """Who compares two responses where no metric of the recipe can: a function or an endpoint."""
+    """Who compares two responses where no metric of the recipe can: a function, a model or an endpoint."""
 
     function: str | None = None
     """Import path `package.module:name` of `name(prompt, first, second) -> "first"|"second"|"tie"`."""
+
+    model: ModelSource | None = None
+    """A chat model that answers here, in a stage of its own. Never one that the policy was trained with."""
 
     endpoint: str | None = None
     """Address up to `/v1` of an OpenAI-compatible server, local or not. ALIGNFLOW_JUDGE_KEY is its key."""
 
     endpoint_model: str = "default"
     """Name of the model on the endpoint."""
+
+    endpoint_requests: int = Field(default=8, ge=1)
+    """Requests to the endpoint at the same time."""
 
     instruction: str = "Which response answers the prompt better?"
     """What the judge model is asked."""
@@ -29,8 +36,8 @@ class JudgeSection(Section):
 
     @model_validator(mode="after")
     def _one_judge(self) -> Self:
-        if (self.function is None) == (self.endpoint is None):
-            raise ValueError("a judge needs exactly one of function and endpoint")
+        if sum(one is not None for one in (self.function, self.model, self.endpoint)) != 1:
+            raise ValueError("a judge needs exactly one of function, model and endpoint")
         return self
 
 

@@ -19,7 +19,7 @@ from alignflow.recipe import Recipe
 from alignflow.stage import StageSpec
 
 STAGES = ("prepare", "sft", "reward", "dpo", "evaluate", "merge")
-FAKE_STAGES = dict.fromkeys(STAGES, "fake_stages:run")
+FAKE_STAGES = dict.fromkeys((*STAGES, "judge"), "fake_stages:run")
 RUN_FLOW = Path(__file__).with_name("run_flow.py")
 
 
@@ -68,13 +68,13 @@ def start_flow(home: Path, server: str, **environment: str) -> subprocess.Popen[
     )
 
 
-def wait_until(holds: Callable[[], Any], seconds: float = 30.0) -> Any:
+def wait_until(holds: Callable[[], Any], seconds: float = 30.0, every: float = 0.02) -> Any:
     """What `holds` returns once it is true."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := holds():
             return found
-        time.sleep(0.02)
+        time.sleep(every)
     raise TimeoutError(f"nothing came in {seconds} s")
 
 

@@ -60,6 +60,10 @@ def write_output(spec: StageSpec, work: Path, events: EventWriter) -> StageResul
         (output / "adapter" / "quality.txt").write_text(ordered_quality(spec.stage))
     if spec.stage == "evaluate":
         (output / "scores.json").write_text(json.dumps(scores(spec)))
+        if (ORDERS / "answers").exists():
+            write_answers(scores(spec), output)
+    if spec.stage == "judge":
+        judge(spec, output)
     if spec.stage == "merge" and "uncertified" not in order_of(spec):
         (output / "model" / "merge_certificate.json").write_text('{"status": "passed"}')
     return StageResult(
@@ -92,6 +96,30 @@ def scores(spec: StageSpec) -> dict[str, Any]:
         right = {f"p{n}": float((n * 37) % 200 < 200 * quality) for n in range(200)}
         found[role] = {"model": digest, "metrics": {"exact_match": right}}
     return found
+
+
+def write_answers(found: dict[str, Any], output: Path) -> None:
+    """A response of each model to each prompt that says whether it is right."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {"model": role, "prompt_name": name, "conversation": name, "greedy": f"right: {right}"}
+        for role, scored in found.items()
+        for name, right in scored["metrics"]["exact_match"].items()
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), output / "responses.parquet")
+
+
+def judge(spec: StageSpec, output: Path) -> None:
+    """A model that prefers the response that says it is right."""
+    from alignflow.evaluation.judge import JUDGEMENTS_FILE, JudgementCache
+    from alignflow.evaluation.judge_questions import read_questions
+
+    cache = JudgementCache(output / JUDGEMENTS_FILE)
+    for asked in read_questions(spec):
+        answer = "first" if asked[1] == "right: 1.0" else "second"
+        cache.keep(spec.params["name"], asked, answer)
 
 
 def resumed_step(work: Path) -> int:

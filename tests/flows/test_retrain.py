@@ -130,6 +130,19 @@ def test_the_loser_of_a_race_is_gated_again_against_the_new_champion(
     assert executions(orders).count("dpo") == 1
 
 
+def test_a_judge_that_is_a_model_answers_in_a_stage_of_its_own(home: Path, orders: Path) -> None:
+    drop(home, 0, 40)
+    better(orders, 0.8)
+    (orders / "answers").touch()
+    recipe = retrain_recipe(judge={"model": "builtin:freight-base"})
+    report: Any = retrain(recipe, home)
+    found = report["retrain"]["gate"]
+    assert found["verdict"] == "promote" and found["test"] == "sign test"
+    assert (found["wins"], found["losses"]) == (60, 0)
+    assert found["judge"].startswith("builtin:freight-base@") and head(home) == 1
+    assert executions(orders).count("judge") == 1
+
+
 @pytest.mark.parametrize("agrees", [True, False])
 def test_a_promotion_waits_for_a_person(
     agrees: bool, home: Path, orders: Path, monkeypatch: pytest.MonkeyPatch

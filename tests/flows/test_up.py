@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from fake_runs import FAKE_STAGES, RUN_FLOW, wait_until
 from ledger_cases import row, write
-from retrain_cases import MODEL, head, retrain_recipe, served, where
+from retrain_cases import MODEL, aliases, head, retrain_recipe, served, where
 
 from alignflow.cli import exit_code_of
 from alignflow.ledger import champion, renew_holdout
@@ -61,8 +61,8 @@ def start_up(
     )
 
 
-def processes_of(home: Path) -> list[str]:
-    """Commands of the processes that have this home in their environment or command."""
+def processes_with(text: str) -> list[str]:
+    """Commands of the processes that have a text in their environment or command."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -70,7 +70,7 @@ def processes_of(home: Path) -> list[str]:
             state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
             continue
-        if str(home).encode() in words and state != "Z" and int(folder.name) != os.getpid():
+        if text.encode() in words and state != "Z" and int(folder.name) != os.getpid():
             found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
     return found
 
@@ -80,17 +80,21 @@ def get(address: str) -> bytes:
         return answer.read()
 
 
-def runs_of(api: str, flow: str) -> list[dict[str, Any]]:
-    query = json.dumps({"flows": {"name": {"any_": [flow]}}}).encode()
-    request = urllib.request.Request(
-        f"{api}/flow_runs/filter", query, {"Content-Type": "application/json"}
-    )
+def post(address: str, body: dict[str, Any]) -> Any:
+    content = {"Content-Type": "application/json"}
+    request = urllib.request.Request(address, json.dumps(body).encode(), content)
     with urllib.request.urlopen(request, timeout=20) as answer:
         return json.load(answer)
 
 
+def retrains(api: str, state: str) -> list[dict[str, Any]]:
+    """Runs of `retrain` that are in a state."""
+    runs = post(f"{api}/flow_runs/filter", {"flows": {"name": {"any_": ["retrain"]}}})
+    return [run for run in runs if run["state_name"] == state]
+
+
 @pytest.mark.timeout(500)
-def test_a_file_in_the_inbox_ends_in_a_champion_and_ctrl_c_leaves_no_process(
+def test_a_file_in_the_inbox_ends_in_a_question_a_yes_in_a_champion_and_ctrl_c_leaves_no_process(
     home: Path, tmp_path: Path
 ) -> None:
     from mlflow.tracking import MlflowClient
@@ -99,7 +103,7 @@ def test_a_file_in_the_inbox_ends_in_a_champion_and_ctrl_c_leaves_no_process(
     orders.mkdir()
     (orders / "quality").write_text("0.8")
     recipe = tmp_path / "recipe.yaml"
-    wanted = retrain_recipe().model_dump(mode="json", exclude_unset=True)
+    wanted = retrain_recipe(approval="required").model_dump(mode="json", exclude_unset=True)
     recipe.write_text(json.dumps(wanted))
     renew_holdout(home, 0.0)
     dropped = write(home / "inbox" / "a.jsonl", [row(number) for number in range(30)])
@@ -116,11 +120,16 @@ def test_a_file_in_the_inbox_ends_in_a_champion_and_ctrl_c_leaves_no_process(
         assert f"Prefect   http://127.0.0.1:{ports[0]}\n" in lines
         assert b"<title>Prefect" in get(f"http://127.0.0.1:{ports[0]}/")
         assert b"MLflow" in get(f"http://127.0.0.1:{ports[1]}/")
-        wait_until(
-            lambda: any(run["state_type"] == "COMPLETED" for run in runs_of(api, "retrain")), 240
-        )
-        [run] = [run for run in runs_of(api, "retrain") if run["state_type"] == "COMPLETED"]
+        wait_until(lambda: bool(retrains(api, "Suspended")), 240, every=0.5)
+        [run] = retrains(api, "Suspended")
         assert run["parameters"]["reason"] == "preferences", "the automation started it"
+        assert head(home) == 0 and where(home) == (0, 30, 0)
+        assert aliases(home) == {"candidate": "1", "champion": "2"}, "generation 0 serves meanwhile"
+        wait_until(lambda: processes_with(run["id"]) == [], 60, every=0.5)
+        answer = {"promote": True, "name": "Ada", "reason": "read twenty answers"}
+        post(f"{api}/flow_runs/{run['id']}/resume", {"run_input": answer})
+        wait_until(lambda: bool(retrains(api, "Completed")), 240, every=0.5)
+        assert [done["id"] for done in retrains(api, "Completed")] == [run["id"]]
         assert head(home) == 1 and where(home) == (0, 0, 30)
         current = champion(home, MODEL)
         assert current is not None and served(home) == current.digest
@@ -130,7 +139,7 @@ def test_a_file_in_the_inbox_ends_in_a_champion_and_ctrl_c_leaves_no_process(
         process.send_signal(signal.SIGINT)
         rest, _ = process.communicate(timeout=120)
     assert process.returncode == 0, rest
-    assert processes_of(home) == []
+    assert processes_with(str(home)) == []
     assert time.monotonic() - began < 90
     assert CANARY not in "".join(lines) + rest
     for path in home.rglob("*"):

@@ -21,6 +21,7 @@ from alignflow.recipe import (
     TuningSection,
 )
 from alignflow.stage import StageResult, StageSpec
+from alignflow.stage_process import load_stage
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
@@ -107,15 +108,12 @@ def work_of(spec: StageSpec) -> Path:
 
 def run_stage(spec: StageSpec, attempt: int = 1) -> StageResult:
     """Runs a stage in this process."""
-    from importlib import import_module
-
-    modules = {"prepare": "alignflow.data.prepare"}
-    module = import_module(modules.get(spec.stage, f"alignflow.training.{spec.stage}"))
+    stage = load_stage(spec.stage)
     work = work_of(spec)
     (work / "output").mkdir(parents=True, exist_ok=True)
     events = EventWriter(work / "events.jsonl", attempt)
     try:
-        return module.run(spec, work, events)
+        return stage(spec, work, events)
     finally:
         events.close()
 

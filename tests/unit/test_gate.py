@@ -333,6 +333,33 @@ def test_an_endpoint_is_asked(reply: str, expected: str, monkeypatch: pytest.Mon
     assert "because" in requests[0]["body"]["messages"][-1]["content"]
 
 
+def test_pairs_are_judged_at_the_same_time_and_every_answer_is_kept(tmp_path: Path) -> None:
+    together = threading.Barrier(4, timeout=20)
+
+    def judge(prompt: str, first: str, second: str) -> str:
+        together.wait()
+        return longer(prompt, first, second)
+
+    path = tmp_path / "j.jsonl"
+    rows = {f"p{number}": ("aa" * number, "a") for number in range(1, 9)}
+    found = compare("length", judge, rows, JudgementCache(path), at_once=4)
+    assert found.wins == dict.fromkeys(rows, 1.0)
+    assert len(JudgementCache(path)) == 16
+
+
+def test_a_judge_that_fails_is_not_asked_about_the_rest(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def judge(prompt: str, first: str, second: str) -> str:
+        asked.append(prompt)
+        raise EvaluationError("down")
+
+    rows = {f"p{number}": ("aa", "a") for number in range(100)}
+    with pytest.raises(EvaluationError, match="down"):
+        compare("length", judge, rows, JudgementCache(tmp_path / "j.jsonl"), at_once=2)
+    assert len(asked) < 20
+
+
 def test_an_endpoint_that_is_down_is_not_a_lost_game() -> None:
     with pytest.raises(EvaluationError, match="did not answer"):
         judge_of(JudgeSection(endpoint="http://127.0.0.1:9/v1", timeout_seconds=1))("p", "a", "b")
