@@ -126,9 +126,13 @@ def _wins(
     cache: JudgementCache,
     at_once: int,
 ) -> list[float]:
+    def win(pair: tuple[str, str, str]) -> float:
+        prompt, ours, theirs = pair
+        return _win(name, judge, prompt, ours, theirs, cache)
+
     pool = ThreadPoolExecutor(at_once)
     try:
-        return list(pool.map(lambda pair: _win(name, judge, *pair, cache), pairs))
+        return list(pool.map(win, pairs))
     finally:
         pool.shutdown(cancel_futures=True)  # a judge that is down is not asked about the rest
 
