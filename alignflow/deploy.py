@@ -11,16 +11,24 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from alignflow.check.findings import raise_errors
+from alignflow.check.rules import recipe_findings
 from alignflow.errors import RecipeError
 from alignflow.inbox import default_inbox
-from alignflow.recipe import DATA_PARTS, DataSource, ModelSource, Recipe
+from alignflow.recipe import DATA_PARTS, Recipe
 from alignflow.recipe_file import load_recipe
 from alignflow.retraining import require_retrain
 from alignflow.settings import Settings
+from alignflow.sources import DATA_SUFFIXES
 
 WORK_POOL = "alignflow"
 PASSED_ON = ("ALIGNFLOW_HOME", "MLFLOW_TRACKING_URI", "HF_HUB_OFFLINE", "HF_HOME")
-LOCAL_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv")
+PATH_FIELDS = (
+    "base_model.source", "base_model.chat_template", "tuning.init_adapter",
+    "evaluation.metrics", "evaluation.json_schema", "ppo.watch.metric",
+    *(f"{method}.rewards.source" for method in ("ppo", "rloo", "grpo")), "retrain.judge.model.source",
+)  # fmt: skip
+"""Fields, beside `data`, that may name a file or a directory."""
 
 
 def check_recipe(recipe: str) -> dict[str, Any]:
@@ -41,6 +49,7 @@ def check_recipe(recipe: str) -> dict[str, Any]:
     home = deployed_home()
     checked = with_absolute_paths(load_recipe(path, []), Path.cwd())
     require_retrain(checked)
+    raise_errors(str(path), recipe_findings(checked, small_model=False))
     return {
         "recipe": checked.model_dump(mode="json"),
         "home": str(home),
@@ -84,29 +93,41 @@ def deployed_home() -> Path:
 
 def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     """`recipe` with every path in it taken from `folder`, for a flow that runs elsewhere."""
-    data = recipe.data
-    moved = {
-        part: [_absolute(source, folder) for source in getattr(data, part)] for part in DATA_PARTS
-    }
-    changed: dict[str, Any] = {
-        "data": data.model_copy(update=moved),
-        "base_model": _absolute_model(recipe.base_model, folder),
-    }
-    section = recipe.retrain
-    if section is not None and section.judge is not None and section.judge.model is not None:
-        model = _absolute_model(section.judge.model, folder)
-        judge = section.judge.model_copy(update={"model": model})
-        changed["retrain"] = section.model_copy(update={"judge": judge})
-    return recipe.model_copy(update=changed)
+    values = recipe.model_dump(mode="json", exclude_unset=True)
+    for part in DATA_PARTS:
+        for source in values.get("data", {}).get(part, ()):
+            source["source"] = _absolute_data(source["source"], folder)
+    for field in PATH_FIELDS:
+        _move(values, field.split("."), folder)
+    return Recipe.model_validate(values)
 
 
-def _absolute_model(model: ModelSource, folder: Path) -> ModelSource:
-    if not (folder / model.source).is_dir():
-        return model
-    return model.model_copy(update={"source": str(folder / model.source)})
+def _absolute_data(source: str, folder: Path) -> str:
+    """A file or glob need not be there yet."""
+    local = ":" not in source and source.endswith(DATA_SUFFIXES)
+    return str(folder / source) if local else source
 
 
-def _absolute(source: DataSource, folder: Path) -> DataSource:
-    if ":" in source.source or not source.source.endswith(LOCAL_SUFFIXES):
-        return source
-    return source.model_copy(update={"source": str(folder / source.source)})
+def _move(place: Any, parts: list[str], folder: Path) -> None:
+    """Makes the paths at `parts` below `place` absolute, in each entry of a list."""
+    if isinstance(place, list):
+        for entry in place:
+            _move(entry, parts, folder)
+        return
+    name, *rest = parts
+    if not isinstance(place, dict) or place.get(name) is None:
+        return
+    if rest:
+        _move(place[name], rest, folder)
+    elif isinstance(place[name], list):
+        place[name] = [_absolute(entry, folder) for entry in place[name]]
+    else:
+        place[name] = _absolute(place[name], folder)
+
+
+def _absolute(text: str, folder: Path) -> str:
+    """What is there below `folder` as an absolute path; `file.py:name` names a function in a file."""
+    file, colon, function = text.rpartition(":")
+    if colon and file.endswith(".py") and (folder / file).is_file():
+        return f"{folder / file}:{function}"
+    return str(folder / text) if (folder / text).exists() else text

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from alignflow.recipe import Recipe
 
+CPU_MICRO_BATCH = 16
+"""Rows of a forward pass on a CPU, which more rows do not make faster."""
 NVIDIA_DEVICE = Path("/dev/nvidiactl")
 
 
@@ -24,3 +28,16 @@ def resolve_dtype(recipe: Recipe) -> str:
     if recipe.tuning.dtype != "auto":
         return recipe.tuning.dtype
     return "bfloat16" if has_gpu() else "float32"
+
+
+def first_micro_batch(compute: Mapping[str, Any], batch_size: int) -> int:
+    """Rows per forward pass of a first attempt: as asked for, for `auto` all of the batch on a GPU."""
+    asked = compute.get("micro_batch_size", "auto")
+    if asked != "auto":
+        return min(int(asked), batch_size)
+    return batch_size if has_gpu() else min(batch_size, CPU_MICRO_BATCH)
+
+
+def largest_divisor(batch_size: int, limit: int) -> int:
+    """The largest micro-batch within a limit that divides the batch; at least 1."""
+    return next(size for size in range(max(limit, 1), 0, -1) if batch_size % size == 0)

@@ -23,7 +23,8 @@ from alignflow.artifacts import (
     read_manifest,
     work_directory,
 )
-from alignflow.environment import stage_environment
+from alignflow.device import first_micro_batch, largest_divisor
+from alignflow.environment import ONLINE, stage_environment
 from alignflow.errors import AlignflowError, OutOfMemory, StageError, error_for
 from alignflow.events import EVENTS_FILE, EventTail, EventWriter, read_events
 from alignflow.files import atomic_write_text
@@ -106,10 +107,7 @@ def with_smaller_micro_batch(spec: StageSpec, events: list[dict[str, Any]]) -> S
     batch = spec.params.get("section", {}).get("batch_size")
     if not halvings or not batch:
         return spec
-    start = spec.compute.get("micro_batch_size", "auto")
-    start = min(start, batch) if isinstance(start, int) else batch
-    wanted = max(1, start >> halvings)
-    smaller = next(size for size in range(wanted, 0, -1) if batch % size == 0)
+    smaller = largest_divisor(batch, first_micro_batch(spec.compute, batch) >> halvings)
     return spec.model_copy(update={"compute": {**spec.compute, "micro_batch_size": smaller}})
 
 
@@ -167,7 +165,7 @@ class _Watch:
 def start_child(stage: str, work: Path, attempt: int, server: Forkserver | None = None) -> Child:
     """Starts a stage's process: forked where the server can, else fresh."""
     environment = stage_environment(stage)
-    if server is not None and stage != "prepare":  # the server's HF_* variables say offline
+    if server is not None and stage not in ONLINE:  # the server's HF_* variables say offline
         with suppress(ForkserverGone):
             return server.fork(work, attempt, environment)
     with (work / LOG_FILE).open("ab") as log:

@@ -78,13 +78,23 @@ def read_base(prepare_directory: Path) -> BaseModel:
             f"The base model {record['source']} is no longer in {path}. Put it back, or delete "
             f"{prepare_directory} to prepare again."
         )
-    if file_stamps(path) != location["files"] and digest_directory(path) != record["digest"]:
+    if not _unchanged(path, location["files"], record["digest"]):
         raise ArtifactError(
             f"The base model {record['source']} in {path} is not the one that the data were "
             f"prepared for (digest {record['digest'][:12]}). Put that one back, or run the recipe "
             "again from the start."
         )
     return BaseModel(path=str(path), **record)
+
+
+def _unchanged(path: Path, stamped: dict[str, list[int]], digest: str) -> bool:
+    """Whether a base model's files are what they were; further files beside them change nothing."""
+    stamps = file_stamps(path)
+    if all(stamps.get(name) == stamp for name, stamp in stamped.items()):
+        return True
+    if path.name == digest:  # the Hub's snapshot of a commit, downloaded again
+        return stamped.keys() <= stamps.keys()
+    return digest_directory(path) == digest
 
 
 def base_of(spec: StageSpec) -> BaseModel:
@@ -132,8 +142,12 @@ def load_policy(
     return load_adapter(model, stage_directory / ADAPTER, base)
 
 
-def load_merged(directory: Path) -> Any:
-    """A merged model, loaded as any user would, computing in float32 on a CPU.
+def load_merged(directory: Path, dtype: str | None = None) -> Any:
+    """A merged model, loaded as any user would.
+
+    Args:
+        directory: Of the merged model.
+        dtype: Compute type; None is float32 on a CPU and bfloat16 on a GPU.
 
     Raises:
         ArtifactError: There is none, or it is still marked as quantized.
@@ -143,7 +157,7 @@ def load_merged(directory: Path) -> Any:
         raise ArtifactError(f"{directory} holds no model (no config.json).")
     if "quantization_config" in json.loads(config.read_text()):
         raise ArtifactError(f"{directory}: the merged model is still marked as quantized.")
-    dtype = "float32" if device().type == "cpu" else "bfloat16"
+    dtype = dtype or ("float32" if device().type == "cpu" else "bfloat16")
     return _load(AutoModelForCausalLM, str(directory), dtype, None).eval()
 
 

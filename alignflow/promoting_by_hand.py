@@ -11,6 +11,7 @@ from alignflow.ledger import Generation, champion, generation, lineage, promote,
 from alignflow.ledger.store import has_ledger
 from alignflow.promotion import Reconciled, Registry, reconcile, verified_model
 from alignflow.report import load_report
+from alignflow.retraining import ORIGINAL_STAGES
 from alignflow.tracking import model_digest
 
 
@@ -109,11 +110,14 @@ def _find(home: Path, source: str) -> Found:
     )
 
 
+MADE_BY = ("pretrain", "sft", "aligned")
+"""Inputs of a merge that the lineage goes on from."""
+
+
 def _artifacts(merge: Artifact, head: Generation | None) -> dict[str, str]:
-    """What made the model, by stage; the SFT model of the lineage stays where it has none of its own."""
+    """What made the model, by stage; base and SFT model of the lineage stay where it has none of its own."""
     inputs = merge.spec.inputs
     found = {"merge": merge.path, "prepare": inputs["data"].path}
-    found |= {ref.stage: ref.path for role, ref in inputs.items() if role in ("sft", "aligned")}
-    if head is not None and "sft" in head.artifacts:
-        found.setdefault("sft", head.artifacts["sft"])
-    return found
+    found |= {ref.stage: ref.path for role, ref in inputs.items() if role in MADE_BY}
+    theirs = head.artifacts if head is not None else {}
+    return {**{stage: theirs[stage] for stage in ORIGINAL_STAGES if stage in theirs}, **found}

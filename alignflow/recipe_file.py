@@ -183,6 +183,8 @@ def _problems(
     found: dict[FieldPath, list[Any]] = {}
     for problem in error.errors(include_url=False):
         found.setdefault(_written(problem, values), []).append(problem)
+    for problem in found.pop((), []):
+        yield from _lines_about_the_whole(path, places, problem)
     for field, problems in found.items():
         where = _where(path, places, field, problems[0]["msg"])
         name = ".".join(str(part) for part in field) or "recipe"
@@ -207,12 +209,21 @@ def _hidden_problems(
     try:
         Recipe.model_validate(pruned)
     except ValidationError as rest:
-        whole = [line for line in rest.errors(include_url=False) if not line["loc"]]
         return [
-            f"{_where(path, places, (), line['msg'])}: recipe: {_what_to_do(line, ())}"
-            for line in whole
+            line
+            for problem in rest.errors(include_url=False)
+            if not problem["loc"]
+            for line in _lines_about_the_whole(path, places, problem)
         ]
     return []
+
+
+def _lines_about_the_whole(
+    path: Path, places: Mapping[FieldPath, str], problem: Any
+) -> Iterator[str]:
+    """A line for each way in which sections contradict each other."""
+    for text in _what_to_do(problem, ()).splitlines():
+        yield f"{_where(path, places, (), text)}: recipe: {text.rstrip('.')}."
 
 
 def _remove(values: Any, field: FieldPath) -> None:

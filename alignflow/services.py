@@ -133,7 +133,8 @@ def demand_free(host: str, port: int, option: str) -> None:
         RecipeError: It cannot.
     """
     try:
-        with socket.create_server((host, port)):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host, port), family=family):
             return
     except OSError as error:
         raise RecipeError(

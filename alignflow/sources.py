@@ -117,8 +117,12 @@ def resolve_data_source(source: DataSource, home: Path, seed: int) -> Resolved:
     return Resolved(digest_json([sha256_file(path) for path in files]), None)
 
 
-def resolve_function(source: str) -> Path:
+def resolve_function(source: str, field: str = "rewards") -> Path:
     """Absolute path of the Python file behind `package.module:name` or `path/to/file.py:name`.
+
+    Args:
+        source: The place.
+        field: Where in the recipe, for the message.
 
     Raises:
         RecipeError: There is no such file or module.
@@ -128,14 +132,14 @@ def resolve_function(source: str) -> Path:
         path = Path(place).expanduser().absolute()
         if path.is_file():
             return path
-        raise RecipeError(f"rewards names {source!r}, but there is no file {path}.")
+        raise RecipeError(f"{field}: {source!r} is no function: there is no file {path}.")
     try:
         spec = importlib.util.find_spec(place)
     except (ImportError, ValueError):
         spec = None
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise RecipeError(
-            f"rewards names {source!r}, but no module {place!r} can be imported here. Install it "
+            f"{field}: {source!r} is no function: no module {place!r} can be imported here. Install it "
             "where stages run, or name a file, `path/to/file.py:name`."
         )
     return Path(spec.origin)

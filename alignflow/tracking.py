@@ -55,7 +55,12 @@ logger = logging.getLogger(__name__)
 
 def tracking_uri(home: Path) -> str:
     """MLFLOW_TRACKING_URI, else SQLite in the home."""
-    return Settings().mlflow_tracking_uri or f"sqlite:///{home / 'mlflow.db'}"
+    return Settings().mlflow_tracking_uri or local_store(home)
+
+
+def local_store(home: Path) -> str:
+    """MLflow's SQLite database in the home."""
+    return f"sqlite:///{home / 'mlflow.db'}"
 
 
 def sidecar(home: Path, stage: str, key: str) -> Path:

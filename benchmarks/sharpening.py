@@ -17,7 +17,7 @@ from alignflow.builtin.freight.judge import judge
 from alignflow.evaluation.generate import decode, respond
 from alignflow.modeling import load_policy, load_tokenizer, read_base
 
-MAX_NEW_TOKENS = 48
+MAX_NEW_TOKENS = 40
 HALVINGS = 7
 
 

@@ -31,7 +31,7 @@ from quickstart import RECIPE, mean_and_margin, percent, run
 
 RECIPES = RECIPE.parent
 NAMES = ("quickstart", *(f"quickstart-{name}" for name in ("ppo", "orpo", "qlora", "full", "pretrain")))  # fmt: skip
-METHODS = ("dpo", "ppo", "orpo", "simpo")
+METHODS = ("dpo", "ppo", "orpo", "simpo", "kto", "rloo", "grpo")
 GIB = 1024**3
 SFT_ONLY = ("method=none", "dpo=null", "reward=null", "merge=null", "tracking.upload=adapter")
 RATES = {
@@ -46,19 +46,14 @@ def measure(home: Path, seed: int, name: str, overrides: list[str]) -> dict[str,
     """Figures of each model that a recipe makes, by row of the table."""
     report = run(home, seed, *overrides, recipe=RECIPES / f"{name}.yaml")
     stages = {entry["stage"]: entry for entry in report["stages"]}
-    rows: dict[str, Figures] = {}
-    before: list[str] = []
-    for stage in stages:
-        if stage not in ("pretrain", "sft", "reward", *METHODS):
-            continue
-        before.append(stage)
-        model = "sft" if stage == "sft" else "aligned" if stage in METHODS else None
-        if model is not None:
-            rows[f"{name}: {stage}"] = {
-                **quality(report["evaluation"], model),
-                **cost([stages[needed] for needed in before], stage),
-            }
-    return rows
+    return {
+        f"{name}: {stage}": {
+            **quality(report["evaluation"], "sft" if stage == "sft" else "aligned"),
+            **cost(stages, stage),
+        }
+        for stage in stages
+        if stage == "sft" or stage in METHODS
+    }
 
 
 def quality(evaluation: dict[str, Any], model: str) -> Figures:
@@ -77,8 +72,8 @@ def forgetting(evaluation: dict[str, Any], model: str) -> float:
     return math.log(after / before)
 
 
-def cost(stages: list[dict[str, Any]], last: str) -> Figures:
-    """Seconds, memory and parameters of the stages that made a model.
+def cost(stages: dict[str, dict[str, Any]], last: str) -> Figures:
+    """Seconds, memory and parameters of the stages that made a model: of those it read from only.
 
     Seconds are those of the attempt that made the artifact: recipes share stages, and a stage that
     another recipe has done is Cached.
@@ -87,15 +82,24 @@ def cost(stages: list[dict[str, Any]], last: str) -> Figures:
         SystemExit: An artifact was made by a version that recorded no peak memory.
     """
     peaks, trainable, seconds = [], 0.0, dict[str, float]()
-    for entry in stages:
-        manifest = json.loads((Path(entry["artifact"]) / "manifest.json").read_text())
+    manifests = {
+        stage: json.loads((Path(entry["artifact"]) / "manifest.json").read_text())
+        for stage, entry in stages.items()
+        if entry["artifact"]
+    }
+    read = {ref["stage"] for ref in manifests[last]["spec"]["inputs"].values()}
+    for stage, manifest in manifests.items():
+        if stage == "prepare" or stage not in (*read, last):
+            continue
         result = manifest["result"]
         peak = result["details"].get("peak_memory_bytes")
         if peak is None:
-            raise SystemExit(f"{entry['artifact']} has no peak_memory_bytes; use another --home.")
+            raise SystemExit(
+                f"{stages[stage]['artifact']} has no peak_memory_bytes; use another --home."
+            )
         peaks.append(float(peak.get("gpu", peak["process"])))
-        seconds[f"seconds {entry['stage']}"] = float(manifest["seconds"])
-        if entry["stage"] == last:
+        seconds[f"seconds {stage}"] = float(manifest["seconds"])
+        if stage == last:
             trainable = float(result["params"]["trainable_params"])
     return {**seconds, "peak_bytes": max(peaks), "trainable": trainable}
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import socket
 import subprocess
 import sys
@@ -127,7 +126,7 @@ def main() -> None:
             sys.stderr.write(f"{run['name']}: {run['state']['message']}\n")
             take_picture(arguments.browser, f"{address}/runs/flow-run/{run['id']}", arguments.out)
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             process.wait(timeout=120)
 
 

@@ -10,9 +10,12 @@ import json
 import time
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+import httpx
 from prefect import get_run_logger
-from prefect.exceptions import FlowPauseTimeout
+from prefect.client.orchestration import get_client
+from prefect.exceptions import FlowPauseTimeout, ObjectNotFound
 from prefect.flow_runs import pause_flow_run, suspend_flow_run
 from prefect.input import RunInput
 from prefect.runtime import deployment, flow_run
@@ -42,11 +45,27 @@ def awaited_elsewhere(home: Path, name: str, snapshot: str) -> str | None:
     note = _read(home, name, snapshot)
     if note is None or note["flow_run_id"] == flow_run.id or time.time() > note["until"]:
         return None
+    if _has_ended(note["flow_run_id"]):
+        forget_approval(home, name, snapshot)
+        return None
     hours = (note["until"] - time.time()) / 3600
     return (
         f"snapshot {snapshot} waits for approval in flow run {note['flow_run_id']}, for {hours:.1f} "
         "hours more: nothing to do"
     )
+
+
+def _has_ended(flow_run_id: str) -> bool:
+    """Whether a run waits no more: cancelled, crashed or deleted. A server that is away: it waits."""
+    try:
+        identity = UUID(flow_run_id)
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(identity).state
+    except ObjectNotFound:
+        return True
+    except (httpx.HTTPError, ValueError):
+        return False
+    return state is not None and state.is_final()
 
 
 def with_approval(

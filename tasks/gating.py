@@ -63,6 +63,8 @@ def _answered(run: RetrainRun, models: Contestants) -> Path | None:
     ):
         return None
     asked = questions(run.recipe, run.home, models)
+    if not asked:
+        return None
     return run.aside(judge_spec(run.recipe, run.home, asked)).directory / JUDGEMENTS_FILE
 
 

@@ -122,7 +122,7 @@ class PipelineRun:
             mlflow=tracker.place(),
         )
         self.report = {**built, **self.notes}
-        write_report(self.home, self.report)
+        write_report(self.home, self.report, self.recipe)
         tracker.finish(status, self.report, self.home / "runs" / self.run_id)
         if address := tracker.address():
             link_mlflow_run(address)

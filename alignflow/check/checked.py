@@ -141,8 +141,8 @@ def preflight(recipe: Recipe, name: str) -> None:
 def _adapter_seen(recipe: Recipe, directory: Path | None, shape: Shape | None) -> list[Finding]:
     assert recipe.tuning.init_adapter is not None
     adapter = Path(recipe.tuning.init_adapter).expanduser().absolute()
-    hashed = directory is not None and (adapter / "base_model.json").is_file()
-    digest = digest_directory(directory) if directory is not None and hashed else None
+    noted = (adapter / "base_model.json").is_file()
+    digest = _digest(recipe, directory) if directory is not None and noted else None
     findings = [
         *(refusals(adapter, "tuning.init_adapter") if adapter.is_dir() else []),
         *adapter_findings(recipe.tuning.init_adapter, digest, shape),
@@ -150,6 +150,13 @@ def _adapter_seen(recipe: Recipe, directory: Path | None, shape: Shape | None) -
     if directory is not None and recipe.merge is not None and exit_code(findings) == 0:
         findings += adapter_merge_findings(directory, adapter)
     return findings
+
+
+def _digest(recipe: Recipe, directory: Path) -> str:
+    """The base model's, as stages record it: of a Hub model the commit, which names its snapshot."""
+    if is_hub_id(recipe.base_model.source):
+        return directory.name
+    return digest_directory(directory)
 
 
 def _template_seen(recipe: Recipe, found: Surroundings) -> list[Finding]:

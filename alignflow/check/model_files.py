@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from alignflow.check.findings import Finding, error, raised
-from alignflow.errors import AlignflowError, RecipeError
+from alignflow.errors import AlignflowError, ArtifactError, RecipeError
+from alignflow.merging.headers import checkpoint_files
 from alignflow.recipe import ModelSource
 from alignflow.sources import is_builtin, is_hub_id
 
@@ -42,7 +43,10 @@ def model_directory(model: ModelSource) -> Path | None:
 
 
 def cached_on_hub(repository: str, revision: str | None) -> Path | None:
-    """Directory of a Hub model in the local cache, without asking the Hub."""
+    """Directory of a Hub model whose weights are all in the local cache, without asking the Hub.
+
+    None where a download has not ended; `prepare` continues it.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     try:
@@ -51,7 +55,13 @@ def cached_on_hub(repository: str, revision: str | None) -> Path | None:
         raise RecipeError(
             f"base_model: {repository!r} is neither a directory nor a Hub id: {problem}."
         ) from problem
-    return Path(found).parent if isinstance(found, str) else None
+    if not isinstance(found, str):
+        return None
+    try:
+        checkpoint_files(Path(found).parent)
+    except (ArtifactError, OSError, ValueError, KeyError):
+        return None
+    return Path(found).parent
 
 
 def refusals(directory: Path, field: str = "base_model") -> list[Finding]:

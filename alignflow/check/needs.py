@@ -101,6 +101,8 @@ def _stage_need(
         weights = shape.parameters * value
     ppo = section if isinstance(section, PPOSection) else None
     copies = model_count(ppo) if ppo else 2 if name in with_reference(recipe) else 1
+    if name in ("rloo", "grpo") and recipe.online is not None and recipe.online.uses_reward_model:
+        copies, weights = copies + 1, weights * 2  # the reward model is a copy of its own
     moving = trained_count(ppo) if ppo else 1
     kept, moved = kept_bytes(recipe), moved_bytes(recipe, section)
     if recipe.tuning.mode == "full":

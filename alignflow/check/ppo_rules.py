@@ -72,9 +72,9 @@ def _errors(recipe: Recipe, ppo: PPOSection) -> Iterator[Finding]:
     for term in ppo.rewards:
         if term.is_function:
             try:
-                resolve_function(term.source)
+                resolve_function(term.source, "ppo.rewards")
             except RecipeError as problem:
-                yield raised(RecipeError(f"ppo.rewards: {problem.message}"))
+                yield raised(problem)
         elif term.source == EXECUTION and not recipe.data.prompts:
             yield error(
                 "ppo.rewards",

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from alignflow.check.findings import Finding, advice, error, warning
 from alignflow.check.ppo_rules import ppo_findings
+from alignflow.check.retrain_rules import retrain_findings
 from alignflow.check.trainer_arguments import trainer_argument_findings
 from alignflow.errors import DataError
 from alignflow.recipe import DATA_PARTS, DPOSection, Recipe, TuningSection
 from alignflow.sources import is_hub_id
 
-METRICS = Path(__file__).parents[1] / "evaluation" / "metrics"
 LOSSES = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
     "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
@@ -43,6 +43,7 @@ def recipe_findings(recipe: Recipe, *, small_model: bool) -> list[Finding]:
         *_loss_findings(recipe.dpo),
         *_reference_free_advice(recipe),
         *ppo_findings(recipe),
+        *retrain_findings(recipe, TEXT_METRICS),
         *(
             finding
             for name, section in recipe.training_sections.items()
@@ -56,27 +57,26 @@ def recipe_findings(recipe: Recipe, *, small_model: bool) -> list[Finding]:
     ]
 
 
-def did_you_mean(name: str, known: list[str]) -> str:
+def did_you_mean(name: str, known: Sequence[str]) -> str:
     """`did you mean x?`, or what there is."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]}?" if close else f"There are {', '.join(known)}."
 
 
-def metric_names() -> list[str]:
-    """Metrics that ship with alignflow."""
-    return sorted(path.stem for path in METRICS.glob("[a-z]*.py"))
+TEXT_METRICS = ("exact_match", "execution_accuracy", "json_validity", "overlap")
+"""Those of ours that compare responses with targets. The others take numbers and need no naming."""
 
 
 def _metric_findings(recipe: Recipe) -> Iterator[Finding]:
     section = recipe.evaluation
     for metric in section.metrics:
         given = Path(metric).expanduser()
-        if metric in metric_names() or given.is_file() or (given / f"{given.name}.py").is_file():
+        if metric in TEXT_METRICS or given.is_file() or (given / f"{given.name}.py").is_file():
             continue
         yield error(
             "evaluation.metrics",
-            f"{metric!r} is neither a metric of alignflow nor a file; "
-            + did_you_mean(metric, metric_names()),
+            f"{metric!r} is neither a metric of responses nor a file; "
+            + did_you_mean(metric, TEXT_METRICS),
         )
     if section.json_schema is not None:
         yield from _schema_findings(Path(section.json_schema))

@@ -51,8 +51,9 @@ def up(
 
     demand_auth(host, os.environ)
     place = resolve_home(home)
-    api = f"http://{host}:{prefect_port}/api"
-    environment = up_environment(place, recipe, inbox, api)
+    named = f"[{host}]" if ":" in host else host
+    api = f"http://{named}:{prefect_port}/api"
+    environment = up_environment(place, recipe, inbox, api, host)
     watched = _checked(recipe, environment)
     demand_free(host, prefect_port, "--prefect-port")
     demand_free(host, mlflow_port, "--mlflow-port")
@@ -62,14 +63,16 @@ def up(
         start = _Starter(services, environment, place / "up")
         typer.echo("Starting Prefect and MLflow ...")
         server = start("prefect", prefect_command(host, prefect_port))
-        tracking = start("mlflow", mlflow_command(host, mlflow_port, place))
+        tracking = start(
+            "mlflow", mlflow_command(host, mlflow_port, place), mlflow_auth(host, place)
+        )
         server.wait_until_healthy(f"{api}/health")
         start("deploy", deploy_command()).wait_until_done()
         start("worker", worker_command())
-        tracking.wait_until_healthy(f"http://{host}:{mlflow_port}/health")
+        tracking.wait_until_healthy(f"http://{named}:{mlflow_port}/health")
         typer.echo(
-            f"Prefect   http://{host}:{prefect_port}\n"
-            f"MLflow    http://{host}:{mlflow_port}\n"
+            f"Prefect   http://{named}:{prefect_port}\n"
+            f"MLflow    http://{named}:{mlflow_port}\n"
             f"Inbox     {watched}\n"
             f"Home      {place} (logs in {place / 'up'})\n"
             "Ctrl-C ends everything."
@@ -88,10 +91,13 @@ class _Starter:
         self._environment = environment
         self._logs = logs
 
-    def __call__(self, name: str, command: list[str]) -> Service:
+    def __call__(
+        self, name: str, command: list[str], more: Mapping[str, str] | None = None
+    ) -> Service:
         from alignflow.services import Service
 
-        service = Service(name, command, self._environment, self._logs / f"{name}.log")
+        environment = {**self._environment, **(more or {})}
+        service = Service(name, command, environment, self._logs / f"{name}.log")
         self.services.append(service)
         return service
 
@@ -124,7 +130,7 @@ def demand_auth(host: str, environment: Mapping[str, str]) -> None:
     """
     from alignflow.errors import RecipeError
 
-    if host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback):
+    if is_loopback(host):
         return
     missing = [name for name in AUTH if not environment.get(name)]
     if missing:
@@ -134,15 +140,17 @@ def demand_auth(host: str, environment: Mapping[str, str]) -> None:
         )
 
 
-def _is_address(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to what listens on `host`."""
     try:
-        ipaddress.ip_address(host)
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-    return True
 
 
-def up_environment(home: Path, recipe: Path, inbox: str | None, api: str) -> dict[str, str]:
+def up_environment(
+    home: Path, recipe: Path, inbox: str | None, api: str, host: str
+) -> dict[str, str]:
     """Environment of all processes; what this one has wins where it does not contradict."""
     from alignflow.environment import NO_TELEMETRY, prefect_environment
 
@@ -157,7 +165,7 @@ def up_environment(home: Path, recipe: Path, inbox: str | None, api: str) -> dic
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_API_URL": api,
-        "PREFECT_UI_API_URL": api,
+        "PREFECT_UI_API_URL": api if is_loopback(host) else "/api",
         **({"PREFECT_API_AUTH_STRING": auth} if auth else {}),
         "ALIGNFLOW_HOME": str(home),
         "ALIGNFLOW_RECIPE": str(recipe.absolute()),
@@ -192,14 +200,27 @@ def prefect_command(host: str, port: int) -> list[str]:
 
 def mlflow_command(host: str, port: int, home: Path) -> list[str]:
     """MLflow's server on the store of the home."""
-    from alignflow.tracking import tracking_uri
+    from alignflow.tracking import local_store
 
     return [
         *(sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)),
-        *("--backend-store-uri", tracking_uri(home), "--workers", "1"),
+        *("--backend-store-uri", local_store(home), "--workers", "1"),
         *("--default-artifact-root", str(home / "mlartifacts")),
-        *(["--app-name", "basic-auth"] if host not in ("127.0.0.1", "localhost", "::1") else []),
+        *([] if is_loopback(host) else ["--app-name", "basic-auth"]),
     ]
+
+
+def mlflow_auth(host: str, home: Path) -> dict[str, str]:
+    """What MLflow needs to ask for passwords: its users stand in the home; the first is `admin`."""
+    if is_loopback(host):
+        return {}
+    config = home / "up" / "mlflow_auth.ini"
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(
+        "[mlflow]\ndefault_permission = READ\n"
+        f"database_uri = sqlite:///{home / 'up' / 'mlflow_auth.db'}\n"
+    )
+    return {"MLFLOW_AUTH_CONFIG_PATH": str(config), "MLFLOW_AUTH_ADMIN_USERNAME": "admin"}
 
 
 def deploy_command() -> list[str]:

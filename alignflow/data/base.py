@@ -13,8 +13,13 @@ from alignflow.files import atomic_write_json, digest_directory, file_stamps
 MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 
 
-def fetch_base(params: dict[str, Any], path: str | None) -> Path:
-    """Directory of the base model; a Hub model is downloaded into the Hub's cache.
+def fetch_base(params: dict[str, Any], path: str | None, field: str = "base_model") -> Path:
+    """Directory of a model; a Hub model is downloaded into the Hub's cache.
+
+    Args:
+        params: Its `source`, and its `digest`, which of a Hub model is the commit.
+        path: Where it is on this machine; None for a Hub model.
+        field: Where in the recipe, for the message.
 
     Raises:
         RecipeError: It cannot be downloaded.
@@ -31,7 +36,7 @@ def fetch_base(params: dict[str, Any], path: str | None) -> Path:
         )
     except (OSError, ValueError) as error:
         raise RecipeError(
-            f"base_model: {params['source']} at {params['digest']} cannot be downloaded "
+            f"{field}: {params['source']} at {params['digest']} cannot be downloaded "
             f"({type(error).__name__}: {error}). Check the name, the network and HF_TOKEN."
         ) from error
 

@@ -36,7 +36,7 @@ def contest(
 ) -> Verdict:
     """Whether the candidate is better, and harms nothing.
 
-    The judge that the recipe names decides, else `retrain.gate.metric`, else its first metric.
+    `retrain.gate.metric` decides where it is named, else the judge, else the recipe's first metric.
     With none of these, or nothing to judge on, the verdict is inconclusive.
 
     Args:

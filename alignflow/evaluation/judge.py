@@ -227,6 +227,8 @@ def _ask_endpoint(section: JudgeSection, prompt: str, first: str, second: str) -
 
 
 def parse(reply: str) -> Answer:
-    """The first of A, B and tie in a reply; a reply with none is a tie."""
-    found = re.search(r"\b(a|b|tie|c)\b", reply.lower())
-    return ANSWERS[found.group(1)] if found else "tie"
+    """`tie` where the word stands, else the first of A and B in a reply; a reply with none is a tie."""
+    if re.search(r"\btie\b", reply, re.IGNORECASE):
+        return "tie"
+    found = re.search(r"\b[AB]\b", reply) or re.search(r"\b[abc]\b", reply)
+    return ANSWERS[found.group().lower()] if found else "tie"

@@ -16,6 +16,7 @@ from alignflow.data.base import fetch_base
 from alignflow.evaluation.generate import generate
 from alignflow.evaluation.judge import (
     JUDGEMENTS_FILE,
+    MODEL_FIELD,
     REPLY_TOKENS,
     JudgementCache,
     parse,
@@ -33,7 +34,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     """Runs the stage; see the module."""
     questions, instruction = read_questions(spec), spec.params["instruction"]
     record = spec.params["model"]
-    directory = fetch_base(record, spec.paths.get("model"))
+    directory = fetch_base(record, spec.paths.get("model"), MODEL_FIELD)
     tokenizer: Any = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
     base = BaseModel(path=str(directory), source=record["source"], digest=record["digest"])
     replies = generate(

@@ -36,6 +36,7 @@ from alignflow.modeling import (
     load_policy,
     load_reward_model,
     load_tokenizer,
+    read_base,
 )
 from alignflow.recipe import EvaluationSection
 from alignflow.stage import RowAccount, StageResult, StageSpec
@@ -49,6 +50,9 @@ class Bench(NamedTuple):
 
     spec: StageSpec
     base: BaseModel
+    """Of the adapters: what continued pre-training made, where there was one."""
+    original: BaseModel
+    """What the recipe started from: role `base`."""
     tokenizer: Any
     job: Job
     dtype: str
@@ -56,7 +60,7 @@ class Bench(NamedTuple):
 
     def model(self, role: str) -> str:
         """Digest of the model in a role."""
-        return self.base.digest if role == "base" else self.spec.inputs[role].digest
+        return self.original.digest if role == "base" else self.spec.inputs[role].digest
 
     def digest(self, *roles: str) -> str:
         """Names the evaluation of the models in `roles`."""
@@ -77,8 +81,10 @@ class Bench(NamedTuple):
         In float32 an adapter is folded into the weights: the same answers to rounding, a fifth
         faster. Lower precision or packed weights would lose some of it, so there it stays apart.
         """
-        directory = None if role == "base" else self.spec.input(role)
-        model = load_policy(self.base, directory, dtype=self.dtype, quantization=self.quantization)
+        base, directory = (
+            (self.original, None) if role == "base" else (self.base, self.spec.input(role))
+        )
+        model = load_policy(base, directory, dtype=self.dtype, quantization=self.quantization)
         foldable = self.dtype == "float32" and self.quantization is None
         if foldable and hasattr(model, "merge_and_unload"):
             return model.merge_and_unload()
@@ -98,6 +104,7 @@ def load_bench(spec: StageSpec, section: EvaluationSection) -> Bench:
     return Bench(
         spec=spec,
         base=base_of(spec),
+        original=read_base(prepared),
         tokenizer=load_tokenizer(prepared),
         job=load_job(prepared, section, spec.seed),
         dtype=spec.params["dtype"],

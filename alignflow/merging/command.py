@@ -44,8 +44,8 @@ def merge_command(
         then: Adapters merged after it, each trained on the preceding result.
         combine: Further adapters of the same base as ADAPTER=WEIGHT, whose deltas are added.
         qlora_base: For an adapter trained on NF4: merge into the dequantized weights it was
-            trained on, or into the original ones. None: dequantized for the adapter of a stage
-            that trained with QLoRA; any other is taken not to have been trained on NF4.
+            trained on, or into the original ones. None: dequantized for an adapter that says so in
+            its base_model.json; any other is taken not to have been trained on NF4.
         dtype: Type of the merged weights; `auto` keeps the base's.
         export: Also write a GGUF file or a 4-bit model beside `out`.
         llama_cpp: For `gguf`: a checkout of llama.cpp, whose converter is run.
@@ -96,12 +96,9 @@ def merge_command(
 
 
 def trained_on_nf4(adapter: Path) -> bool:
-    """Whether the manifest beside an adapter says that its stage trained with QLoRA."""
-    manifest = adapter.parent / "manifest.json"
-    if not manifest.is_file():
-        return False
-    params = json_format.loads(manifest.read_text()).get("spec", {}).get("params", {})
-    return params.get("tuning", {}).get("mode") == "qlora"
+    """Whether an adapter of ours says that it was trained with QLoRA."""
+    note = adapter / "base_model.json"
+    return note.is_file() and json_format.loads(note.read_text()).get("quantization") == "nf4"
 
 
 def first_step(adapter: str, combine: list[str]) -> AdapterStep:

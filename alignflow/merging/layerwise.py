@@ -16,17 +16,27 @@ from torch import Tensor, nn
 from alignflow.errors import ArtifactError
 from alignflow.merging import names
 from alignflow.merging.adapter import AdapterStep
+from alignflow.merging.arithmetic import dequantized
 from alignflow.merging.headers import FLOATS, read_checkpoint
-from alignflow.merging.modules import empty_model
+from alignflow.merging.modules import empty_model, quantized_modules
 from alignflow.merging.reader import Reader
 from alignflow.modeling import quiet
 
 
 @torch.no_grad()
 def streamed_logits(
-    directory: Path, adapters: list[AdapterStep], probes: list[list[int]]
+    directory: Path,
+    adapters: list[AdapterStep],
+    probes: list[list[int]],
+    quantization: str | None = None,
 ) -> list[Tensor]:
     """Logits of each probe, [T, V] in fp32.
+
+    Args:
+        directory: Of the model.
+        adapters: None or one.
+        probes: Token ids.
+        quantization: `nf4` computes with the values that 4-bit loading leaves of each layer.
 
     Raises:
         ArtifactError: The files hold a parameter in another form than the model (fused experts), or
@@ -38,8 +48,10 @@ def streamed_logits(
             "whose memory holds the model in float32, or merge with --no-verify."
         )
     model = mapped_model(directory)
+    packed = set(quantized_modules(directory)) if quantization else set()
+    weights = {id(m.weight) for name, m in model.named_modules() if name in packed}
     for layer in _layers(model):
-        _widen_in_turn(layer)
+        _widen_in_turn(layer, weights)
     if adapters:
         with quiet():
             model = PeftModel.from_pretrained(model, str(adapters[0].path))
@@ -81,14 +93,19 @@ def _layers(model: Any) -> list[nn.Module]:
     return list(max(lists, key=len, default=[]))
 
 
-def _widen_in_turn(layer: nn.Module) -> None:
+def _widen_in_turn(layer: nn.Module, packed: set[int]) -> None:
+    """Float32 while a layer computes; weights in `packed` as 4-bit loading would leave them."""
     narrow: dict[nn.Parameter, Tensor] = {}
 
     def widen(module: nn.Module, _arguments: Any) -> None:
         for parameter in module.parameters():
-            if parameter.dtype in (torch.bfloat16, torch.float16):
-                narrow[parameter] = parameter.data
-                parameter.data = parameter.data.float()
+            kept = parameter.data
+            if id(parameter) in packed:
+                narrow[parameter] = kept
+                parameter.data = dequantized(kept.float())
+            elif kept.dtype in (torch.bfloat16, torch.float16):
+                narrow[parameter] = kept
+                parameter.data = kept.float()
 
     def narrow_again(_module: nn.Module, _arguments: Any, _output: Any) -> None:
         for parameter, data in narrow.items():

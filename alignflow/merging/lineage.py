@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from alignflow.errors import ArtifactError
-from alignflow.merging.adapter import Adapter
+from alignflow.files import digest_json, regular_files, sha256_file
+from alignflow.merging.adapter import Adapter, AdapterStep
 from alignflow.merging.certificate import CERTIFICATE_FILE
 from alignflow.merging.options import MergeOptions
+
+SHA256_DIGITS = 64
+"""A commit of the Hub has 40."""
 
 
 def check_lineage(
@@ -53,6 +58,41 @@ def check_lineage(
             f"{[digest[:12] for digest in merged]}; here it would follow "
             f"{[entry['sha256'][:12] for entry in before]}. Give the adapters in their order."
         )
+
+
+def check_trained_on(
+    planned_steps: Sequence[AdapterStep], base: Path, shards: Mapping[str, str]
+) -> None:
+    """Refuses adapters whose recorded base is another one than what was read.
+
+    Called with the weights' digests once they are known, so that nothing is hashed twice. An adapter
+    that records nothing, or a commit of the Hub where the base is no snapshot, is not looked at.
+
+    Args:
+        planned_steps: What was merged; those after the first are held by `check_lineage`.
+        base: Directory of the base.
+        shards: File name to sha256 of the weights that were read.
+
+    Raises:
+        ArtifactError: It was trained on another base.
+    """
+    for path, _ in planned_steps[0].members if planned_steps else ():
+        note = path / "base_model.json"
+        recorded = json.loads(note.read_text()).get("digest") if note.is_file() else None
+        if recorded is None or recorded == base.name or len(recorded) != SHA256_DIGITS:
+            continue
+        found = digest_json(
+            {
+                name: shards.get(name) or sha256_file(file)
+                for file in sorted(regular_files(base))
+                for name in [file.relative_to(base).as_posix()]
+            }
+        )
+        if found != recorded:
+            raise ArtifactError(
+                f"The adapter in {path} was trained on a base model with digest {recorded[:12]}, "
+                f"this base in {base} has {found[:12]}. Use an adapter of this base."
+            )
 
 
 def named_base(adapter: Adapter) -> Path | None:

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+from alignflow.errors import ArtifactError
 from alignflow.files import digest_json, fsync_directory, sha256_file
 from alignflow.merging.adapter import AdapterStep, read_adapter
 from alignflow.merging.carrying import prepare_directory, write_small_files
@@ -24,6 +25,7 @@ from alignflow.merging.certificate import (
     status_of,
 )
 from alignflow.merging.headers import FLOATS
+from alignflow.merging.lineage import check_trained_on
 from alignflow.merging.merge_plan import MergePlan, ShardPlan
 from alignflow.merging.options import MergeOptions
 from alignflow.merging.planning import plan
@@ -68,13 +70,33 @@ def merge(
         return _checked_again(done, planned, out, options)
     prepare_directory(out, planned, STATE, options.replace)
     written = write_weights(planned, out, options, progress or _silent)
+    if options.base_digest is None:
+        sources = {name: s.source_sha256 for name, s in written.items() if s.source_sha256}
+        check_trained_on(planned.steps, planned.base, sources)
     write_small_files(out, planned, options)
     fsync_directory(out)
+    if options.verify:
+        _read_back(out, written)
     figures = _figures(planned, out, options) if options.verify else None
     certificate = _certificate(planned, out, options, written, figures)
     certificate.write(out)
     shutil.rmtree(out / STATE)
     return certificate
+
+
+def _read_back(out: Path, written: dict[str, Written]) -> None:
+    """Hashes the weights as the disk has them.
+
+    Raises:
+        ArtifactError: They are not what was written.
+    """
+    for name, shard in written.items():
+        found = sha256_mapped(out / name)
+        if found != shard.sha256:
+            raise ArtifactError(
+                f"{out / name} has sha256 {found[:12]}, but {shard.sha256[:12]} was written. The "
+                "disk or the file system lost data: look at its log, then merge again elsewhere."
+            )
 
 
 def finished_merge(out: Path, planned: MergePlan) -> Certificate | None:

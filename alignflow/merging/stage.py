@@ -13,6 +13,7 @@ from alignflow.evaluation.suite import figures, flat, free_memory, samples, writ
 from alignflow.events import EventWriter
 from alignflow.files import digest_json
 from alignflow.merging import AdapterStep, Certificate, Figures, MergeOptions, merge
+from alignflow.merging.verifying import fits_memory
 from alignflow.modeling import BaseModel, base_of, check_adapter, device, load_tokenizer
 from alignflow.recipe import EvaluationSection, MergeSection
 from alignflow.stage import StageResult, StageSpec
@@ -70,6 +71,12 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
         details={"certificate": certificate.model_dump(mode="json", exclude={"files"})},
     )
     if not has_evaluation(prepared):
+        return result
+    if not fits_memory(output / "model", 4 if spec.params["dtype"] == "float32" else 2):
+        events.message(
+            "The merged model does not fit this machine's memory, so it does not answer the "
+            "evaluation's prompts: its certificate compares it with base plus adapter."
+        )
         return result
     judged = judge_merged(spec, evaluation, certificate, tokenizer, output, events)
     return result.model_copy(

@@ -16,7 +16,7 @@ from typing import Any
 from alignflow.errors import DiskSpaceError
 from alignflow.files import atomic_write_json, fsync_directory, sha256_file
 from alignflow.merging.direct_file import DirectFile
-from alignflow.merging.headers import header_bytes
+from alignflow.merging.headers import FLOATS, header_bytes
 from alignflow.merging.merge_plan import MergePlan, ShardPlan
 
 STATE = ".merge"
@@ -116,8 +116,14 @@ def _blocks(shard: ShardPlan, arithmetic: Any) -> Iterator[tuple[memoryview, boo
     for tensor in shard.tensors:
         if tensor.copied:
             view = arithmetic.reader.view(tensor.source)
+            numbers = tensor.source.dtype in FLOATS
+            values = arithmetic.reader.tensor(tensor.source).reshape(-1) if numbers else None
             for begin in range(0, len(view), COPY_BYTES):
-                yield view[begin : begin + COPY_BYTES], True
+                end = begin + COPY_BYTES
+                good = values is None or is_finite(
+                    values[begin // values.element_size() : end // values.element_size()]
+                )
+                yield view[begin:end], good
         else:
             for block in arithmetic.blocks(tensor):
                 yield as_bytes(block), is_finite(block)

@@ -17,7 +17,7 @@ from torch import Tensor
 from alignflow.merging.adapter import AdapterStep
 from alignflow.merging.certificate import Figures
 from alignflow.merging.headers import read_checkpoint
-from alignflow.modeling import BaseModel, load_base, load_merged, quiet
+from alignflow.modeling import BaseModel, device, load_base, load_merged, quiet
 
 PROBE_TEXTS = (
     "The quick brown fox jumps over the lazy dog, and the dog does not mind.",
@@ -53,17 +53,17 @@ def verify(
         from the disk, its greedy agreement is teacher-forced, and its latency is None.
     """
     ids = probe_ids(merged, probes)
-    if not fits_memory(merged) and quantization is None:
+    if not fits_memory(merged):
         from alignflow.merging.layerwise import streamed_logits
 
-        expected = streamed_logits(base, list(adapters), ids)
+        expected = streamed_logits(base, list(adapters), ids, quantization)
         actual = streamed_logits(merged, [], ids)
         found = compare(expected, actual, ids)
         return found.model_copy(update={"streamed": True, "greedy_agreement": found.top1_agreement})
     reference, base_seconds = _reference(base, list(adapters), merged, ids, quantization)
     expected, expected_text = logits_of(reference, ids), greedy(reference, ids)
     del reference
-    model = load_merged(merged)
+    model = load_merged(merged, "float32")
     actual, actual_text = logits_of(model, ids), greedy(model, ids)
     seconds = _seconds(model, ids) if base_seconds else None
     same = [one == other for one, other in zip(expected_text, actual_text, strict=True)]
@@ -91,10 +91,11 @@ def probe_ids(merged: Path, probes: Sequence[str] | Sequence[list[int]]) -> list
     return [list(probe)[:PROBE_TOKENS] for probe in chosen if len(probe)]
 
 
-def fits_memory(directory: Path) -> bool:
-    """Whether the model in float32 fits what memory is available."""
+def fits_memory(directory: Path, bytes_each: int = 4) -> bool:
+    """Whether the model fits what is available where it would live: in float32, or in other types."""
     elements = sum(t.elements for ts in read_checkpoint(directory).values() for t in ts)
-    return 4 * elements < MEMORY_SHARE * available_bytes()
+    room = torch.cuda.mem_get_info()[0] if device().type == "cuda" else available_bytes()
+    return bytes_each * elements < MEMORY_SHARE * room
 
 
 def available_bytes() -> int:

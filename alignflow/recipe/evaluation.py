@@ -62,7 +62,7 @@ class ComputeSection(Section):
     """Hardware. Recorded, but not part of a stage's key."""
 
     micro_batch_size: int | Literal["auto"] = "auto"
-    """Rows per forward pass; `auto` starts at the effective batch, and an out-of-memory retry halves it."""
+    """Rows per forward pass; `auto` starts at the effective batch (on a CPU at 16 at most). An out-of-memory retry halves it."""
 
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Recompute activations to save memory; `auto` is on for a GPU, off for a CPU."""

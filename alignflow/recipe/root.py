@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -100,85 +101,88 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
+        if problems := list(self._problems()):
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        """How sections contradict each other, each in one line."""
         for method in METHODS:
             given = getattr(self, method) is not None
             if self.method == method and not given:
-                raise ValueError(f"method is {method} but there is no {method} section; add one")
+                yield (f"method is {method} but there is no {method} section; add one")
             if method not in (self.method, self.fallback) and given:
-                raise ValueError(
+                yield (
                     f"there is a {method} section but method is {self.method}; "
                     f"set `method: {method}` or remove the section"
                 )
         if self.ppo is not None:
-            self._ppo_fits(self.ppo)
+            yield from self._ppo_problems(self.ppo)
         if self.online is not None:
-            self._online_fits(self.online)
+            yield from self._online_problems(self.online)
         if not self.training_sections:
-            raise ValueError("nothing to train: give sft, reward, pretrain, or a method")
+            yield ("nothing to train: give sft, reward, pretrain, or a method")
         if self.pretrain is not None:
-            self._pretrain_fits(self.pretrain)
+            yield from self._pretrain_problems(self.pretrain)
         if self.sft is not None and not self.data.sft:
-            raise ValueError("there is an sft section but data.sft is empty; name a source")
+            yield ("there is an sft section but data.sft is empty; name a source")
         if self.needs_preferences and not self.data.preferences:
-            raise ValueError(
+            yield (
                 "reward and alignment train on preferences but data.preferences is empty; "
                 "name a source"
             )
-        self._start_fits()
+        yield from self._start_problems()
         if self.tracking.upload == "merged" and self.merge is None:
-            raise ValueError("tracking.upload is merged but merge is off; use adapter")
-        return self
+            yield ("tracking.upload is merged but merge is off; use adapter")
 
-    def _start_fits(self) -> None:
-        """A new adapter can start as `tuning.initialization` says."""
+    def _start_problems(self) -> Iterator[str]:
+        """Whether a new adapter can start as `tuning.initialization` says."""
         start = self.tuning.initialization
         if start == "loftq" and self.merge is not None and self.merge.qlora_base == "original":
-            raise ValueError(
+            yield (
                 "tuning.initialization loftq holds what quantization lost, which merging into the "
                 "original weights (merge.qlora_base) would add twice; use dequantized"
             )
         if self.sft is not None or self.tuning.init_adapter is not None:
             return
         if start == "eva" and self.method == "ppo" and self.tuning.mode != "full":
-            raise ValueError(
+            yield (
                 "tuning.initialization eva reads the inputs that rows with responses cause, and "
                 "ppo without sft has prompts only; add an sft section, or use default"
             )
         if start == "loftq" and self.method == "ppo":
-            raise ValueError(
+            yield (
                 "tuning.initialization loftq moves the start away from the quantized base, which "
                 "is ppo's reference where there is no sft section; add one, or use default"
             )
 
-    def _pretrain_fits(self, pretrain: PretrainSection) -> None:
+    def _pretrain_problems(self, pretrain: PretrainSection) -> Iterator[str]:
         if not self.data.pretrain:
-            raise ValueError(
-                "there is a pretrain section but data.pretrain is empty; name a source"
-            )
+            yield ("there is a pretrain section but data.pretrain is empty; name a source")
         if pretrain.replay_share > 0 and not self.data.replay:
-            raise ValueError(
+            yield (
                 f"pretrain.replay_share is {pretrain.replay_share:g} but data.replay is empty; name "
                 "general text, or set the share to 0"
             )
         if self.tuning.init_adapter:
-            raise ValueError(
+            yield (
                 "tuning.init_adapter is an adapter of base_model, which pretrain changes; remove one"
             )
         if (pretrain.tuning or self.tuning).initialization == "eva":
-            raise ValueError(
+            yield (
                 "initialization is eva, which reads one text a row, and pretrain packs its rows; set "
                 "another in pretrain.tuning"
             )
 
-    def _online_fits(self, section: OnlineSection) -> None:
+    def _online_problems(self, section: OnlineSection) -> Iterator[str]:
         if section.uses_reward_model and self.reward is None:
-            raise ValueError(
+            yield (
                 f"{self.method}.rewards names the reward model; add a reward section, or name other "
                 "rewards"
             )
         starts = self.sft is None and self.tuning.init_adapter is None
         if starts and self.tuning.initialization == "eva":
-            raise ValueError(
+            yield (
                 f"tuning.initialization is eva, which needs responses to read, and {self.method} "
                 "has prompts only; add an sft section, or use default"
             )
@@ -188,15 +192,15 @@ class Recipe(Section):
         """The section of a method that TRL samples responses for."""
         return self.rloo or self.grpo
 
-    def _ppo_fits(self, ppo: PPOSection) -> None:
+    def _ppo_problems(self, ppo: PPOSection) -> Iterator[str]:
         if ppo.uses_reward_model and self.reward is None:
-            raise ValueError(
+            yield (
                 "ppo.rewards names the reward model; add a reward section, or name other rewards"
             )
         if self.fallback is not None and self.dpo is None:
-            raise ValueError("ppo.on_weak_reward is dpo but there is no dpo section; add one")
+            yield ("ppo.on_weak_reward is dpo but there is no dpo section; add one")
         if ppo.watch is not None and not self.data.prompts:
-            raise ValueError(
+            yield (
                 "ppo.watch answers held-out prompts with targets but data.prompts is empty; name "
                 "a source, or remove watch"
             )

@@ -84,7 +84,7 @@ class DPOSection(TrainingSection):
     """Pull toward the reference, dimensionless. Lower drifts further."""
 
     loss_type: list[str] = Field(default_factory=lambda: ["sigmoid", "sft"], min_length=1)
-    """TRL's loss names. The SFT term keeps the chosen response likely (quickstart: 24 % to 85 %)."""
+    """TRL's loss names. The SFT term keeps the chosen response likely."""
 
     loss_weights: list[float] | None = None
     """One weight per loss; None is 1.0 for the first and 0.5 for an SFT term, else 1.0."""

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
+from alignflow.device import first_micro_batch, largest_divisor
 from alignflow.errors import DataError, OutOfMemory, Preempted, RecipeError, StageError
 from alignflow.events import EventWriter
 from alignflow.modeling import (
@@ -32,7 +33,6 @@ from alignflow.training.checkpoints import newest_whole, step_of
 from alignflow.training.optimizers import set_optimizer, transformers_name
 from alignflow.training.trainer import QuietTrainer
 
-CPU_MICRO_BATCH = 16
 RESERVED = {
     "output_dir": "the home",
     "per_device_train_batch_size": "batch_size or compute.micro_batch_size",
@@ -165,12 +165,7 @@ def account(
 
 def micro_batch_size(compute: dict[str, Any], batch_size: int) -> int:
     """Rows per forward pass: the largest divisor of the effective batch within what is allowed."""
-    asked = compute.get("micro_batch_size", "auto")
-    if asked == "auto":
-        asked = min(batch_size, CPU_MICRO_BATCH) if device().type == "cpu" else batch_size
-    return next(
-        size for size in range(min(int(asked), batch_size), 0, -1) if batch_size % size == 0
-    )
+    return largest_divisor(batch_size, first_micro_batch(compute, batch_size))
 
 
 def gradient_checkpointing(compute: dict[str, Any]) -> bool:

@@ -153,7 +153,7 @@ def _save_plain(model: Any, job: Job[PretrainSection], probes: list[list[int]]) 
     if job.tuning.mode == "full":
         save(model, job)
     else:
-        adapter = save_adapter(model, job.work / "adapter", job.base)
+        adapter = save_adapter(model, job.work / "adapter", job.base, job.quantization)
         options = MergeOptions(
             quantization=job.quantization,  # type: ignore[arg-type]
             probes=tuple(tuple(ids[: job.section.max_length]) for ids in probes),

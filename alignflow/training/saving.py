@@ -18,7 +18,7 @@ from alignflow.training.common import Job, gradient_checkpointing
 def save(model: Any, job: Job[Any]) -> Path:
     """Writes `adapter/` or `model/` of the stage's output; equal weights, equal bytes."""
     if isinstance(model, PeftModel):
-        return save_adapter(model, job.output / ADAPTER, job.base)
+        return save_adapter(model, job.output / ADAPTER, job.base, job.quantization)
     directory = job.output / MODEL
     with quiet():
         dtype = "bfloat16" if job.weights_dtype == "bfloat16" else job.dtype
@@ -27,8 +27,13 @@ def save(model: Any, job: Job[Any]) -> Path:
     return directory
 
 
-def save_adapter(model: PeftModel, directory: Path, base: BaseModel) -> Path:
-    """Writes an adapter without what changes from run to run: order of sets, paths, a card."""
+def save_adapter(
+    model: PeftModel, directory: Path, base: BaseModel, quantization: str | None
+) -> Path:
+    """Writes an adapter without what changes from run to run: order of sets, paths, a card.
+
+    Beside it stands what it was trained on, which `alignflow merge` merges it into wherever it goes.
+    """
     with quiet():
         model.save_pretrained(
             str(directory), selected_adapters=["default"], save_embedding_layers=False
@@ -42,7 +47,8 @@ def save_adapter(model: PeftModel, directory: Path, base: BaseModel) -> Path:
     }
     config["base_model_name_or_path"] = base.source
     atomic_write_json(path, config)
-    atomic_write_json(directory / "base_model.json", {"source": base.source, "digest": base.digest})
+    trained_on = {"source": base.source, "digest": base.digest, "quantization": quantization}
+    atomic_write_json(directory / "base_model.json", trained_on)
     return directory
 
 

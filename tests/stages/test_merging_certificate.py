@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
 import shutil
@@ -15,8 +16,10 @@ from merging_cases import by_peft, differing, family, load, write_adapter, write
 from peft import PeftModel
 
 from alignflow.errors import AlignflowError, ArtifactError, CertificateError, RecipeError
-from alignflow.merging import AdapterStep, MergeOptions, merge, plan, verify
+from alignflow.files import digest_directory
+from alignflow.merging import AdapterStep, MergeOptions, merge, plan, verify, verifying
 from alignflow.merging.command import merge_command
+from alignflow.merging.merge_plan import MergePlan
 
 FAST = MergeOptions(verify=False)
 LINEAR: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
@@ -99,7 +102,7 @@ def test_another_type_is_merged_in_float32_and_cast_last(
 
 
 def test_an_adapter_trained_on_nf4_merges_into_what_it_was_trained_on(
-    base: Path, adapter: Path, tmp_path: Path
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = MergeOptions(verify=False, dtype="float32", quantization="nf4")
     merge(base, [AdapterStep(adapter)], tmp_path / "out", options)
@@ -112,8 +115,58 @@ def test_an_adapter_trained_on_nf4_merges_into_what_it_was_trained_on(
         plain = quantized.dequantize().to(torch.float32)
         merged = PeftModel.from_pretrained(plain, str(adapter)).merge_and_unload()
     assert differing(dict(merged.state_dict()), tmp_path / "out") == []
-    figures = verify(base, [AdapterStep(adapter)], tmp_path / "out", [[1, 2, 3, 9, 4]], "nf4")
+    probes = [[1, 2, 3, 9, 4]]
+    figures = verify(base, [AdapterStep(adapter)], tmp_path / "out", probes, "nf4")
     assert figures.kl < 1e-6 and figures.latency_ratio is None
+    monkeypatch.setattr(verifying, "available_bytes", lambda: 1000)
+    streamed = verify(base, [AdapterStep(adapter)], tmp_path / "out", probes, "nf4")
+    assert streamed.streamed and streamed.kl < 1e-6
+    plain = verify(base, [AdapterStep(adapter)], tmp_path / "out", probes)
+    assert plain.kl > 10 * streamed.kl, "on the original weights the adapter is another model"
+
+
+def test_an_adapter_of_another_base_of_the_same_shape_gets_no_certificate(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    (adapter / "base_model.json").write_text(json.dumps({"digest": "0" * 64}))
+    try:
+        with pytest.raises(ArtifactError, match="trained on a base model with digest 000000000000"):
+            merge(base, [AdapterStep(adapter)], tmp_path / "out", MergeOptions(verify=False))
+        assert not (tmp_path / "out" / "merge_certificate.json").exists()
+        (adapter / "base_model.json").write_text(json.dumps({"digest": digest_directory(base)}))
+        merge(base, [AdapterStep(adapter)], tmp_path / "out", MergeOptions(verify=False))
+    finally:
+        (adapter / "base_model.json").unlink()
+
+
+def test_a_nan_in_a_tensor_that_is_only_copied_fails_the_certificate(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    model = load(base)
+    model.get_input_embeddings().weight.data[3, 0] = float("nan")
+    model.save_pretrained(str(tmp_path / "broken"))
+    certificate = merge(tmp_path / "broken", [AdapterStep(adapter)], tmp_path / "out", FAST)
+    assert certificate.status == "failed" and not certificate.finite
+
+
+def test_a_file_that_the_disk_changed_gets_no_certificate(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("alignflow.merging.merge")
+    writes = module.write_weights
+
+    def damaged(planned: MergePlan, out: Path, *rest: Any) -> Any:
+        written = writes(planned, out, *rest)
+        file = next(out.glob("*.safetensors"))
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+        return written
+
+    monkeypatch.setattr(module, "write_weights", damaged)
+    with pytest.raises(ArtifactError, match="The disk or the file system lost data"):
+        merge(base, [AdapterStep(adapter)], tmp_path / "out", MergeOptions())
+    assert not (tmp_path / "out" / "merge_certificate.json").exists()
 
 
 def test_the_certificate_says_how_far_each_way_is_from_the_adapter_on_nf4(

@@ -81,10 +81,9 @@ def test_a_four_bit_model_is_measured_against_the_merged_one(
     assert found["finite"] and 0 < found["kl"] < 1 and "against the merged model KL" in said
 
 
-def test_the_stage_of_an_adapter_says_whether_it_was_trained_on_nf4(tmp_path: Path) -> None:
-    adapter = tmp_path / "adapter"
-    assert not trained_on_nf4(adapter)
-    for mode in ("lora", "qlora"):
-        spec = {"spec": {"params": {"tuning": {"mode": mode}}}}
-        (tmp_path / "manifest.json").write_text(json.dumps(spec))
-        assert trained_on_nf4(adapter) == (mode == "qlora")
+def test_an_adapter_says_wherever_it_is_whether_it_was_trained_on_nf4(tmp_path: Path) -> None:
+    assert not trained_on_nf4(tmp_path)
+    for quantization in (None, "nf4"):
+        note = {"source": "base", "digest": "0" * 64, "quantization": quantization}
+        (tmp_path / "base_model.json").write_text(json.dumps(note))
+        assert trained_on_nf4(tmp_path) == (quantization == "nf4")

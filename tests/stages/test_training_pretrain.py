@@ -153,8 +153,13 @@ def test_later_stages_tune_align_and_merge_on_it(prepared: Artifact, tmp_path: P
         },
         inputs={"data": prepared.ref(), "pretrain": pretrained.ref(), "aligned": sft.ref()},
     )  # fmt: skip
+    from alignflow.evaluation.suite import load_bench
     from alignflow.events import EventWriter
     from alignflow.merging.stage import run
+    from alignflow.recipe import EvaluationSection
+
+    bench = load_bench(merge, EvaluationSection(metrics=[]))
+    assert bench.model("base") == read_base(prepared.directory).digest != record["digest"]
 
     work = work_of(merge)
     (work / "output").mkdir(parents=True)

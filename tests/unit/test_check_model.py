@@ -139,6 +139,26 @@ def test_a_hub_model_is_left_to_prepare(tmp_path: Path, monkeypatch: pytest.Monk
     assert found.base_model is not None and found.base_model.from_name
 
 
+def test_a_hub_model_whose_download_was_cut_off_is_left_to_prepare_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "models--nobody--cut-8B" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache",
+        lambda repository, file, revision: str(snapshot / file),
+    )
+    model = ModelSource(source="nobody/cut-8B")
+    assert model_directory(model) is None
+    shards = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(shards))
+    (snapshot / "model-1.safetensors").touch()
+    assert model_directory(model) is None
+    (snapshot / "model-2.safetensors").touch()
+    assert model_directory(model) == snapshot
+
+
 def test_an_unknown_target_module_is_named_with_those_there_are(tmp_path: Path) -> None:
     found = checked(tmp_path, tuning__target_modules=["q_porj", "v_proj"])
     assert found.exit_code == 64

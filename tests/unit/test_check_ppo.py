@@ -47,7 +47,7 @@ def test_a_plain_recipe_gets_no_finding() -> None:
         ({"trainer_args": {"x": 1}}, {}, "error ppo.trainer_args: has no effect"),
         ({"max_new_tokens": 192}, {}, "error ppo.max_new_tokens: is 192 of max_length 192"),
         ({"rewards": ["execution"]}, {}, "error ppo.rewards: names execution, which compares"),
-        ({"rewards": ["nowhere.py:f"]}, {}, "error ppo.rewards: rewards names 'nowhere.py:f'"),
+        ({"rewards": ["nowhere.py:f"]}, {}, "error ppo.rewards: 'nowhere.py:f' is no function"),
         (
             {"watch": {"metric": "exact_mach"}},
             {"data": {**with_prompts(), "preferences": "builtin:freight-preferences"}},

@@ -9,9 +9,10 @@ import pytest
 from check_cases import changed
 
 from alignflow.check.findings import Finding, exit_code, raised
-from alignflow.check.rules import LOSSES, METRICS, metric_names, recipe_findings
+from alignflow.check.rules import LOSSES, TEXT_METRICS, recipe_findings
 from alignflow.check.trainer_arguments import known_arguments, reserved_arguments
 from alignflow.errors import DataError, RecipeError
+from alignflow.evaluation.metric_modules import OURS, load_module
 from alignflow.recipe import Recipe
 
 
@@ -82,7 +83,7 @@ def test_a_departure_from_the_rules_is_advice_and_no_error(
     [
         (
             {"evaluation__metrics": ["exact_macth"]},
-            "'exact_macth' is neither a metric of alignflow",
+            "'exact_macth' is neither a metric of responses",
         ),
         ({"evaluation__metrics": ["exact_macth"]}, "did you mean exact_match?"),
         ({"dpo__loss_type": ["sigmoidal"]}, "TRL has no loss 'sigmoidal'; did you mean sigmoid?"),
@@ -133,7 +134,10 @@ def test_losses_and_metrics_are_those_there_are() -> None:
 
     source = inspect.getsource(dpo_trainer)
     assert [loss for loss in LOSSES if f'loss_type == "{loss}"' not in source] == []
-    assert metric_names() == sorted(path.stem for path in METRICS.glob("[a-z]*.py"))
+    ours = [path.stem for path in OURS.glob("[a-z]*.py")]
+    kinds = {name: {f.dtype for f in load_module(name).features.values()} for name in ours}
+    texts = {name for name, kind in kinds.items() if kind == {"string"}}
+    assert texts == set(TEXT_METRICS)
 
 
 def test_an_exceptions_field_is_found_in_its_message() -> None:

@@ -268,6 +268,67 @@ def test_the_sources_of_every_part_of_a_deployed_recipe_are_absolute(
     assert [source.source for source in moved] == [str(tmp_path / "rows.jsonl")]
 
 
+def test_every_file_that_a_deployed_recipe_names_has_an_absolute_path(tmp_path: Path) -> None:
+    names = ("base", "chat.jinja", "adapter", "metric.py", "schema.json", "reward.py", "judge")
+    for name in names:
+        (tmp_path / name).mkdir() if "." not in name else (tmp_path / name).touch()
+    ppo = {
+        "rewards": [{"source": "reward.py:score"}, "reward_model"],
+        "watch": {"metric": "metric.py"},
+    }
+    recipe = fake_recipe(
+        base_model={"source": "base", "chat_template": "chat.jinja"},
+        data={
+            "sft": "rows.json.gz",
+            "preferences": "builtin:freight-preferences",
+            "prompts": "p.csv",
+        },
+        tuning={"init_adapter": "adapter"},
+        method="ppo",
+        dpo=None,
+        ppo=ppo,
+        evaluation={"metrics": ["metric.py", "exact_match"], "json_schema": "schema.json"},
+        retrain={"judge": {"model": "judge"}},
+    )
+    moved = with_absolute_paths(recipe, tmp_path)
+    assert moved.base_model.source == str(tmp_path / "base")
+    assert moved.base_model.chat_template == str(tmp_path / "chat.jinja")
+    assert moved.data.sft[0].source == str(tmp_path / "rows.json.gz")
+    assert moved.tuning.init_adapter == str(tmp_path / "adapter")
+    assert moved.evaluation.metrics == [str(tmp_path / "metric.py"), "exact_match"]
+    assert moved.evaluation.json_schema == str(tmp_path / "schema.json")
+    assert moved.ppo is not None and moved.ppo.watch is not None
+    assert [term.source for term in moved.ppo.rewards] == [
+        f"{tmp_path / 'reward.py'}:score", "reward_model",
+    ]  # fmt: skip
+    assert moved.ppo.watch.metric == str(tmp_path / "metric.py")
+    judge = moved.retrain.judge if moved.retrain else None
+    assert judge is not None and judge.model is not None
+    assert judge.model.source == str(tmp_path / "judge")
+    assert moved == with_absolute_paths(moved, tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("retrain", "message"),
+    [
+        ({"gate": {"metric": "exact_mach"}}, "retrain.gate.metric: is 'exact_mach'"),
+        ({"judge": {"function": "no.such:judge"}}, "retrain.judge.function: 'no.such:judge' is no"),
+        ({"judge": {"model": "./nowhere"}}, "retrain.judge.model: './nowhere' is not a model"),
+    ],
+)
+def test_what_the_gate_could_not_use_fails_the_deployment(
+    retrain: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    recipe = fake_recipe(retrain=retrain)
+    path.write_text(json.dumps(recipe.model_dump(mode="json", exclude_unset=True)))
+    monkeypatch.setenv("ALIGNFLOW_RECIPE", str(path))
+    monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path))
+    with pytest.raises(RecipeError) as refused:
+        check_recipe("unused.yaml")
+    assert message in str(refused.value)
+
+
 def test_a_deployed_recipe_has_absolute_paths_and_a_bad_one_fails_the_deployment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -31,6 +31,8 @@ def failures(count: int, exit_code: int = 67) -> list[dict[str, Any]]:
         (6, "auto", 2, 1),
         (9, "auto", 1, 3),  # 4 does not divide 9
         (16, 4, 1, 2),
+        (64, "auto", 1, 8),  # the first attempt had 16 on a CPU
+        (64, 64, 1, 32),
         (4, 64, 1, 2),
     ],
 )

@@ -48,6 +48,25 @@ def test_a_rate_in_scientific_notation_is_a_number_and_no_is_a_word(tmp_path: Pa
     assert loaded.tuning.init_adapter == "no"
 
 
+def test_sections_that_contradict_each_other_in_several_ways_are_all_named(tmp_path: Path) -> None:
+    text = GOOD.replace(
+        "  sft: builtin:freight-sft\n", "  evaluation: builtin:freight-evaluation\n"
+    )
+    lines = refusal(
+        tmp_path, text + "reward: {}\nppo: {}\nmerge: null\ntracking: {upload: merged}\n"
+    )
+    for expected in (
+        "recipe: there is a ppo section but method is none",
+        "recipe: there is an sft section but data.sft is empty",
+        "recipe: reward and alignment train on preferences but data.preferences is empty",
+        "recipe: tracking.upload is merged but merge is off",
+    ):
+        assert expected in lines
+    assert len(lines.splitlines()) == 4 and all(
+        "recipe.yaml:" in line for line in lines.splitlines()
+    )
+
+
 def test_every_problem_is_named_with_its_line_its_value_and_what_to_do(tmp_path: Path) -> None:
     message = refusal(
         tmp_path, GOOD + "seeed: 3\ntuning:\n  rank: 0\n  alfa: 3\nmethod: dqo\ndpo: {beta: big}\n"
