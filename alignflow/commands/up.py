@@ -217,7 +217,7 @@ def mlflow_auth(host: str, home: Path) -> dict[str, str]:
     config = home / "up" / "mlflow_auth.ini"
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(
-        "[mlflow]\ndefault_permission = READ\n"
+        "[mlflow]\ndefault_permission = READ\nauth_cache_ttl_seconds = 60\n"
         f"database_uri = sqlite:///{home / 'up' / 'mlflow_auth.db'}\n"
     )
     return {"MLFLOW_AUTH_CONFIG_PATH": str(config), "MLFLOW_AUTH_ADMIN_USERNAME": "admin"}

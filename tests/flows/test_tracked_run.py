@@ -17,15 +17,19 @@ from typing import Any
 import pytest
 from fake_runs import STAGES, fake_recipe, new_home, states, use_fakes
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from alignflow.artifacts import read_manifest
+from alignflow.commands.up import mlflow_auth
 from alignflow.files import digest_json
 from alignflow.promotion import register_candidate
 from alignflow.report import load_report
 from alignflow.services import Service
 from alignflow.tracking import sidecar
 from flows.finetune import finetune
+
+PASSWORD = "twelve letters"
 
 
 @pytest.fixture(scope="module")
@@ -159,12 +163,16 @@ def test_the_certified_model_is_registered_from_its_directory_without_an_alias(
     assert versions[0].run_id == stage_run(client, "merge").info.run_id
 
 
-def test_behind_a_server_the_model_is_registered_from_a_copy_and_so_is_a_later_candidate(
+def test_behind_a_server_that_asks_for_a_password_the_model_is_registered_from_a_copy_and_so_is_a_later_candidate(
     finished: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     merge = read_manifest(Path(finished["stages"][-1]["artifact"]))
     with mlflow_server(tmp_path) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        with pytest.raises(MlflowException, match="not authenticated"):
+            register_candidate(finished["home"], "fake", merge)
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
         client = MlflowClient(address, address)
         for name in ("fake", "another"):
             version = register_candidate(finished["home"], name, merge)
@@ -178,15 +186,21 @@ def test_behind_a_server_the_model_is_registered_from_a_copy_and_so_is_a_later_c
 
 @contextmanager
 def mlflow_server(folder: Path) -> Iterator[str]:
-    """Address of a real MLflow server."""
+    """Address of a real MLflow server that asks for a password."""
     with socket.create_server(("127.0.0.1", 0)) as line:
         port = line.getsockname()[1]
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", f"sqlite:///{folder / 'server.db'}"),
-        *("--artifacts-destination", str(folder / "store")),
+        *("--artifacts-destination", str(folder / "store"), "--app-name", "basic-auth"),
     ]
-    service = Service("MLflow", command, os.environ, folder / "mlflow.log")
+    environment = {
+        **os.environ,
+        **mlflow_auth("0.0.0.0", folder),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "secret",
+    }
+    service = Service("MLflow", command, environment, folder / "mlflow.log")
     try:
         service.wait_until_healthy(f"http://127.0.0.1:{port}/health")
         yield f"http://127.0.0.1:{port}"

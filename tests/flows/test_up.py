@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import signal
@@ -10,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,8 @@ from ledger_cases import row, write
 from retrain_cases import MODEL, aliases, head, retrain_recipe, served, where
 
 from alignflow.cli import exit_code_of
-from alignflow.commands.up import mlflow_auth, mlflow_command
+from alignflow.commands.up import mlflow_command
 from alignflow.ledger import champion, renew_holdout
-from alignflow.services import Service, ended_together
 
 CANARY = "canary-0f3a9c"
 SECRETS = (
@@ -84,9 +81,9 @@ def get(address: str) -> bytes:
         return answer.read()
 
 
-def post(address: str, body: dict[str, Any], **headers: str) -> Any:
-    headers = {"Content-Type": "application/json", **headers}
-    request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+def post(address: str, body: dict[str, Any]) -> Any:
+    content = {"Content-Type": "application/json"}
+    request = urllib.request.Request(address, json.dumps(body).encode(), content)
     with urllib.request.urlopen(request, timeout=20) as answer:
         return json.load(answer)
 
@@ -158,26 +155,6 @@ def test_a_file_in_the_inbox_ends_in_a_question_a_yes_in_a_champion_and_ctrl_c_l
     assert snapshot is not None and snapshot.endswith(known.digest)
 
 
-def test_beyond_this_machine_mlflow_asks_for_a_password(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    environment = {
-        **os.environ, **mlflow_auth("0.0.0.0", home), "MLFLOW_AUTH_ADMIN_PASSWORD": "long enough 1",
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": "secret",
-    }  # fmt: skip
-    port = free_port()
-    search = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search"
-    with ended_together() as services:
-        command = mlflow_command("0.0.0.0", port, home)
-        services.append(Service("mlflow", command, environment, home / "up" / "mlflow.log"))
-        services[0].wait_until_healthy(f"http://127.0.0.1:{port}/health")
-        with pytest.raises(urllib.error.HTTPError, match="401"):
-            post(search, {"max_results": 1})
-        secret = base64.b64encode(b"admin:long enough 1").decode()
-        found = post(search, {"max_results": 1}, Authorization=f"Basic {secret}")
-    assert found["experiments"] and (home / "up" / "mlflow_auth.db").is_file()
-
-
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.org", "192.168.1.2"])
 def test_other_machines_are_kept_out_without_passwords(
     host: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -187,6 +164,8 @@ def test_other_machines_are_kept_out_without_passwords(
     assert exit_code_of(["up", "--host", host, "--home", str(tmp_path / "home")]) == 64
     assert "MLFLOW_AUTH_ADMIN_PASSWORD" in capsys.readouterr().err
     assert not (tmp_path / "home").exists()
+    assert "basic-auth" in mlflow_command(host, 5000, tmp_path)
+    assert "basic-auth" not in mlflow_command("127.0.0.1", 5000, tmp_path)
 
 
 def test_a_port_in_use_and_a_bad_recipe_are_said_before_anything_starts(

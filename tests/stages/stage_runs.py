@@ -8,6 +8,7 @@ from typing import Any
 
 from alignflow.artifacts import Artifact, publish
 from alignflow.events import EventWriter
+from alignflow.files import digest_directory
 from alignflow.recipe import (
     DPOSection,
     GRPOSection,
@@ -86,7 +87,12 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def prepare_spec(home: Path, base: Path, sources: dict[str, Path], **data: Any) -> StageSpec:
-    model = {"source": str(base), "revision": None, "chat_template": None, "digest": "0" * 64}
+    model = {
+        "source": str(base),
+        "revision": None,
+        "chat_template": None,
+        "digest": digest_directory(base),
+    }
     return StageSpec(
         stage="prepare",
         home=str(home),
