@@ -64,7 +64,7 @@ def up(
         typer.echo("Starting Prefect and MLflow ...")
         server = start("prefect", prefect_command(host, prefect_port))
         tracking = start(
-            "mlflow", mlflow_command(host, mlflow_port, place), mlflow_auth(host, place)
+            "mlflow", mlflow_command(host, mlflow_port, place), mlflow_environment(host, place)
         )
         server.wait_until_healthy(f"{api}/health")
         start("deploy", deploy_command()).wait_until_done()
@@ -210,17 +210,25 @@ def mlflow_command(host: str, port: int, home: Path) -> list[str]:
     ]
 
 
-def mlflow_auth(host: str, home: Path) -> dict[str, str]:
-    """What MLflow needs to ask for passwords: its users stand in the home; the first is `admin`."""
+def mlflow_environment(host: str, home: Path) -> dict[str, str]:
+    """No job runners, five processes that nothing here uses; and what it needs to ask for passwords.
+
+    Its users stand in the home; the first is `admin`.
+    """
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     if is_loopback(host):
-        return {}
+        return environment
     config = home / "up" / "mlflow_auth.ini"
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(
         "[mlflow]\ndefault_permission = READ\nauth_cache_ttl_seconds = 60\n"
         f"database_uri = sqlite:///{home / 'up' / 'mlflow_auth.db'}\n"
     )
-    return {"MLFLOW_AUTH_CONFIG_PATH": str(config), "MLFLOW_AUTH_ADMIN_USERNAME": "admin"}
+    return {
+        **environment,
+        "MLFLOW_AUTH_CONFIG_PATH": str(config),
+        "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
+    }
 
 
 def deploy_command() -> list[str]:

@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from alignflow.artifacts import read_manifest
-from alignflow.commands.up import mlflow_auth
+from alignflow.commands.up import mlflow_environment
 from alignflow.files import digest_json
 from alignflow.promotion import register_candidate
 from alignflow.report import load_report
@@ -196,7 +196,7 @@ def mlflow_server(folder: Path) -> Iterator[str]:
     ]
     environment = {
         **os.environ,
-        **mlflow_auth("0.0.0.0", folder),
+        **mlflow_environment("0.0.0.0", folder),
         "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "secret",
     }
