@@ -50,6 +50,7 @@ def found_lineage(run: RetrainRun) -> None:
         made |= {"merge": merge.path}
         digest = model_digest(merge)
     found(run.home, run.plan.model, Champion(generation=0, digest=digest, artifacts=made))
+    run.tracker.drain()  # else the tracker and `repair` both register the model
     repair(run.home, run.plan.model)
     send_pending(run.home)
 
