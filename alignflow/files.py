@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -64,14 +64,24 @@ def regular_files(directory: Path) -> Iterator[Path]:
     yield from sorted(path for path in directory.rglob("*") if path.is_file())
 
 
-def hash_files(directory: Path) -> dict[str, dict[str, Any]]:
-    """`{relative path: {"sha256", "bytes"}}` of every file below `directory`, hashed in parallel."""
-    paths = list(regular_files(directory))
+def hash_files(
+    directory: Path, known: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """`{relative path: {"sha256", "bytes"}}` of every file below `directory`, hashed in parallel.
+
+    Args:
+        directory: What is hashed.
+        known: Relative path to sha256 of files that were hashed before and are not read again.
+    """
+    known = known or {}
+    paths = {path.relative_to(directory).as_posix(): path for path in regular_files(directory)}
+    unread = {name: path for name, path in paths.items() if name not in known}
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        digests = list(pool.map(sha256_file, paths))
+        read = dict(zip(unread, pool.map(sha256_file, unread.values()), strict=True))
+    digests = {**known, **read}
     return {
-        path.relative_to(directory).as_posix(): {"sha256": digest, "bytes": path.stat().st_size}
-        for path, digest in zip(paths, digests, strict=True)
+        name: {"sha256": digests[name], "bytes": path.stat().st_size}
+        for name, path in paths.items()
     }
 
 
@@ -81,9 +91,10 @@ def digest_json(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def digest_directory(directory: Path) -> str:
-    """sha256 over names and contents of every file below `directory`."""
-    return digest_json({name: entry["sha256"] for name, entry in hash_files(directory).items()})
+def digest_directory(directory: Path, known: Mapping[str, str] | None = None) -> str:
+    """sha256 over names and contents of every file below `directory`; `known` as in `hash_files`."""
+    files = hash_files(directory, known)
+    return digest_json({name: entry["sha256"] for name, entry in files.items()})
 
 
 def file_stamps(directory: Path) -> dict[str, list[int]]:

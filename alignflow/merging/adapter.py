@@ -54,6 +54,12 @@ class AdapterStep:
         return bool(self.combine) or self.weight != 1.0
 
 
+def recorded_base(adapter: Path) -> dict[str, Any]:
+    """What an adapter of ours was trained on (`source, digest, quantization`); of another, nothing."""
+    note = adapter / "base_model.json"
+    return json.loads(note.read_text()) if note.is_file() else {}
+
+
 @dataclass(frozen=True)
 class Factors:
     """The low-rank factors of one module (or one fused parameter)."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alignflow.errors import CertificateError, RecipeError
-from alignflow.merging.adapter import AdapterStep
+from alignflow.merging.adapter import AdapterStep, recorded_base
 from alignflow.merging.certificate import Certificate
 from alignflow.merging.merge import merge
 from alignflow.merging.options import MergeOptions
@@ -97,8 +97,7 @@ def merge_command(
 
 def trained_on_nf4(adapter: Path) -> bool:
     """Whether an adapter of ours says that it was trained with QLoRA."""
-    note = adapter / "base_model.json"
-    return note.is_file() and json_format.loads(note.read_text()).get("quantization") == "nf4"
+    return recorded_base(adapter).get("quantization") == "nf4"
 
 
 def first_step(adapter: str, combine: list[str]) -> AdapterStep:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from alignflow.errors import ArtifactError
-from alignflow.files import digest_json, regular_files, sha256_file
-from alignflow.merging.adapter import Adapter, AdapterStep
+from alignflow.files import digest_directory
+from alignflow.merging.adapter import Adapter, AdapterStep, recorded_base
 from alignflow.merging.certificate import CERTIFICATE_FILE
 from alignflow.merging.options import MergeOptions
 
@@ -26,16 +26,10 @@ def check_lineage(
         ArtifactError: Its recorded base is another one, or, after a first adapter, is not shown
             to be the preceding result.
     """
-    note = adapter.path / "base_model.json"
-    recorded = json.loads(note.read_text()).get("digest") if note.is_file() else None
-    known = options.base_digest
     if not before:
-        if recorded and known and recorded != known:
-            raise ArtifactError(
-                f"The adapter in {adapter.path} was trained on a base model with digest "
-                f"{recorded[:12]}, this base in {base} has {known[:12]}. Use an adapter of this "
-                "base."
-            )
+        recorded, known = recorded_base(adapter.path).get("digest"), options.base_digest
+        if recorded and known:
+            _demand_same(adapter.path, recorded, base, known)
         named = named_base(adapter)
         if named and named.resolve() != base.resolve() and (named / CERTIFICATE_FILE).is_file():
             raise ArtifactError(
@@ -77,22 +71,18 @@ def check_trained_on(
         ArtifactError: It was trained on another base.
     """
     for path, _ in planned_steps[0].members if planned_steps else ():
-        note = path / "base_model.json"
-        recorded = json.loads(note.read_text()).get("digest") if note.is_file() else None
+        recorded = recorded_base(path).get("digest")
         if recorded is None or recorded == base.name or len(recorded) != SHA256_DIGITS:
             continue
-        found = digest_json(
-            {
-                name: shards.get(name) or sha256_file(file)
-                for file in sorted(regular_files(base))
-                for name in [file.relative_to(base).as_posix()]
-            }
+        _demand_same(path, recorded, base, digest_directory(base, shards))
+
+
+def _demand_same(adapter: Path, recorded: str, base: Path, found: str) -> None:
+    if found != recorded:
+        raise ArtifactError(
+            f"The adapter in {adapter} was trained on a base model with digest {recorded[:12]}, "
+            f"this base in {base} has {found[:12]}. Use an adapter of this base."
         )
-        if found != recorded:
-            raise ArtifactError(
-                f"The adapter in {path} was trained on a base model with digest {recorded[:12]}, "
-                f"this base in {base} has {found[:12]}. Use an adapter of this base."
-            )
 
 
 def named_base(adapter: Adapter) -> Path | None:
