@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alignflow.artifacts import Artifact
+from alignflow.data.lengths import part_limits
 from alignflow.device import resolve_dtype
 from alignflow.files import sha256_file
 from alignflow.recipe import DATA_PARTS, DataSource, OnlineSection, PPOSection, Recipe
@@ -67,7 +68,7 @@ def _prepare(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> P
     params: dict[str, Any] = {
         "data": recipe.data.model_dump(mode="json"),
         "base_model": {**recipe.base_model.model_dump(mode="json"), "digest": base.digest},
-        "lengths": recipe.lengths,
+        "limits": part_limits(recipe.lengths),
         "sources": digests,
         "max_examples": recipe.evaluation.max_examples,
     }
@@ -150,8 +151,10 @@ def _kto(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts
 def _on_rewards(stage: str) -> Callable[[Recipe, Path, Mapping[str, Artifact]], Parts]:
     def build(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
         section: PPOSection | OnlineSection = getattr(recipe, stage)
-        prompts = "prompts" if recipe.data.prompts else "preferences"
-        inputs = {"data": artifacts["prepare"].ref((*BASE_PARTS, prompts))}
+        parts = {"prompts" if recipe.data.prompts else "preferences"}
+        if isinstance(section, PPOSection) and section.nll_weight:
+            parts.add("preferences")
+        inputs = {"data": artifacts["prepare"].ref((*BASE_PARTS, *sorted(parts)))}
         inputs |= {role: artifacts[role].ref() for role in ("sft", "reward") if role in artifacts}
         named = [term.source for term in section.rewards if term.is_function]
         files = {source: resolve_function(source) for source in named}

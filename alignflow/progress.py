@@ -6,6 +6,7 @@ Prefect's tasks take JSON only, so observers are registered here and not passed 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ from rich.progress import (
 from alignflow.outcome import StageOutcome
 from alignflow.stage import StageSpec
 
+MEGABYTE = 10**6
 logger = logging.getLogger(__name__)
 
 
@@ -74,6 +76,13 @@ def _ended_line(outcome: StageOutcome) -> str:
     return "  ".join(part for part in parts if part)
 
 
+def shown(done: float, total: float, unit: str) -> tuple[float, float, str]:
+    """Progress in a unit that people read: bytes as whole MB."""
+    if unit != "bytes":
+        return done, total, unit
+    return math.ceil(done / MEGABYTE), math.ceil(total / MEGABYTE), "MB"
+
+
 class Lines:
     """One line per stage, for output that is not a terminal."""
 
@@ -119,9 +128,8 @@ class Bars:
         if task is None:
             return
         if event["kind"] == "progress":
-            self._progress.update(
-                task, completed=event["done"], total=event["total"] or None, unit=event["unit"]
-            )
+            done, total, unit = shown(event["done"], event["total"], event["unit"])
+            self._progress.update(task, completed=done, total=total or None, unit=unit)
             speed = self._progress.tasks[self._progress.task_ids.index(task)].speed
             self._progress.update(task, rate=f"{speed:.1f}/s" if speed else "")
         elif event["kind"] == "metrics" and "loss" in event["values"]:

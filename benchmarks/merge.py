@@ -69,6 +69,8 @@ for name in os.listdir(sys.argv[1]):
     os.fsync(descriptor)
 """
 WAYS = {"copy": COPY, "alignflow": OURS, "known_base": KNOWN_BASE, "peft": PEFT}
+COMPARED = ("alignflow", "peft")
+"""Whose results are kept to the end."""
 
 
 def write_model(shape: dict[str, int], base: Path, adapter: Path) -> int:
@@ -229,6 +231,8 @@ def compare(size: str, rounds: int, folder: Path, with_peft: bool) -> dict[str, 
     for number in range(rounds):
         for way in outs if number % 2 == 0 else reversed(list(outs)):
             runs[way].append(measure(way, base, adapter, outs[way]))
+            if way not in COMPARED:
+                shutil.rmtree(outs[way])
     medians = {
         way: {key: statistics.median(run[key] for run in found) for key in found[0]}
         for way, found in runs.items()

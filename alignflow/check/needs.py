@@ -12,7 +12,7 @@ from alignflow.check.architecture import USUAL_LAYERS, Shape, guessed_width
 from alignflow.check.findings import Finding, error, warning
 from alignflow.check.merging import merged_bytes
 from alignflow.check.ppo_rules import model_count, trained_count
-from alignflow.device import has_gpu, resolve_dtype
+from alignflow.device import first_micro_batch, has_gpu, largest_divisor, resolve_dtype
 from alignflow.errors import DiskSpaceError
 from alignflow.recipe import PAIR_STAGES, PPOSection, Recipe, TrainingSection
 from alignflow.stage import Record
@@ -35,7 +35,7 @@ CHECKPOINTS = 2
 
 
 class StageNeed(Record):
-    """Peak memory of one stage, in bytes, with one row per forward pass and with a whole batch."""
+    """Peak memory of one stage, in bytes, with one row per forward pass and as first attempted."""
 
     stage: str
     weights_bytes: int
@@ -44,7 +44,9 @@ class StageNeed(Record):
     """Activations of one row of max_length; of both responses, for a pair."""
     head_bytes: int
     """Logits, as far as they are held at once."""
-    whole_batch_bytes: int
+    first_rows: int
+    """Rows per forward pass of the first attempt; out of memory, later ones take fewer."""
+    first_bytes: int
 
     @property
     def least_bytes(self) -> int:
@@ -115,16 +117,17 @@ def _stage_need(
     responses = 2 if name in PAIR_STAGES else 1
     row = _row_bytes(recipe, section.max_length, shape, value) * responses
     head = 0 if name == "reward" else HEAD_TOKENS * (shape.vocabulary or USUAL_VOCABULARY) * 4
-    micro = recipe.compute.micro_batch_size
     batch = section.batch_size // (ppo.num_mini_batches if ppo else 1)
-    rows = batch if micro == "auto" else min(micro, batch)
+    allowed = first_micro_batch(recipe.compute.model_dump(mode="json"), batch)
+    rows = largest_divisor(batch, allowed)
     return StageNeed(
         stage=name,
         weights_bytes=weights,
         trained_bytes=trained,
         one_row_bytes=row,
         head_bytes=head,
-        whole_batch_bytes=weights + trained + head + row * rows + LIBRARIES_BYTES,
+        first_rows=rows,
+        first_bytes=weights + trained + head + row * rows + LIBRARIES_BYTES,
     )
 
 
@@ -160,12 +163,13 @@ def _row_bytes(recipe: Recipe, tokens: int, shape: Shape, value: int) -> int:
 
 
 def _disk_bytes(recipe: Recipe, shape: Shape, trainable: int) -> int:
-    """Artifacts and checkpoints; the merged model is written once more for its certificate's sake."""
+    """Artifacts and checkpoints; the merged model twice where MLflow is given a copy."""
     kept, sections = kept_bytes(recipe), recipe.training_sections.values()
     checkpoint = trainable * max(moved_bytes(recipe, section) - kept for section in sections)
     merged = merged_bytes(recipe, shape)
     trained = len(sections) * trainable * kept
-    return trained + CHECKPOINTS * checkpoint + merged + merged // 10
+    copies = 2 if recipe.tracking.upload == "merged" else 1
+    return trained + CHECKPOINTS * checkpoint + merged * copies + merged // 10
 
 
 def need_findings(needs: Needs, *, guessed: bool) -> Iterator[Finding]:

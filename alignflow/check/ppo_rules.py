@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from alignflow.check.findings import Finding, advice, error, note, raised
-from alignflow.errors import EvaluationError, RecipeError
-from alignflow.evaluation.metric_modules import metric_path
+from alignflow.errors import RecipeError
+from alignflow.evaluation.metric_modules import compares_responses
 from alignflow.recipe import PPOSection, Recipe
 from alignflow.recipe.rewards import EXECUTION
 from alignflow.sources import resolve_function
@@ -60,15 +60,12 @@ def _errors(recipe: Recipe, ppo: PPOSection) -> Iterator[Finding]:
             f"is {ppo.max_new_tokens} of max_length {ppo.max_length}, which leaves no room for a "
             "prompt; raise max_length.",
         )
-    if ppo.watch is not None:
-        try:
-            metric_path(ppo.watch.metric)
-        except EvaluationError:
-            yield error(
-                "ppo.watch.metric",
-                f"{ppo.watch.metric!r} is neither a metric of alignflow nor a file; write it like an "
-                "entry of evaluation.metrics.",
-            )
+    if ppo.watch is not None and not compares_responses(ppo.watch.metric):
+        yield error(
+            "ppo.watch.metric",
+            f"{ppo.watch.metric!r} is neither a metric of responses nor a file; write it like an "
+            "entry of evaluation.metrics.",
+        )
     for term in ppo.rewards:
         if term.is_function:
             try:

@@ -12,6 +12,7 @@ from alignflow.check.ppo_rules import ppo_findings
 from alignflow.check.retrain_rules import retrain_findings
 from alignflow.check.trainer_arguments import trainer_argument_findings
 from alignflow.errors import DataError
+from alignflow.evaluation.metric_modules import TEXT_METRICS, compares_responses
 from alignflow.recipe import DATA_PARTS, DPOSection, Recipe, TuningSection
 from alignflow.sources import is_hub_id
 
@@ -63,15 +64,10 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"There are {', '.join(known)}."
 
 
-TEXT_METRICS = ("exact_match", "execution_accuracy", "json_validity", "overlap")
-"""Those of ours that compare responses with targets. The others take numbers and need no naming."""
-
-
 def _metric_findings(recipe: Recipe) -> Iterator[Finding]:
     section = recipe.evaluation
     for metric in section.metrics:
-        given = Path(metric).expanduser()
-        if metric in TEXT_METRICS or given.is_file() or (given / f"{given.name}.py").is_file():
+        if compares_responses(metric):
             continue
         yield error(
             "evaluation.metrics",

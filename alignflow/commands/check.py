@@ -133,7 +133,7 @@ def _need_lines(found: Check) -> list[str]:
     for stage in needs.stages:
         lines.append(
             f"{stage.stage:<12}memory about {gib(stage.least_bytes)} with one row per forward pass, "
-            f"{gib(stage.whole_batch_bytes)} with a whole batch"
+            f"{gib(stage.first_bytes)} with {stage.first_rows}"
         )
     have = needs.memory_available_bytes
     lines.append(

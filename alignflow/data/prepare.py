@@ -22,7 +22,7 @@ from alignflow.data.forms import (
     first_user_turn,
     general_text,
 )
-from alignflow.data.lengths import part_limits
+from alignflow.data.lengths import within_context
 from alignflow.data.reading import RawRow, read_source
 from alignflow.data.row_forms import (
     COLUMNS,
@@ -70,7 +70,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     tokenizer = save_tokenizer(base, model.get("chat_template"), output / "tokenizer")
     context = describe_base(model, base, output)
     encoder = Encoder(tokenizer, load_template(output / "tokenizer"))
-    limits = part_limits(spec.params["lengths"], context)
+    limits = within_context(spec.params["limits"], context)
 
     def read(source: DataSource) -> list[RawRow]:
         return read_source(source, seed=spec.seed, path=spec.paths.get(source.source))

@@ -13,6 +13,8 @@ from alignflow.files import sha256_file
 from alignflow.recipe import EvaluationSection
 
 OURS = Path(__file__).parent / "metrics"
+TEXT_METRICS = ("exact_match", "execution_accuracy", "json_validity", "overlap")
+"""Those of ours that compare responses with targets. The others take numbers and need no naming."""
 
 
 class MetricModule(NamedTuple):
@@ -50,6 +52,12 @@ def metric_path(metric: str) -> Path:
     raise EvaluationError(
         f"evaluation.metrics names {metric!r}, which is neither a file nor one of ours: {names}."
     )
+
+
+def compares_responses(metric: str) -> bool:
+    """Whether a recipe may name it: ours that judge responses, and every file of the user's."""
+    given = Path(metric).expanduser()
+    return metric in TEXT_METRICS or given.is_file() or (given / f"{given.name}.py").is_file()
 
 
 def load_module(metric: str) -> Any:

@@ -175,5 +175,6 @@ def _figures(certificate: Certificate) -> str:
     return (
         f"KL {found.kl:.3g} nats per token (limit {certificate.limits.max_kl:g}), most likely "
         f"token equal in {found.top1_agreement:.2%} of {found.tokens} "
-        f"(limit {certificate.limits.min_top1_agreement:.2%})"
+        f"(limit {certificate.limits.min_top1_agreement:.2%}), largest difference of a "
+        f"log-probability {found.max_logp_difference:.3g}"
     )

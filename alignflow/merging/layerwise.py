@@ -6,21 +6,32 @@ comes and given back after it. What stays in float32 is embedding, head and norm
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
 from alignflow.errors import ArtifactError
 from alignflow.merging import names
-from alignflow.merging.adapter import AdapterStep
+from alignflow.merging.adapter import AdapterStep, read_adapter
 from alignflow.merging.arithmetic import dequantized
-from alignflow.merging.headers import FLOATS, read_checkpoint
+from alignflow.merging.headers import FLOATS, Located, read_checkpoint
 from alignflow.merging.modules import empty_model, quantized_modules
 from alignflow.merging.reader import Reader
-from alignflow.modeling import quiet
+from alignflow.merging.stacking import stacked
+
+INSTEAD = "Verify on a machine whose memory holds the model in float32, or merge with --no-verify."
+Wide = Callable[[], Tensor]
+
+
+class Mapped(NamedTuple):
+    """A model on the memory-mapped files."""
+
+    model: Any
+    wide: dict[int, Wide]
+    """By the id of a layer's parameter: what computes its float32 values."""
 
 
 @torch.no_grad()
@@ -34,57 +45,133 @@ def streamed_logits(
 
     Args:
         directory: Of the model.
-        adapters: None or one.
+        adapters: As they were merged.
         probes: Token ids.
         quantization: `nf4` computes with the values that 4-bit loading leaves of each layer.
 
     Raises:
-        ArtifactError: The files hold a parameter in another form than the model (fused experts), or
-            there are several adapters; verify such a merge on a machine with more memory.
+        ArtifactError: This cannot be done for such a model or chain of adapters.
     """
-    if len(adapters) > 1 or any(step.weighted for step in adapters):
-        raise ArtifactError(
-            f"{directory}: several adapters cannot be verified layer by layer. Verify on a machine "
-            "whose memory holds the model in float32, or merge with --no-verify."
-        )
-    model = mapped_model(directory)
-    packed = set(quantized_modules(directory)) if quantization else set()
-    weights = {id(m.weight) for name, m in model.named_modules() if name in packed}
+    model, wide = _mapped(directory, quantization)
+    _demand_sums(adapters)
     for layer in _layers(model):
-        _widen_in_turn(layer, weights)
-    if adapters:
-        with quiet():
-            model = PeftModel.from_pretrained(model, str(adapters[0].path))
-    model.eval()
+        _widen_in_turn(layer, wide)
+    model = stacked(model, adapters).eval()
     return [
         model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float() for ids in probes
     ]
 
 
-def mapped_model(directory: Path) -> Any:
-    """The model with its layers' parameters on the memory-mapped files."""
+def demand_streamable(directory: Path, adapters: list[AdapterStep]) -> None:
+    """Nothing, where logits can be had layer by layer; headers are read, no weights.
+
+    Raises:
+        ArtifactError: The files hold a parameter in another form than the model, or adapters in a
+            chain are more than sums.
+    """
+    _mapped(directory, None)
+    _demand_sums(adapters)
+
+
+def _demand_sums(adapters: list[AdapterStep]) -> None:
+    """A chain can be computed side by side only where every adapter adds low-rank products."""
+    if len(adapters) == 1:
+        return
+    for path, _ in (member for step in adapters for member in step.members):
+        adapter = read_adapter(path)
+        magnitudes = any(f.magnitude or f.bias for f in adapter.factors)
+        fused = adapter.config.get("target_parameters")
+        if adapter.replaced or adapter.tokens or magnitudes or fused:
+            raise ArtifactError(
+                f"{path}: in a chain of adapters, one with DoRA, biases, replaced weights or fused "
+                f"parameters cannot be verified layer by layer. {INSTEAD}"
+            )
+
+
+def _mapped(directory: Path, quantization: str | None) -> Mapped:
     located = {t.name: t for ts in read_checkpoint(directory).values() for t in ts}
-    model = empty_model(directory)
-    reader = Reader()
+    model, reader = empty_model(directory), Reader()
+    packed = set(quantized_modules(directory)) if quantization else set()
     layers = {id(p) for layer in _layers(model) for p in layer.parameters()}
     state: dict[str, Tensor] = {}
+    wide: dict[str, Wide] = {}
     for name, parameter in model.named_parameters():
-        found = names.find(name, located)
-        if found is None or located[found].shape != tuple(parameter.shape):
-            raise ArtifactError(
-                f"{directory}: parameter {name} {tuple(parameter.shape)} is not in the files in "
-                "that form, so the merge cannot be verified layer by layer. Verify on a machine "
-                "whose memory holds the model in float32, or merge with --no-verify."
-            )
-        if located[found].dtype not in FLOATS:
-            raise ArtifactError(f"{directory}: {found} has type {located[found].dtype}.")
-        tensor = reader.tensor(located[found])
-        state[name] = tensor if id(parameter) in layers else tensor.float()
+        tensor, values = _values(directory, name, tuple(parameter.shape), located, reader)
+        if name.removesuffix(".weight") in packed:
+            values = _Dequantized(values)
+        in_turn = id(parameter) in layers
+        state[name] = tensor if in_turn else values()
+        if in_turn and (tensor.dtype != torch.float32 or isinstance(values, _Dequantized)):
+            wide[name] = values
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return model
+    by_name = dict(model.named_parameters())
+    return Mapped(model, {id(by_name[name]): values for name, values in wide.items()})
+
+
+class _Dequantized(NamedTuple):
+    """Values as 4-bit loading would leave them."""
+
+    values: Wide
+
+    def __call__(self) -> Tensor:
+        return dequantized(self.values())
+
+
+class _Experts(NamedTuple):
+    """A fused parameter of (experts, out, in), which the files hold expert by expert."""
+
+    parts: list[list[Located]]
+    """Of each expert, the rows of its matrix in their order."""
+    reader: Reader
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole; empty where the experts differ."""
+        heights = {sum(part.shape[0] for part in expert) for expert in self.parts}
+        widths = {part.shape[1:] for expert in self.parts for part in expert}
+        if len(heights) != 1 or len(widths) != 1:
+            return ()
+        return (len(self.parts), *heights, *widths.pop())
+
+    def __call__(self) -> Tensor:
+        whole = torch.empty(self.shape)
+        for number, expert in enumerate(self.parts):
+            begin = 0
+            for part in expert:
+                whole[number, begin : begin + part.shape[0]].copy_(self.reader.tensor(part))
+                begin += part.shape[0]
+        return whole
+
+
+def _values(
+    directory: Path, name: str, shape: tuple[int, ...], located: Mapping[str, Located],
+    reader: Reader,
+) -> tuple[Tensor, Wide]:  # fmt: skip
+    """What stands for a parameter out of its turn, taking no memory, and its float32 values."""
+    found = names.find(name, located)
+    if found is not None and located[found].shape == shape:
+        _demand_float(directory, located[found])
+        tensor = reader.tensor(located[found])
+        return tensor, tensor.float
+    module, _, leaf = name.rpartition(".")
+    on_disk = names.experts_on_disk(module, leaf, located) or []
+    experts = _Experts([[located[part] for part in expert] for expert in on_disk], reader)
+    if experts.shape != shape:
+        raise ArtifactError(
+            f"{directory}: parameter {name} {shape} is not in the files in that form, so the merge "
+            f"cannot be verified layer by layer. {INSTEAD}"
+        )
+    for part in (part for expert in experts.parts for part in expert):
+        _demand_float(directory, part)
+    return torch.zeros(1, dtype=torch.bfloat16).expand(shape), experts
+
+
+def _demand_float(directory: Path, located: Located) -> None:
+    if located.dtype not in FLOATS:
+        raise ArtifactError(f"{directory}: {located.name} has type {located.dtype}. {INSTEAD}")
 
 
 def _layers(model: Any) -> list[nn.Module]:
@@ -93,19 +180,15 @@ def _layers(model: Any) -> list[nn.Module]:
     return list(max(lists, key=len, default=[]))
 
 
-def _widen_in_turn(layer: nn.Module, packed: set[int]) -> None:
-    """Float32 while a layer computes; weights in `packed` as 4-bit loading would leave them."""
+def _widen_in_turn(layer: nn.Module, wide: Mapping[int, Wide]) -> None:
+    """Float32 while a layer computes."""
     narrow: dict[nn.Parameter, Tensor] = {}
 
     def widen(module: nn.Module, _arguments: Any) -> None:
         for parameter in module.parameters():
-            kept = parameter.data
-            if id(parameter) in packed:
-                narrow[parameter] = kept
-                parameter.data = dequantized(kept.float())
-            elif kept.dtype in (torch.bfloat16, torch.float16):
-                narrow[parameter] = kept
-                parameter.data = kept.float()
+            if values := wide.get(id(parameter)):
+                narrow[parameter] = parameter.data
+                parameter.data = values()
 
     def narrow_again(_module: nn.Module, _arguments: Any, _output: Any) -> None:
         for parameter, data in narrow.items():

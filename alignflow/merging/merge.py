@@ -68,6 +68,8 @@ def merge(
     planned = plan(base, adapters, options)
     if done := finished_merge(out, planned):
         return _checked_again(done, planned, out, options)
+    if options.verify:
+        _demand_verifiable(planned)
     prepare_directory(out, planned, STATE, options.replace)
     written = write_weights(planned, out, options, progress or _silent)
     if options.base_digest is None:
@@ -186,6 +188,12 @@ def _write_left(
 
 def _silent(_done: int, _total: int) -> None:
     pass
+
+
+def _demand_verifiable(planned: MergePlan) -> None:
+    from alignflow.merging.verifying import demand_verifiable
+
+    demand_verifiable(planned.base, planned.steps)
 
 
 def _figures(planned: MergePlan, out: Path, options: MergeOptions) -> Figures:

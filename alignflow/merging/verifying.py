@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from alignflow.merging.adapter import AdapterStep
 from alignflow.merging.certificate import Figures
 from alignflow.merging.headers import read_checkpoint
+from alignflow.merging.stacking import adapted
 from alignflow.modeling import BaseModel, device, load_base, load_merged, quiet
 
 PROBE_TEXTS = (
@@ -75,6 +75,18 @@ def verify(
     )
 
 
+def demand_verifiable(base: Path, adapters: Sequence[AdapterStep]) -> None:
+    """Nothing, where base plus adapters can be computed on this machine; asked before any writing.
+
+    Raises:
+        ArtifactError: They do not fit the memory, and cannot be run layer by layer.
+    """
+    if not fits_memory(base):
+        from alignflow.merging.layerwise import demand_streamable
+
+        demand_streamable(base, list(adapters))
+
+
 def probe_ids(merged: Path, probes: Sequence[str] | Sequence[list[int]]) -> list[list[int]]:
     """Token ids of the probes; texts by the merged model's tokenizer."""
     chosen: list[Any] = list(probes)
@@ -119,7 +131,7 @@ def _reference(
     for number, step in enumerate(adapters):
         if number:
             model = model.merge_and_unload()
-        model = _adapted(model, step)
+        model = adapted(model, step)
     return model.eval(), seconds
 
 
@@ -129,20 +141,6 @@ def _resize(model: Any, merged: Path) -> None:
     if size and size != model.config.vocab_size and size != rows:
         with quiet():
             model.resize_token_embeddings(size, mean_resizing=False)
-
-
-def _adapted(model: Any, step: AdapterStep) -> Any:
-    with quiet():
-        adapted = PeftModel.from_pretrained(model, str(step.path))
-        if step.weighted:
-            named, weights = ["default"], [step.weight]
-            for number, (path, weight) in enumerate(step.combine):
-                adapted.load_adapter(str(path), f"other{number}")
-                named.append(f"other{number}")
-                weights.append(weight)
-            adapted.add_weighted_adapter(named, weights, "combined", combination_type="cat")  # type: ignore[operator]
-            adapted.set_adapter("combined")
-    return adapted
 
 
 @torch.no_grad()

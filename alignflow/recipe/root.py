@@ -225,7 +225,7 @@ class Recipe(Section):
     @property
     def needs_preferences(self) -> bool:
         """Whether a stage trains on pairs, or a method takes prompts or responses from them."""
-        if self.reward or self.fallback:
+        if self.reward or self.fallback or (self.ppo and self.ppo.nll_weight):
             return True
         own = self.data.ratings if self.method == "kto" else self.data.prompts
         samples = self.method in ("kto", "ppo", "rloo", "grpo")

@@ -190,6 +190,10 @@ class PPOSection(TrainingSection):
     vf_coef: float = Field(default=0.5, gt=0)
     """Weight of the value loss."""
 
+    nll_weight: float = Field(default=0.0, ge=0)
+    """Weight of an NLL term on the chosen responses of data.preferences, which keeps them likely and
+    shows the policy what it may never sample (PPO-ptx)."""
+
     gamma: float = Field(default=1.0, gt=0, le=1)
     """Discount per token."""
 

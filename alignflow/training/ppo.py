@@ -27,6 +27,7 @@ from alignflow.reward_gate import weakness
 from alignflow.stage import StageResult, StageSpec
 from alignflow.training import ppo_math
 from alignflow.training.callbacks import StopOnTerminate
+from alignflow.training.chosen import chosen_responses
 from alignflow.training.common import (
     Job,
     gradient_checkpointing,
@@ -58,11 +59,12 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
         1, round(section.num_train_epochs * len(prompts.trained) / section.batch_size)
     )
     rewards = load_rewards(section.rewards, spec.paths)
+    chosen = chosen_responses(job)
     watch = Watch(section.watch, prompts.held_out) if section.watch else None
     roles = load_roles(job)
     micro = micro_batch(job)
     setting = Setting(
-        section, roles, rewards, job.tokenizer, micro.per_device_train_batch_size, job.dtype
+        section, roles, rewards, job.tokenizer, chosen, micro.per_device_train_batch_size, job.dtype
     )
     params = parameters(roles.model, job, micro)
     state = State(section.kl_coef)
@@ -84,6 +86,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
             "updates": state.update,
             "episodes": state.update * section.batch_size,
             "prompts": len(prompts.trained),
+            **({"chosen_responses": len(chosen)} if chosen else {}),
             **(describe(state.watched, watch.section, kept) if watch else {}),
         },
     )

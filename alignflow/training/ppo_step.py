@@ -10,9 +10,10 @@ import torch
 from alignflow.errors import NumericsError
 from alignflow.recipe import PPOSection
 from alignflow.training import ppo_math
+from alignflow.training.chosen import nll_step
 from alignflow.training.optimizers import new_optimizer, split_factors
 from alignflow.training.roles import Roles
-from alignflow.training.rollouts import Rollout, Setting
+from alignflow.training.rollouts import Chosen, Rollout, Setting
 from alignflow.training.token_logps import token_statistics
 
 LAST_SHARE = 0.1
@@ -76,7 +77,9 @@ def optimize(
         order = list(range(len(rollout.logps)))
         generator.shuffle(order)
         for start in range(0, minibatch * section.num_mini_batches, minibatch):
-            seen.append(step(setting, optimizer, rollout, order[start : start + minibatch]))
+            chosen = generator.sample(setting.chosen, min(minibatch, len(setting.chosen)))
+            rows = order[start : start + minibatch]
+            seen.append(step(setting, optimizer, rollout, rows, chosen))
             limit = section.max_approx_kl
             if limit is not None and seen[-1]["policy/approxkl_avg"] > limit:
                 return _means(seen)
@@ -94,19 +97,32 @@ def _means(seen: list[dict[str, float]]) -> dict[str, float]:
 
 
 def step(
-    setting: Setting, optimizer: torch.optim.Optimizer, rollout: Rollout, chosen: list[int]
+    setting: Setting,
+    optimizer: torch.optim.Optimizer,
+    rollout: Rollout,
+    rows: list[int],
+    chosen: list[Chosen],
 ) -> dict[str, float]:
     """One optimizer step; micro-batches of like length, weighted by their real tokens.
+
+    Args:
+        setting: What stays the same.
+        optimizer: With the rates in force.
+        rollout: What is learned from.
+        rows: Those of its responses that this step takes.
+        chosen: What the NLL term is of in this step.
 
     Raises:
         NumericsError: The gradient is not finite.
     """
-    whole = rollout.sequences.mask[torch.tensor(chosen)].sum().item()
+    whole = rollout.sequences.mask[torch.tensor(rows)].sum().item()
     totals: dict[str, float] = {}
-    for rows in rollout.sequences.by_length(chosen, setting.micro_batch_size):
-        share = rollout.sequences.mask[rows].sum().item() / whole
-        for name, value in micro_step(setting, rollout, rows, share).items():
+    for part in rollout.sequences.by_length(rows, setting.micro_batch_size):
+        share = rollout.sequences.mask[part].sum().item() / whole
+        for name, value in micro_step(setting, rollout, part, share).items():
             totals[name] = totals.get(name, 0.0) + share * value
+    if chosen:
+        totals["loss/nll_avg"] = nll_step(setting, chosen)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, setting.section.max_grad_norm).item()
     if not math.isfinite(norm):

@@ -28,6 +28,13 @@ class Prompt(NamedTuple):
     """What an answer is rewarded by, where a reward needs that."""
 
 
+class Chosen(NamedTuple):
+    """A chosen response and its prompt, in token ids."""
+
+    prompt: list[int]
+    response: list[int]
+
+
 class Setting(NamedTuple):
     """What stays the same from one batch of rollouts to the next."""
 
@@ -35,6 +42,8 @@ class Setting(NamedTuple):
     roles: Roles
     rewards: dict[str, RewardFunction]
     tokenizer: Any
+    chosen: list[Chosen]
+    """What the NLL term is of; none where there is no such term."""
     micro_batch_size: int
     dtype: str
 

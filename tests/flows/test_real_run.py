@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_runs import new_home
 
+from alignflow import forkserver
 from alignflow.recipe import Recipe
 from flows.finetune import finetune
 
 SHORT = {"max_steps": 3, "batch_size": 8, "max_length": 192, "learning_rate": 1e-3}
+SAMPLED = {
+    **SHORT,
+    "max_steps": 2,
+    "warmup_ratio": 0.0,
+    "max_new_tokens": 8,
+    "min_reward_accuracy": 0.0,
+}
+METHODS: dict[str, dict[str, Any]] = {
+    "ppo": {**SAMPLED, "rewards": ["execution", "reward_model"], "nll_weight": 0.1},
+    "orpo": SHORT,
+    "simpo": SHORT,
+    "kto": SHORT,
+    "rloo": SAMPLED,
+    "grpo": {**SAMPLED, "rewards": ["execution", "reward_model"]},
+}
 
 
-def small_recipe() -> Recipe:
+def small_recipe(method: str = "dpo", section: dict[str, Any] = SHORT) -> Recipe:
     return Recipe.model_validate(
         {
             "name": "small",
@@ -23,14 +41,15 @@ def small_recipe() -> Recipe:
             "data": {
                 "sft": "builtin:freight-sft",
                 "preferences": {"source": "builtin:freight-preferences", "weight": 0.1},
+                "prompts": "builtin:freight-prompts",
                 "evaluation": "builtin:freight-evaluation",
                 "general": "builtin:freight-general",
             },
             "compute": {"threads": 1},
             "sft": SHORT,
             "reward": SHORT,
-            "method": "dpo",
-            "dpo": SHORT,
+            "method": method,
+            method: section,
             "evaluation": {
                 "metrics": ["execution_accuracy"],
                 "max_examples": 8,
@@ -42,8 +61,19 @@ def small_recipe() -> Recipe:
 
 
 @pytest.fixture(scope="module")
+def one_forkserver() -> Iterator[None]:
+    """Flows of this module share it: seven seconds of imports each."""
+    with forkserver.ended_after(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forkserver, "ended_after", nullcontext)
+        yield
+
+
+@pytest.fixture(scope="module")
 def report(
-    prefect_server: str, mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory
+    one_forkserver: None,
+    prefect_server: str,
+    mlflow_store: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Any]:
     home = new_home(tmp_path_factory.mktemp("real") / "home", mlflow_store)
     return {**finetune(small_recipe(), home=home), "home": home}
@@ -100,3 +130,22 @@ def test_what_the_stages_resolved_is_in_mlflow_on_the_stage_and_on_the_parent(
         )
         assert int(params["trainable_params"]) < int(params["total_params"])
         assert params["lora_scaling"] == "2.0"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_other_method_aligns_what_sft_left_and_ends_in_a_certified_model(
+    report: dict[str, Any], method: str
+) -> None:
+    other = finetune(small_recipe(method, METHODS[method]), home=report["home"])
+    states = {entry["stage"]: entry["state"] for entry in other["stages"]}
+    assert other["status"] == "completed"
+    assert {stage for stage, state in states.items() if state == "cached"} >= {"sft", "reward"}
+    assert {states[stage] for stage in (method, "evaluate", "merge")} == {"completed"}
+    rows = next(entry["rows"] for entry in other["stages"] if entry["stage"] == method)
+    assert rows["trained"] and rows["read"] == rows["trained"] + rows["held_out"] + sum(
+        rows["dropped"].values()
+    )
+    judged = other["evaluation"]
+    assert judged["aligned"]["perplexity_general"] != judged["sft"]["perplexity_general"]
+    certificate = json.loads((Path(other["merged_model"]) / "merge_certificate.json").read_text())
+    assert certificate["status"] == "passed"

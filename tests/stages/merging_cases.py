@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     GemmaConfig,
     GPT2Config,
+    GptOssConfig,
     LlamaConfig,
     MixtralConfig,
     Qwen2Config,
@@ -37,6 +38,9 @@ def family(name: str, **changes: Any) -> Any:
         "qwen3_moe": lambda: Qwen3MoeConfig(
             **{**SMALL, "moe_intermediate_size": 20, "num_experts": 4, "head_dim": 8,
                "num_experts_per_tok": 2, **changes}
+        ),
+        "gpt_oss": lambda: GptOssConfig(
+            **{**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, **changes}
         ),
         "gpt2": lambda: GPT2Config(
             **{"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64,

@@ -100,7 +100,7 @@ def prepare_spec(home: Path, base: Path, sources: dict[str, Path], **data: Any) 
         params={
             "data": {**{part: [str(path)] for part, path in sources.items()}, **data},
             "base_model": model,
-            "lengths": {"sft": 64, "reward": 64, "dpo": 64},
+            "limits": {"sft": 64, "preferences": 64, "ratings": None, "prompts": None},
             "sources": {},
             "max_examples": None,
         },

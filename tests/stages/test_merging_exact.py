@@ -60,6 +60,11 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         "qwen3_moe", {}, {"target_modules": ["q_proj"],
                           "target_parameters": ["mlp.experts.down_proj"]},
     ),
+    "experts fused on disk too, as (in, out)": (
+        "gpt_oss", {},
+        {"target_modules": ["q_proj"],
+         "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
+    ),
 }  # fmt: skip
 
 

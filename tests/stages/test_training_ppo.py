@@ -16,8 +16,9 @@ from alignflow.modeling import load_policy, load_reward_model, load_tokenizer, r
 from alignflow.recipe import PPOSection, TuningSection
 from alignflow.stage import StageSpec
 from alignflow.training import ppo
+from alignflow.training.chosen import nll_step
 from alignflow.training.roles import Sequences
-from alignflow.training.rollouts import Prompt
+from alignflow.training.rollouts import Chosen, Prompt, Setting
 from alignflow.training.shared_base import SharedBase, merged_in_place
 
 ADAPTER = "adapter/adapter_model.safetensors"
@@ -90,11 +91,14 @@ def ppo_spec(
     )
 
 
-def shared(prepared: Artifact, trained: Trained, **options: Any) -> SharedBase:
+def shared(
+    prepared: Artifact, trained: Trained, mode: str = "lora", dtype: str = "float32",
+    **options: Any,
+) -> SharedBase:  # fmt: skip
     policy, judge = trained
     return SharedBase(
         read_base(prepared.directory), policy.directory / "adapter", judge.directory,
-        TuningSection(rank=4), dtype="float32", **options,
+        TuningSection.model_validate({"rank": 4, "mode": mode}), dtype=dtype, **options,
     )  # fmt: skip
 
 
@@ -107,15 +111,20 @@ def rollouts(prepared: Artifact, roles: SharedBase, count: int = 4) -> Sequences
     return Sequences.of(prompts, ids, pad=tokenizer.pad_token_id, device=policy.device)
 
 
+@pytest.mark.parametrize(
+    ("mode", "dtype"), [("lora", "float32"), ("lora", "bfloat16"), ("qlora", "float32")]
+)
 def test_four_adapters_on_one_base_give_the_numbers_of_the_models_they_stand_for(
-    prepared: Artifact, trained: Trained
+    prepared: Artifact, trained: Trained, mode: str, dtype: str
 ) -> None:
+    """In bfloat16 the reward's head still computes in float32, as it did when it was trained."""
     policy, judge = trained
-    roles = shared(prepared, trained)
+    roles = shared(prepared, trained, mode, dtype)
+    loading: Any = {"dtype": dtype, "quantization": "nf4" if mode == "qlora" else None}
     sequences = rollouts(prepared, roles)
     base = read_base(prepared.directory)
-    alone = load_policy(base, policy.directory, dtype="float32", quantization=None).eval()
-    scorer = load_reward_model(base, judge.directory, dtype="float32", quantization=None).eval()
+    alone = load_policy(base, policy.directory, **loading).eval()
+    scorer = load_reward_model(base, judge.directory, **loading).eval()
     given = {
         "input_ids": sequences.tokens,
         "attention_mask": sequences.attention,
@@ -125,7 +134,9 @@ def test_four_adapters_on_one_base_give_the_numbers_of_the_models_they_stand_for
         logits = alone(**given).logits[:, sequences.prompt_length - 1 : -1]
         hidden = scorer.base_model.model.model(**given).last_hidden_state
         last = (sequences.attention * torch.arange(sequences.tokens.shape[1])).argmax(1)
-        scores = scorer.base_model.model.score(hidden[torch.arange(len(last)), last])[:, 0]
+        states = hidden[torch.arange(len(last)), last]
+        [head] = [w for n, w in load_file(judge.directory / ADAPTER).items() if "score" in n]
+        scores = torch.nn.functional.linear(states.to(head.dtype), head)[:, 0]
         reference = roles.reference_head.logits(roles.reference_states(sequences))
         own = roles.policy_head.logits(roles.policy_states(sequences))
     assert (reference - logits).abs().max() == 0
@@ -189,11 +200,23 @@ def test_sampling_stops_at_the_end_of_a_response_and_is_the_same_for_a_seed(
         assert len(real) == 6 or real[-1] == eos
 
 
+@pytest.mark.parametrize(
+    "section",
+    [
+        {},
+        {"value_model": "policy", "target_kl": 0.1, "kl_estimator": "k3", "nll_weight": 0.3},
+    ],
+)
 def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bytes(
-    prepared: Artifact, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Artifact,
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    section: dict[str, Any],
 ) -> None:
-    straight = run_and_publish(ppo_spec(prepared, tmp_path / "straight", trained))
-    spec = ppo_spec(prepared, tmp_path / "killed", trained)
+    settings: dict[str, Any] = {**section, "max_steps": 3}
+    straight = run_and_publish(ppo_spec(prepared, tmp_path / "straight", trained, **settings))
+    spec = ppo_spec(prepared, tmp_path / "killed", trained, **settings)
     whole = ppo.update
 
     def dies(job: Any, setting: Any, optimizer: Any, state: Any, *rest: Any) -> Any:
@@ -214,7 +237,9 @@ def test_a_micro_batch_of_one_gives_the_same_update(
     weights = []
     for size in (4, 1):
         compute = {"micro_batch_size": size, "gradient_checkpointing": size == 1}
-        spec = ppo_spec(prepared, tmp_path / str(size), trained, max_steps=1, compute=compute)
+        spec = ppo_spec(
+            prepared, tmp_path / str(size), trained, max_steps=1, compute=compute, nll_weight=0.3
+        )
         weights.append(load_file(run_and_publish(spec).directory / ADAPTER))
     for name, tensor in weights[0].items():
         torch.testing.assert_close(tensor, weights[1][name], rtol=1e-3, atol=2e-5)
@@ -329,6 +354,55 @@ def test_sigterm_saves_a_checkpoint_that_the_next_attempt_continues_from(
     run_stage(spec, attempt=2)
     events = read_events(tmp_path / "work/ppo" / spec.key / "events.jsonl")
     assert [e["text"] for e in events if e["kind"] == "message"] == ["Continues from update 1."]
+
+
+def test_the_nll_term_adds_the_gradient_of_the_chosen_responses_times_its_weight(
+    prepared: Artifact, trained: Trained
+) -> None:
+    """Against Transformers' own loss of each response, weighted by its tokens."""
+    tokenizer = load_tokenizer(prepared.directory)
+    section = PPOSection(nll_weight=0.25)
+    rows = [
+        Chosen(tokenizer(question(n))["input_ids"], tokenizer("a" * n)["input_ids"])
+        for n in (3, 7, 5)
+    ]
+    roles = shared(prepared, trained)
+    found = nll_step(Setting(section, roles, {}, tokenizer, rows, 2, "float32"), rows)
+    gradients = {n: p.grad for n, p in roles.model.named_parameters() if p.grad is not None}
+    alone = load_policy(
+        read_base(prepared.directory), trained[0].directory, dtype="float32", quantization=None
+    ).eval()
+    for _, parameter in alone.named_parameters():
+        parameter.requires_grad_(True)
+    whole, total = sum(len(row.response) for row in rows), 0.0
+    for row in rows:
+        labels = [-100] * len(row.prompt) + row.response
+        ids = torch.tensor([row.prompt + row.response])
+        loss = alone(input_ids=ids, labels=torch.tensor([labels])).loss * len(row.response) / whole
+        (section.nll_weight * loss).backward()
+        total += loss.item()
+    expected = dict(alone.named_parameters())
+    assert found == pytest.approx(total, rel=1e-5)
+    assert gradients
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name].grad, rtol=1e-4, atol=1e-6)
+
+
+def test_the_nll_term_makes_chosen_responses_likelier_while_ppo_runs(
+    prepared: Artifact, trained: Trained, tmp_path: Path
+) -> None:
+    spec = ppo_spec(
+        prepared, tmp_path, trained, nll_weight=1.0, max_steps=6, learning_rate=1e-2,
+        lr_scheduler_type="constant",
+    )  # fmt: skip
+    result = run_stage(spec)
+    losses = [
+        event["values"]["loss/nll_avg"]
+        for event in read_events(tmp_path / "work/ppo" / spec.key / "events.jsonl")
+        if event["kind"] == "metrics"
+    ]
+    assert losses[-1] < losses[0] - 0.1
+    assert result.details["chosen_responses"] > 0
 
 
 def test_each_pass_draws_every_prompt_once() -> None:

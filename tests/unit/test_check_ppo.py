@@ -53,6 +53,11 @@ def test_a_plain_recipe_gets_no_finding() -> None:
             {"data": {**with_prompts(), "preferences": "builtin:freight-preferences"}},
             "error ppo.watch.metric: 'exact_mach' is neither a metric",
         ),
+        (
+            {"watch": {"metric": "preference_accuracy"}},
+            {"data": {**with_prompts(), "preferences": "builtin:freight-preferences"}},
+            "error ppo.watch.metric: 'preference_accuracy' is neither a metric of responses",
+        ),
         ({}, {"tuning": {"mode": "full"}}, "note tuning.mode: is full: PPO holds 4 whole models"),
         ({}, {"tuning": {"dropout": 0.1}}, "advice tuning.dropout: is off in PPO"),
         ({"kl_coef": 0}, {}, "advice ppo.kl_coef: is 0, so nothing keeps"),
@@ -75,6 +80,11 @@ def test_findings(ppo: dict[str, Any], fields: dict[str, Any], expected: str) ->
         ({"on_weak_reward": "dpo"}, {}, "on_weak_reward is dpo but there is no dpo section"),
         ({}, {"dpo": {}}, "there is a dpo section but method is ppo"),
         ({"watch": {"metric": "exact_match"}}, {}, "data.prompts is empty"),
+        (
+            {"rewards": ["execution"], "nll_weight": 0.1},
+            {"data": with_prompts(), "reward": None},
+            "data.preferences is empty",
+        ),
         ({"rewards": ["model"]}, {}, "'model' is no source of rewards"),
         ({"rewards": ["execution", "execution"]}, {}, "names a source twice"),
     ],

@@ -13,7 +13,7 @@ from alignflow.artifacts import Artifact, publish, work_directory
 from alignflow.check.findings import exit_code
 from alignflow.check.rules import recipe_findings
 from alignflow.check.trainer_arguments import CONFIGS, known_arguments
-from alignflow.data.lengths import part_limits
+from alignflow.data.lengths import part_limits, within_context
 from alignflow.plan import BUILDERS, stage_spec
 from alignflow.recipe import METHODS, Recipe
 from alignflow.report import key_figure
@@ -106,9 +106,9 @@ def test_a_departure_from_the_rules_of_a_method_is_advice(made: Recipe, expected
 
 
 def test_a_row_is_kept_if_any_stage_that_reads_it_takes_it() -> None:
-    limits = part_limits({"orpo": 64, "kto": 96, "grpo": 32}, context=80)
+    limits = within_context(part_limits({"orpo": 64, "kto": 96, "grpo": 32}), 80)
     assert limits == {"sft": 64, "preferences": 80, "ratings": 80, "prompts": 32}
-    assert part_limits({}, None) == dict.fromkeys(limits)
+    assert within_context(part_limits({}), None) == dict.fromkeys(limits)
 
 
 def finished(home: Path, stage: str, files: list[str]) -> Artifact:
