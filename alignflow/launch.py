@@ -104,9 +104,11 @@ def with_smaller_micro_batch(spec: StageSpec, events: list[dict[str, Any]]) -> S
         event["kind"] == "error" and event.get("exit_code") == OutOfMemory.exit_code
         for event in events
     )
-    batch = spec.params.get("section", {}).get("batch_size")
+    section = spec.params.get("section", {})
+    batch = section.get("batch_size")
     if not halvings or not batch:
         return spec
+    batch //= section.get("num_mini_batches", 1)  # PPO's optimizer step takes one of them
     smaller = largest_divisor(batch, first_micro_batch(spec.compute, batch) >> halvings)
     return spec.model_copy(update={"compute": {**spec.compute, "micro_batch_size": smaller}})
 

@@ -23,6 +23,7 @@ from transformers import (
 from alignflow.errors import ArtifactError
 from alignflow.files import digest_directory, file_stamps
 from alignflow.recipe.tuning import MOVES_THE_BASE
+from alignflow.sources import is_builtin
 from alignflow.stage import Record, StageSpec
 
 ADAPTER, MODEL = "adapter", "model"
@@ -72,7 +73,7 @@ def read_base(prepare_directory: Path) -> BaseModel:
     """
     record = json.loads((prepare_directory / "base_model.json").read_text())
     location = json.loads((prepare_directory / "location.json").read_text())
-    path = Path(location["path"])
+    path = _place(record["source"], location["path"])
     if not (path / "config.json").is_file():
         raise ArtifactError(
             f"The base model {record['source']} is no longer in {path}. Put it back, or delete "
@@ -85,6 +86,15 @@ def read_base(prepare_directory: Path) -> BaseModel:
             "again from the start."
         )
     return BaseModel(path=str(path), **record)
+
+
+def _place(source: str, path: str) -> Path:
+    """Where a base is: a builtin one wherever this package lies now."""
+    if is_builtin(source):
+        from alignflow.builtin import base_model_directory
+
+        return base_model_directory(source.removeprefix("builtin:"))
+    return Path(path)
 
 
 def _unchanged(path: Path, stamped: dict[str, list[int]], digest: str) -> bool:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from alignflow.artifacts import Artifact
-from alignflow.data.lengths import part_limits
+from alignflow.data.lengths import limits_of
 from alignflow.device import resolve_dtype
+from alignflow.evaluation.metric_modules import own_file
 from alignflow.files import sha256_file
 from alignflow.recipe import DATA_PARTS, DataSource, OnlineSection, PPOSection, Recipe
 from alignflow.settings import Settings
@@ -68,7 +69,7 @@ def _prepare(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> P
     params: dict[str, Any] = {
         "data": recipe.data.model_dump(mode="json"),
         "base_model": {**recipe.base_model.model_dump(mode="json"), "digest": base.digest},
-        "limits": part_limits(recipe.lengths),
+        "limits": {part: n for part, n in limits_of(recipe).items() if getattr(recipe.data, part)},
         "sources": digests,
         "max_examples": recipe.evaluation.max_examples,
     }
@@ -209,8 +210,9 @@ def judged_by(recipe: Recipe) -> dict[str, str]:
 
 
 def digests_of_files(names: list[str]) -> dict[str, str]:
-    """sha256 of those names that are files."""
-    return {name: sha256_file(Path(name)) for name in names if Path(name).is_file()}
+    """sha256 of those names that are files, or folders of a metric."""
+    files = {name: own_file(name) for name in names}
+    return {name: sha256_file(path) for name, path in files.items() if path is not None}
 
 
 def _merge(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:

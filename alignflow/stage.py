@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -88,6 +90,18 @@ class RowAccount(Record):
     def balanced(self) -> bool:
         """Whether every row read is accounted for."""
         return self.read == self.trained + self.held_out + sum(self.dropped.values())
+
+    @classmethod
+    def total(cls, accounts: Iterable[RowAccount]) -> RowAccount:
+        """The account of all rows of several."""
+        found = list(accounts)
+        return cls(
+            read=sum(account.read for account in found),
+            trained=sum(account.trained for account in found),
+            truncated=sum(account.truncated for account in found),
+            held_out=sum(account.held_out for account in found),
+            dropped=dict(sum((Counter(account.dropped) for account in found), Counter())),
+        )
 
 
 class StageResult(Record):

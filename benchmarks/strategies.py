@@ -33,6 +33,8 @@ RECIPES = RECIPE.parent
 NAMES = ("quickstart", *(f"quickstart-{name}" for name in ("ppo", "orpo", "qlora", "full", "pretrain")))  # fmt: skip
 METHODS = ("dpo", "ppo", "orpo", "simpo", "kto", "rloo", "grpo")
 GIB = 1024**3
+MARGIN = 0.05
+"""Of accuracy, that a strategy may be worse by."""
 SFT_ONLY = ("method=none", "dpo=null", "reward=null", "merge=null", "tracking.upload=adapter")
 RATES = {
     "lora": (7.5e-4, 1.5e-3, 3e-3, 6e-3, 1.2e-2),
@@ -174,6 +176,23 @@ def _difference(seeds: list[dict[str, Figures]], row: str, other: str) -> str:
     )
 
 
+def not_worse(seeds: list[dict[str, Figures]]) -> str:
+    """Whether aligned models are no more than MARGIN below the quickstart's, by the 95 % interval."""
+    reference = "quickstart: dpo"
+    lines = [f"Not worse than {reference} by {100 * MARGIN:.0f} points:", ""]
+    for row in seeds[0]:
+        if row == reference or row.endswith(": sft") or reference not in seeds[0]:
+            continue
+        said = []
+        for name, figure in (("greedy", "accuracy"), ("sampled", "sampled_accuracy")):
+            pairs = zip(columns(seeds, row)(figure), columns(seeds, reference)(figure), strict=True)
+            mean, margin = mean_and_margin([mine - theirs for mine, theirs in pairs])
+            verdict = "yes" if mean - margin >= -MARGIN else "not shown"
+            said.append(f"{name} {verdict} (at worst {100 * (mean - margin):+.1f})")
+        lines.append(f"- {row}: {', '.join(said)}")
+    return "\n".join(lines)
+
+
 def measure_rates(home: Path, seed: int, overrides: list[str]) -> dict[str, Figures]:
     """Accuracy and forgetting of SFT at each rate, by `mode rate`."""
     found: dict[str, Figures] = {}
@@ -265,7 +284,7 @@ def main() -> None:
     if arguments.forgetting:
         print(forgetting_table(seeds))
     else:
-        print(table(seeds), differences(seeds), sep="\n\n")
+        print(table(seeds), differences(seeds), not_worse(seeds), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from alignflow.recipe import PAIR_STAGES, PPOSection, Recipe, TrainingSection
 from alignflow.stage import Record
 
 GIB = 1024**3
+FLOAT32_BYTES = 4
 NF4_BYTES = 0.53
 """Four bits and the double-quantized scales, per parameter."""
 MOMENT_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
@@ -114,6 +115,8 @@ def _stage_need(
             trained += ROUNDING_BYTES * shape.embedding_parameters
     else:
         trained = trainable * (moved * moving + kept * (copies - moving))
+    if ppo and recipe.tuning.mode == "lora" and value == FLOAT32_BYTES:
+        weights += shape.parameters * value  # kept while the adapter is merged in to generate
     responses = 2 if name in PAIR_STAGES else 1
     row = _row_bytes(recipe, section.max_length, shape, value) * responses
     head = 0 if name == "reward" else HEAD_TOKENS * (shape.vocabulary or USUAL_VOCABULARY) * 4
@@ -165,9 +168,14 @@ def _row_bytes(recipe: Recipe, tokens: int, shape: Shape, value: int) -> int:
 def _disk_bytes(recipe: Recipe, shape: Shape, trainable: int) -> int:
     """Artifacts and checkpoints; the merged model twice where MLflow is given a copy."""
     kept, sections = kept_bytes(recipe), recipe.training_sections.values()
-    checkpoint = trainable * max(moved_bytes(recipe, section) - kept for section in sections)
+    checkpoint = trainable * max(
+        (moved_bytes(recipe, section) - kept)
+        * (trained_count(section) if isinstance(section, PPOSection) else 1)
+        for section in sections
+    )
+    best = CHECKPOINTS if recipe.ppo is not None and recipe.ppo.watch is not None else 0
     merged = merged_bytes(recipe, shape)
-    trained = len(sections) * trainable * kept
+    trained = (len(sections) + best) * trainable * kept
     copies = 2 if recipe.tracking.upload == "merged" else 1
     return trained + CHECKPOINTS * checkpoint + merged * copies + merged // 10
 

@@ -23,7 +23,7 @@ from alignflow.data.forms import (
     general_text,
     training_prompt,
 )
-from alignflow.data.lengths import PART_READERS, part_limits, within_context
+from alignflow.data.lengths import PART_READERS, limits_of, within_context
 from alignflow.data.pairs import preference_pair, single_rating
 from alignflow.data.reading import RawRow, read_source
 from alignflow.data.row_forms import COLUMNS, EVALUATION_PROMPT
@@ -123,7 +123,7 @@ def row_findings(
         "data": recipe.data.model_dump(mode="json"),
         "seed": recipe.seed,
         "full": full,
-        "limits": within_context(part_limits(recipe.lengths), context),
+        "limits": within_context(limits_of(recipe), context),
         "tokenizer": str(tokenizer) if tokenizer else None,
         "template": recipe.base_model.chat_template,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from alignflow.recipe import PAIR_STAGES
+from alignflow.recipe import PAIR_STAGES, Recipe
 
 PART_READERS = {
     "sft": ("sft", "orpo"),
@@ -15,15 +15,15 @@ PART_READERS = {
 """Part to the stages that train on its rows; longer ones are of no use to any."""
 
 
-def part_limits(lengths: Mapping[str, int | None]) -> dict[str, int | None]:
-    """Longest row of each part, in tokens: the longest that a stage takes; None where none reads it.
-
-    Args:
-        lengths: Training stage to its max_length.
-    """
+def limits_of(recipe: Recipe) -> dict[str, int | None]:
+    """Longest row of each part, in tokens: the longest that a stage takes; None where none reads it."""
+    readers = PART_READERS
+    if recipe.ppo is not None and recipe.ppo.nll_weight:
+        readers = {**readers, "preferences": (*readers["preferences"], "ppo")}
+    lengths = recipe.lengths
     return {
-        part: max((n for stage in readers if (n := lengths.get(stage))), default=None)
-        for part, readers in PART_READERS.items()
+        part: max((lengths[stage] for stage in stages if stage in lengths), default=None)
+        for part, stages in readers.items()
     }
 
 

@@ -70,7 +70,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     tokenizer = save_tokenizer(base, model.get("chat_template"), output / "tokenizer")
     context = describe_base(model, base, output)
     encoder = Encoder(tokenizer, load_template(output / "tokenizer"))
-    limits = within_context(spec.params["limits"], context)
+    limits = within_context(dict.fromkeys(DATA_PARTS) | spec.params["limits"], context)
 
     def read(source: DataSource) -> list[RawRow]:
         return read_source(source, seed=spec.seed, path=spec.paths.get(source.source))
@@ -103,7 +103,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     events.progress(len(parts) + 1, len(parts) + 1, "parts")
     return StageResult(
         metrics={f"{part}_rows": float(account.trained) for part, account in accounts.items()},
-        rows=_total(accounts),
+        rows=RowAccount.total(accounts.values()),
         params={"context_length": context},
         details={"rows": {part: account.model_dump() for part, account in accounts.items()}},
     )
@@ -256,18 +256,6 @@ def write_rows(
     table = pa.Table.from_pylist(rows, schema=pa.Table.from_pylist(like or rows).schema)
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, compression="zstd")
-
-
-def _total(accounts: dict[str, RowAccount]) -> RowAccount:
-    dropped: Counter[str] = Counter()
-    for account in accounts.values():
-        dropped += Counter(account.dropped)
-    return RowAccount(
-        read=sum(account.read for account in accounts.values()),
-        trained=sum(account.trained for account in accounts.values()),
-        held_out=sum(account.held_out for account in accounts.values()),
-        dropped=dict(dropped),
-    )
 
 
 def _sentence(part: str, account: RowAccount) -> str:

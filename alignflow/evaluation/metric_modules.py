@@ -43,11 +43,8 @@ def metric_path(metric: str) -> Path:
     ours = OURS / f"{metric}.py"
     if ours.is_file():
         return ours
-    given = Path(metric).expanduser()
-    inside = given / f"{given.name}.py"
-    for path in (given, inside):
-        if path.is_file():
-            return path
+    if (path := own_file(metric)) is not None:
+        return path
     names = ", ".join(sorted(path.stem for path in OURS.glob("[a-z]*.py")))
     raise EvaluationError(
         f"evaluation.metrics names {metric!r}, which is neither a file nor one of ours: {names}."
@@ -56,8 +53,13 @@ def metric_path(metric: str) -> Path:
 
 def compares_responses(metric: str) -> bool:
     """Whether a recipe may name it: ours that judge responses, and every file of the user's."""
+    return metric in TEXT_METRICS or own_file(metric) is not None
+
+
+def own_file(metric: str) -> Path | None:
+    """The user's module that a recipe names by its file, or by a folder of the same name."""
     given = Path(metric).expanduser()
-    return metric in TEXT_METRICS or given.is_file() or (given / f"{given.name}.py").is_file()
+    return next((p for p in (given, given / f"{given.name}.py") if p.is_file()), None)
 
 
 def load_module(metric: str) -> Any:

@@ -60,6 +60,11 @@ def recorded_base(adapter: Path) -> dict[str, Any]:
     return json.loads(note.read_text()) if note.is_file() else {}
 
 
+def trained_on_nf4(adapter: Path) -> bool:
+    """Whether an adapter of ours says that it was trained with QLoRA."""
+    return recorded_base(adapter).get("quantization") == "nf4"
+
+
 @dataclass(frozen=True)
 class Factors:
     """The low-rank factors of one module (or one fused parameter)."""

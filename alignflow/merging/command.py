@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alignflow.errors import CertificateError, RecipeError
-from alignflow.merging.adapter import AdapterStep, recorded_base
+from alignflow.merging.adapter import AdapterStep, trained_on_nf4
 from alignflow.merging.certificate import Certificate
 from alignflow.merging.merge import merge
 from alignflow.merging.options import MergeOptions
@@ -62,7 +62,7 @@ def merge_command(
         CertificateError: The result differs from base plus adapter.
         RecipeError: The arguments contradict each other.
     """
-    from alignflow.merging.export import check_export, export_model
+    from alignflow.merging.export import check_export, demand_room, export_model
 
     if export:
         check_export(export, llama_cpp)
@@ -80,6 +80,8 @@ def merge_command(
         base_source=base,
     )
     directory = resolve(base)
+    if export == "nf4":
+        demand_room(directory)
     if dry_run:
         write(_dry(plan(directory, steps, options).describe(), json))
         return None
@@ -93,11 +95,6 @@ def merge_command(
     if export:
         write(export_model(out, export, llama_cpp))
     return certificate
-
-
-def trained_on_nf4(adapter: Path) -> bool:
-    """Whether an adapter of ours says that it was trained with QLoRA."""
-    return recorded_base(adapter).get("quantization") == "nf4"
 
 
 def first_step(adapter: str, combine: list[str]) -> AdapterStep:

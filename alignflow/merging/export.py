@@ -35,6 +35,21 @@ def check_export(kind: Literal["gguf", "nf4"], llama_cpp: Path | None) -> None:
         )
 
 
+def demand_room(base: Path) -> None:
+    """Says before anything is merged that the 4-bit model could not be made here.
+
+    Raises:
+        ArtifactError: The merged model does not fit the memory, and is quantized as a whole.
+    """
+    from alignflow.merging.verifying import fits_memory
+
+    if not fits_memory(base):
+        raise ArtifactError(
+            f"--export nf4 loads the whole model, and one of the size of {base} does not fit this "
+            "machine's memory in float32. Merge without it, and export on a larger machine."
+        )
+
+
 def export_model(model: Path, kind: Literal["gguf", "nf4"], llama_cpp: Path | None = None) -> str:
     """Writes the other format beside the model; returns a sentence that names it.
 

@@ -20,9 +20,10 @@ from alignflow.merging.arithmetic import dequantized
 from alignflow.merging.headers import FLOATS, Located, read_checkpoint
 from alignflow.merging.modules import empty_model, quantized_modules
 from alignflow.merging.reader import Reader
-from alignflow.merging.stacking import stacked
+from alignflow.merging.stacking import adapted, as_merged
 
 INSTEAD = "Verify on a machine whose memory holds the model in float32, or merge with --no-verify."
+NARROW = (torch.bfloat16, torch.float16)
 Wide = Callable[[], Tensor]
 
 
@@ -40,50 +41,72 @@ def streamed_logits(
     adapters: list[AdapterStep],
     probes: list[list[int]],
     quantization: str | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> list[Tensor]:
-    """Logits of each probe, [T, V] in fp32.
+    """Logits of each probe, [T, V] in fp32. The probes pass through a layer together.
 
     Args:
         directory: Of the model.
         adapters: As they were merged.
         probes: Token ids.
         quantization: `nf4` computes with the values that 4-bit loading leaves of each layer.
+        changes: The merged model's config, where it has another vocabulary or an untied head.
 
     Raises:
         ArtifactError: This cannot be done for such a model or chain of adapters.
     """
-    model, wide = _mapped(directory, quantization)
-    _demand_sums(adapters)
-    for layer in _layers(model):
-        _widen_in_turn(layer, wide)
-    model = stacked(model, adapters).eval()
-    return [
-        model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float() for ids in probes
-    ]
+    model = _ready(directory, adapters, quantization, changes or {})
+    longest = max(map(len, probes))  # padding stands behind what a causal model reads
+    ids = torch.tensor([[*probe, *[0] * (longest - len(probe))] for probe in probes])
+    logits = model(input_ids=ids, use_cache=False).logits.float()
+    return [found[: len(probe)] for found, probe in zip(logits, probes, strict=True)]
 
 
-def demand_streamable(directory: Path, adapters: list[AdapterStep]) -> None:
-    """Nothing, where logits can be had layer by layer; headers are read, no weights.
+def demand_streamable(
+    directory: Path,
+    adapters: list[AdapterStep],
+    quantization: str | None,
+    changes: Mapping[str, Any],
+) -> None:
+    """Nothing, where `streamed_logits` will work. Of the weights embedding and head are read.
 
     Raises:
-        ArtifactError: The files hold a parameter in another form than the model, or adapters in a
-            chain are more than sums.
+        ArtifactError: The files hold a parameter in another form than the model, adapters in a
+            chain are more than sums, or PEFT does not take one.
     """
-    _mapped(directory, None)
+    _ready(directory, adapters, quantization, changes)
+
+
+def _ready(
+    directory: Path,
+    adapters: list[AdapterStep],
+    quantization: str | None,
+    changes: Mapping[str, Any],
+) -> Any:
+    """The model with its adapters, each layer in float32 in its turn."""
     _demand_sums(adapters)
+    model, wide = _mapped(directory, quantization)
+    for layer in _layers(model):
+        _widen_in_turn(layer, wide)
+    model = adapted(as_merged(model, dict(changes)), adapters).eval()
+    for parameter in model.parameters():
+        if id(parameter) not in wide and parameter.dtype in NARROW:  # a module the adapter replaces
+            parameter.data = parameter.data.float()
+    return model
 
 
 def _demand_sums(adapters: list[AdapterStep]) -> None:
-    """A chain can be computed side by side only where every adapter adds low-rank products."""
-    if len(adapters) == 1:
+    """Several can be computed side by side only where every adapter adds low-rank products."""
+    if len(adapters) <= 1:
         return
     for path, _ in (member for step in adapters for member in step.members):
         adapter = read_adapter(path)
         magnitudes = any(f.magnitude or f.bias for f in adapter.factors)
         fused = adapter.config.get("target_parameters")
-        if adapter.replaced or adapter.tokens or magnitudes or fused:
+        biases = adapter.config.get("bias", "none") != "none"
+        if adapter.replaced or adapter.tokens or magnitudes or fused or biases:
             raise ArtifactError(
-                f"{path}: in a chain of adapters, one with DoRA, biases, replaced weights or fused "
+                f"{path}: among several adapters one with DoRA, biases, replaced weights or fused "
                 f"parameters cannot be verified layer by layer. {INSTEAD}"
             )
 
@@ -103,6 +126,9 @@ def _mapped(directory: Path, quantization: str | None) -> Mapped:
         state[name] = tensor if in_turn else values()
         if in_turn and (tensor.dtype != torch.float32 or isinstance(values, _Dequantized)):
             wide[name] = values
+    for name, buffer in model.named_buffers():
+        if (found := names.find(name, located)) is not None:
+            state[name] = reader.tensor(located[found]).to(buffer.dtype, copy=True)
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     for parameter in model.parameters():

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from alignflow.errors import ArtifactError
-from alignflow.files import digest_directory
-from alignflow.merging.adapter import Adapter, AdapterStep, recorded_base
-from alignflow.merging.certificate import CERTIFICATE_FILE
+from alignflow.files import digest_directory, digest_json
+from alignflow.merging.adapter import Adapter, AdapterStep, read_adapter, recorded_base
+from alignflow.merging.certificate import CERTIFICATE_FILE, read_certificate
 from alignflow.merging.options import MergeOptions
 
 SHA256_DIGITS = 64
@@ -18,9 +17,22 @@ SHA256_DIGITS = 64
 
 
 def check_lineage(
-    adapter: Adapter, base: Path, before: list[dict[str, Any]], options: MergeOptions
+    adapter: Adapter,
+    base: Path,
+    before: list[dict[str, Any]],
+    options: MergeOptions,
+    header_digest: str,
+    arithmetic: str,
 ) -> None:
     """Refuses an adapter that was trained on something else than it would be merged into.
+
+    Args:
+        adapter: What is merged next.
+        base: Directory of the base.
+        before: Records of the adapters that precede it.
+        options: How to merge.
+        header_digest: Of the base.
+        arithmetic: Of this merge.
 
     Raises:
         ArtifactError: Its recorded base is another one, or, after a first adapter, is not shown
@@ -38,20 +50,56 @@ def check_lineage(
             )
         return
     named = named_base(adapter)
-    file = named / CERTIFICATE_FILE if named else None
-    if file is None or not file.is_file():
+    certificate = read_certificate(named) if named else None
+    if certificate is None:
         raise ArtifactError(
             f"The adapter in {adapter.path} records the base {named or 'nowhere'}, which holds no "
             f"{CERTIFICATE_FILE}, so it is not shown to be trained on the preceding result. An "
             "adapter that continues another is merged alone; else merge in two commands."
         )
-    merged = [entry["sha256"] for entry in json.loads(file.read_text()).get("adapters", [])]
-    if merged != [entry["sha256"] for entry in before]:
+    was, here = _merged(certificate.adapters), _merged(before)
+    if was != here:
         raise ArtifactError(
-            f"The adapter in {adapter.path} was trained on {named}, a merge of "
-            f"{[digest[:12] for digest in merged]}; here it would follow "
-            f"{[entry['sha256'][:12] for entry in before]}. Give the adapters in their order."
+            f"The adapter in {adapter.path} was trained on {named}, a merge of {_said(was)}; here it "
+            f"would follow {_said(here)}. Give the adapters in their order, with their weights."
         )
+    made = (certificate.base.get("header_digest"), certificate.arithmetic, certificate.dtype)
+    dtype = certificate.dtype if options.dtype == "auto" else options.dtype
+    if made != (header_digest, arithmetic, dtype):
+        raise ArtifactError(
+            f"The adapter in {adapter.path} was trained on {named}, merged from a base of another "
+            f"shape or in another way ({certificate.arithmetic}, {certificate.dtype}; here "
+            f"{arithmetic}, {dtype}). Merge in two commands."
+        )
+
+
+def _merged(adapters: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """What the bits of a merge depend on, adapter by adapter."""
+    keys = ("sha256", "config_sha256", "weight", "step")
+    return [tuple(str(entry.get(key)) for key in keys) for entry in adapters]
+
+
+def _said(adapters: list[tuple[str, ...]]) -> str:
+    return ", ".join(f"{sha256[:12]} (weight {weight})" for sha256, _, weight, _ in adapters)
+
+
+def check_preceding(steps: Sequence[AdapterStep], base: Path, shards: Mapping[str, str]) -> None:
+    """Refuses a chain whose later adapters were trained on a merge of another base's weights.
+
+    Called with the weights' digests once they are known.
+
+    Raises:
+        ArtifactError: The base of the merge that an adapter was trained on is another one.
+    """
+    known = {base.name, digest_json(dict(shards)), digest_directory(base, shards)}
+    for step in steps[1:]:
+        named = named_base(read_adapter(step.path))
+        certificate = read_certificate(named) if named else None
+        if certificate is not None and certificate.base["digest"] not in known:
+            raise ArtifactError(
+                f"The adapter in {step.path} was trained on {named}, whose base had digest "
+                f"{certificate.base['digest'][:12]}; {base} is another one. Name that base."
+            )
 
 
 def check_trained_on(

@@ -25,7 +25,7 @@ from alignflow.merging.certificate import (
     status_of,
 )
 from alignflow.merging.headers import FLOATS
-from alignflow.merging.lineage import check_trained_on
+from alignflow.merging.lineage import check_preceding, check_trained_on
 from alignflow.merging.merge_plan import MergePlan, ShardPlan
 from alignflow.merging.options import MergeOptions
 from alignflow.merging.planning import plan
@@ -68,18 +68,18 @@ def merge(
     planned = plan(base, adapters, options)
     if done := finished_merge(out, planned):
         return _checked_again(done, planned, out, options)
-    if options.verify:
-        _demand_verifiable(planned)
+    streamed = _must_stream(planned, options) if options.verify else None
     prepare_directory(out, planned, STATE, options.replace)
     written = write_weights(planned, out, options, progress or _silent)
+    sources = {name: s.source_sha256 for name, s in written.items() if s.source_sha256}
     if options.base_digest is None:
-        sources = {name: s.source_sha256 for name, s in written.items() if s.source_sha256}
         check_trained_on(planned.steps, planned.base, sources)
+        check_preceding(planned.steps, planned.base, sources)
     write_small_files(out, planned, options)
     fsync_directory(out)
     if options.verify:
         _read_back(out, written)
-    figures = _figures(planned, out, options) if options.verify else None
+    figures = _figures(planned, out, options, streamed) if options.verify else None
     certificate = _certificate(planned, out, options, written, figures)
     certificate.write(out)
     shutil.rmtree(out / STATE)
@@ -190,18 +190,26 @@ def _silent(_done: int, _total: int) -> None:
     pass
 
 
-def _demand_verifiable(planned: MergePlan) -> None:
-    from alignflow.merging.verifying import demand_verifiable
+def _must_stream(planned: MergePlan, options: MergeOptions) -> bool:
+    from alignflow.merging.verifying import must_stream
 
-    demand_verifiable(planned.base, planned.steps)
+    return must_stream(
+        planned.base, planned.steps, planned.config_changes, _probe_quantization(options)
+    )
 
 
-def _figures(planned: MergePlan, out: Path, options: MergeOptions) -> Figures:
+def _probe_quantization(options: MergeOptions) -> str | None:
+    return options.quantization if options.probe_quantization else None
+
+
+def _figures(
+    planned: MergePlan, out: Path, options: MergeOptions, streamed: bool | None = None
+) -> Figures:
     from alignflow.merging.verifying import verify
 
     probes: list[Any] = [p if isinstance(p, str) else list(p) for p in options.probes]
-    quantization = options.quantization if options.probe_quantization else None
-    return verify(planned.base, list(planned.steps), out, probes, quantization)
+    quantization = _probe_quantization(options)
+    return verify(planned.base, list(planned.steps), out, probes, quantization, streamed)
 
 
 def _certificate(

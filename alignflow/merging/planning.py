@@ -19,6 +19,7 @@ from alignflow.merging.adapter import (
     Adapter,
     AdapterStep,
     read_adapter,
+    trained_on_nf4,
 )
 from alignflow.merging.draft import Draft
 from alignflow.merging.headers import INDEX_FILE, Located, read_checkpoint
@@ -54,27 +55,38 @@ def plan(base: Path, adapters: list[AdapterStep], options: MergeOptions) -> Merg
                 "second was trained on the first merge's result, quantized anew."
             )
         draft.dequantize(linear_weights(base, draft.tensors))
+    _demand_unquantized_after_first(adapters)
+    header_digest, arithmetic = _header_digest(base, files), _arithmetic(adapters, options)
     for number, step in enumerate(adapters):
         members = [(read_adapter(path), weight) for path, weight in step.members]
         for adapter, _ in members:
-            check_lineage(adapter, base, records, options)
+            check_lineage(adapter, base, records, options, header_digest, arithmetic)
         records += [_record(adapter, weight, number) for adapter, weight in members]
         if number:
             draft.round_all()
         apply_step(draft, step, members)
     shards = draft.shards(files)
-    header_digest = _header_digest(base, files)
     return MergePlan(
         base=base,
         steps=tuple(adapters),
         adapters=tuple(records),
         shards=shards,
         config_changes=draft.config_changes(),
-        arithmetic=_arithmetic(adapters, options),
+        arithmetic=arithmetic,
         digest=_digest(base, files, records, shards, draft.config_changes(), options.tokenizer),
         header_digest=header_digest,
         notes=tuple(draft.notes),
     )
+
+
+def _demand_unquantized_after_first(adapters: list[AdapterStep]) -> None:
+    for step in adapters[1:]:
+        for path, _ in step.members:
+            if trained_on_nf4(path):
+                raise RecipeError(
+                    f"The adapter in {path} was trained with QLoRA on the preceding result, "
+                    "quantized. Merge one at a time."
+                )
 
 
 def linear_weights(base: Path, tensors: Mapping[str, TensorPlan]) -> list[str]:

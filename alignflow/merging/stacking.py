@@ -1,40 +1,72 @@
-"""Adapters on a loaded model: what a merged model is compared with."""
+"""Base plus adapters as loaded models: what a merged model is compared with."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import nn
 
+from alignflow.errors import ArtifactError
 from alignflow.merging.adapter import AdapterStep
 from alignflow.modeling import quiet
 
 
-def adapted(model: Any, step: AdapterStep) -> Any:
-    """The model with one step's adapter active, or with several combined by weights."""
-    with quiet():
-        found = PeftModel.from_pretrained(model, str(step.path))
-        if step.weighted:
-            named, weights = ["default"], [step.weight]
-            for number, (path, weight) in enumerate(step.combine):
-                found.load_adapter(str(path), f"other{number}")
-                named.append(f"other{number}")
-                weights.append(weight)
-            found.add_weighted_adapter(named, weights, "combined", combination_type="cat")  # type: ignore[operator]
-            found.set_adapter("combined")
-    return found
+def adapted(model: Any, steps: Sequence[AdapterStep]) -> Any:
+    """The model with the adapters of all steps active, each delta times its weight; nothing merged.
 
-
-def stacked(model: Any, steps: Sequence[AdapterStep]) -> Any:
-    """The model with all steps active side by side: the sum of their deltas, nothing merged."""
-    if not steps:
-        return model
-    model = adapted(model, steps[0])
-    active = [*model.active_adapters]
-    with quiet():
-        for number, step in enumerate(steps[1:]):
-            active.append(f"then{number}")
-            model.load_adapter(str(step.path), active[-1])
-        model.base_model.set_adapter(active)
+    Raises:
+        ArtifactError: PEFT does not take an adapter on this model.
+    """
+    names: list[str] = []
+    for path, weight in (member for step in steps for member in step.members):
+        names.append(f"adapter{len(names)}")
+        try:
+            with quiet():
+                model = _loaded(model, path, names[-1])
+        except (ValueError, KeyError, RuntimeError) as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ArtifactError(
+                f"{path}: PEFT cannot load this adapter, so the merge cannot be verified ({first})."
+                " Mend the adapter, or merge with --no-verify."
+            ) from error
+        for module in model.modules():
+            if isinstance(module, LoraLayer) and names[-1] in module.scaling:
+                module.scaling[names[-1]] *= weight
+    if len(names) > 1:
+        model.base_model.set_adapter(names)
     return model
+
+
+def _loaded(model: Any, path: Path, name: str) -> Any:
+    if not isinstance(model, PeftModel):
+        return PeftModel.from_pretrained(model, str(path), adapter_name=name)
+    model.load_adapter(str(path), name)
+    return model
+
+
+def as_merged(model: Any, merged: dict[str, Any]) -> Any:
+    """A base with the vocabulary and the untied head that a merged model's config has.
+
+    Args:
+        model: The base, loaded.
+        merged: The merged model's config, or what it changes of the base's.
+    """
+    rows, size = model.get_input_embeddings().weight.shape[0], merged.get("vocab_size")
+    if size and size not in (model.config.vocab_size, rows):
+        with quiet():
+            model.resize_token_embeddings(size, mean_resizing=False)
+    if merged.get("tie_word_embeddings") is False and model.config.tie_word_embeddings:
+        head = model.get_output_embeddings()
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
+    return model
+
+
+def config_of(directory: Path) -> dict[str, Any]:
+    """A model's config as it was saved."""
+    return json.loads((directory / "config.json").read_text())

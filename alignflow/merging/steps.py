@@ -51,6 +51,11 @@ def _apply_weighted(draft: Draft, members: list[tuple[Adapter, float]]) -> None:
                 f"{adapter.path}: {first.name} replaces weights; only low-rank deltas can be "
                 "combined by weights. Merge this adapter alone."
             )
+        if len(members) > 1 and adapter.config.get("bias", "none") != "none":
+            raise ArtifactError(
+                f"{adapter.path}: bias is {adapter.config['bias']!r}; only plain low-rank deltas can "
+                "be combined by weights. Merge this adapter alone."
+            )
         for factors in adapter.factors:
             if factors.magnitude or factors.bias:
                 raise ArtifactError(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from alignflow.merging.adapter import AdapterStep
 from alignflow.merging.certificate import Figures
 from alignflow.merging.headers import read_checkpoint
-from alignflow.merging.stacking import adapted
+from alignflow.merging.stacking import adapted, as_merged, config_of
 from alignflow.modeling import BaseModel, device, load_base, load_merged, quiet
 
 PROBE_TEXTS = (
@@ -26,6 +25,9 @@ PROBE_TEXTS = (
     "Q: What is the capital of France? A: Paris. Q: And of Japan? A: Tokyo.",
 )
 PROBE_TOKENS = 512
+LOGITS_BYTES = 1024**3
+"""Of all probes of one model in float32: they are cut to it."""
+USUAL_VOCABULARY = 150_000
 GREEDY_PROBES, GREEDY_TOKENS = 4, 16
 LATENCY_REPEATS = 7
 MEMORY_SHARE = 0.7
@@ -38,6 +40,7 @@ def verify(
     merged: Path,
     probes: Sequence[str] | Sequence[list[int]],
     quantization: str | None = None,
+    streamed: bool | None = None,
 ) -> Figures:
     """Compares merged with base plus adapter on the probes, both computing in float32.
 
@@ -47,20 +50,23 @@ def verify(
         merged: Directory of the merged model.
         probes: Token ids or texts. None: texts of our own.
         quantization: `nf4` compares with the adapter on the quantized base, as it was trained.
+        streamed: Whether to run layer by layer, as `must_stream` said. None asks it now.
 
     Returns:
         The figures. Where a model in float32 does not fit the memory, it is run layer by layer
         from the disk, its greedy agreement is teacher-forced, and its latency is None.
     """
-    ids = probe_ids(merged, probes)
-    if not fits_memory(merged):
+    ids, config = probe_ids(merged, probes), config_of(merged)
+    if streamed is None:
+        streamed = must_stream(base, adapters, config, quantization)
+    if streamed:
         from alignflow.merging.layerwise import streamed_logits
 
-        expected = streamed_logits(base, list(adapters), ids, quantization)
+        expected = streamed_logits(base, list(adapters), ids, quantization, config)
         actual = streamed_logits(merged, [], ids)
         found = compare(expected, actual, ids)
         return found.model_copy(update={"streamed": True, "greedy_agreement": found.top1_agreement})
-    reference, base_seconds = _reference(base, list(adapters), merged, ids, quantization)
+    reference, base_seconds = _reference(base, list(adapters), config, ids, quantization)
     expected, expected_text = logits_of(reference, ids), greedy(reference, ids)
     del reference
     model = load_merged(merged, "float32")
@@ -75,32 +81,40 @@ def verify(
     )
 
 
-def demand_verifiable(base: Path, adapters: Sequence[AdapterStep]) -> None:
-    """Nothing, where base plus adapters can be computed on this machine; asked before any writing.
+def must_stream(
+    base: Path,
+    adapters: Sequence[AdapterStep],
+    changes: Mapping[str, Any],
+    quantization: str | None = None,
+) -> bool:
+    """Whether base plus adapters do not fit the memory; asked once, before anything is written.
 
     Raises:
-        ArtifactError: They do not fit the memory, and cannot be run layer by layer.
+        ArtifactError: They do not, and cannot be run layer by layer either.
     """
-    if not fits_memory(base):
-        from alignflow.merging.layerwise import demand_streamable
+    if fits_memory(base):
+        return False
+    from alignflow.merging.layerwise import demand_streamable
 
-        demand_streamable(base, list(adapters))
+    demand_streamable(base, list(adapters), quantization, changes)
+    return True
 
 
 def probe_ids(merged: Path, probes: Sequence[str] | Sequence[list[int]]) -> list[list[int]]:
-    """Token ids of the probes; texts by the merged model's tokenizer."""
+    """Token ids of the probes, cut so that their logits fit; texts by the merged model's tokenizer."""
     chosen: list[Any] = list(probes)
+    vocabulary = config_of(merged).get("vocab_size") or USUAL_VOCABULARY
     if not chosen and (merged / "tokenizer_config.json").is_file():
         chosen = list(PROBE_TEXTS)
     if not chosen:
-        size = json.loads((merged / "config.json").read_text()).get("vocab_size", 256)
-        chosen = [[(17 * n + 31 * k) % size for n in range(32)] for k in range(4)]
+        chosen = [[(17 * n + 31 * k) % vocabulary for n in range(32)] for k in range(4)]
     if any(isinstance(probe, str) for probe in chosen):
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(str(merged), trust_remote_code=False)
         chosen = [tokenizer(p).input_ids if isinstance(p, str) else p for p in chosen]
-    return [list(probe)[:PROBE_TOKENS] for probe in chosen if len(probe)]
+    limit = min(PROBE_TOKENS, max(LOGITS_BYTES // (4 * vocabulary * len(chosen)), 1))
+    return [list(probe)[:limit] for probe in chosen if len(probe)]
 
 
 def fits_memory(directory: Path, bytes_each: int = 4) -> bool:
@@ -114,33 +128,33 @@ def available_bytes() -> int:
     """Memory that a new process could take: the kernel's estimate, within the cgroup's limit."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     available = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    group = Path("/sys/fs/cgroup")
+    limit = group / "memory.max"
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        available = min(available, int(text) - int(used.read_text()))
+        used = int((group / "memory.current").read_text())
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        cached = sum(int(counts.get(name, 0)) for name in ("active_file", "inactive_file"))
+        available = min(available, int(text) - used + cached)
     return available
 
 
 def _reference(
-    base: Path, adapters: list[AdapterStep], merged: Path, ids: list[list[int]], quantization: Any
+    base: Path,
+    adapters: list[AdapterStep],
+    merged: dict[str, Any],
+    ids: list[list[int]],
+    quantization: Any,
 ) -> tuple[Any, float | None]:
     """Base plus adapters, and the seconds that the plain base takes for a forward pass."""
     record = BaseModel(path=str(base), source=str(base), digest="")
-    model = load_base(record, dtype="float32", quantization=quantization).eval()
-    _resize(model, merged)
+    model: Any = load_base(record, dtype="float32", quantization=quantization).eval()
+    model = as_merged(model, merged)
     seconds = None if quantization else _seconds(model, ids)
     for number, step in enumerate(adapters):
         if number:
             model = model.merge_and_unload()
-        model = adapted(model, step)
+        model = adapted(model, [step])
     return model.eval(), seconds
-
-
-def _resize(model: Any, merged: Path) -> None:
-    size = json.loads((merged / "config.json").read_text()).get("vocab_size")
-    rows = model.get_input_embeddings().weight.shape[0]
-    if size and size != model.config.vocab_size and size != rows:
-        with quiet():
-            model.resize_token_embeddings(size, mean_resizing=False)
 
 
 @torch.no_grad()

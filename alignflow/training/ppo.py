@@ -24,21 +24,23 @@ from alignflow.events import EventWriter
 from alignflow.modeling import quiet
 from alignflow.recipe import PPOSection
 from alignflow.reward_gate import weakness
-from alignflow.stage import StageResult, StageSpec
+from alignflow.stage import RowAccount, StageResult, StageSpec
 from alignflow.training import ppo_math
 from alignflow.training.callbacks import StopOnTerminate
 from alignflow.training.chosen import chosen_responses
 from alignflow.training.common import (
     Job,
+    account,
     gradient_checkpointing,
     micro_batch_size,
+    prepared_rows,
     read_job,
 )
 from alignflow.training.continuing import continue_from_champion
 from alignflow.training.ppo_state import State, put_weights, resume, save_checkpoint
 from alignflow.training.ppo_step import make_optimizer, optimize, set_rates
 from alignflow.training.preferences import sft_source
-from alignflow.training.prompts import read_prompts
+from alignflow.training.prompts import Prompts, read_prompts
 from alignflow.training.reward_sources import load_rewards
 from alignflow.training.roles import Roles
 from alignflow.training.rollouts import Prompt, Setting, roll_out
@@ -80,7 +82,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
             "kl_coef": state.kl_coef,
             **({"watched": dict(state.watched.history)[kept]} if watch else {}),
         },
-        rows=prompts.rows,
+        rows=row_account(job, prompts, len(chosen)),
         params=params,
         details={
             "updates": state.update,
@@ -90,6 +92,15 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
             **(describe(state.watched, watch.section, kept) if watch else {}),
         },
     )
+
+
+def row_account(job: Job[PPOSection], prompts: Prompts, chosen: int) -> RowAccount:
+    """Of the prompts, and of the pairs of the NLL term where those are other rows."""
+    if not chosen or prompts.part == "preferences":
+        return prompts.rows
+    held_out = prepared_rows(job, "preferences").held_out
+    pairs = account(job, "preferences", chosen, held_out)
+    return RowAccount.total([prompts.rows, pairs])
 
 
 def demand_good_reward(artifact: Path, section: PPOSection) -> None:

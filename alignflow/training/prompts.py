@@ -15,6 +15,8 @@ class Prompts(NamedTuple):
 
     trained: list[Prompt]
     held_out: list[Prompt]
+    part: str
+    """Of the prepared data that they are of."""
     rows: RowAccount
 
 
@@ -40,7 +42,8 @@ def read_prompts(job: Job[Any]) -> Prompts:
             "max_length."
         )
     unused = prepared_rows(job, part).held_out if part == "preferences" else len(fitting_held_out)
-    return Prompts(trained, _distinct(fitting_held_out), account(job, part, len(fitting), unused))
+    rows_of = account(job, part, len(fitting), unused)
+    return Prompts(trained, _distinct(fitting_held_out), part, rows_of)
 
 
 def _distinct(rows: list[dict[str, Any]]) -> list[Prompt]:

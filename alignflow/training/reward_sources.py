@@ -104,8 +104,14 @@ def execution_reward(
     return scores
 
 
+LEAST_STD = 1e-6
+
+
 class RewardScale(NamedTuple):
-    """Mean and standard deviation of one source's scores in the first batch, kept for the run."""
+    """Mean and standard deviation of one source's scores in the first batch, kept for the run.
+
+    Where they are all the same there is no scale to learn from them, and it is 1.
+    """
 
     mean: float
     std: float
@@ -113,7 +119,8 @@ class RewardScale(NamedTuple):
     @classmethod
     def of(cls, scores: Tensor) -> RewardScale:
         """Measured on one batch, [B]."""
-        return cls(scores.mean().item(), max(scores.std(correction=0).item(), 1e-6))
+        std = scores.std(correction=0).item()
+        return cls(scores.mean().item(), std if std > LEAST_STD else 1.0)
 
     def apply(self, scores: Tensor) -> Tensor:
         """Standardized scores, [B]."""

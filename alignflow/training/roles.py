@@ -108,7 +108,7 @@ def last_token_scores(hidden: Tensor, head: nn.Linear, attention: Tensor) -> Ten
     positions = torch.arange(attention.shape[1], device=attention.device)
     last = (attention * positions).argmax(dim=1)
     rows = torch.arange(len(last), device=last.device)
-    return head(hidden[rows, last].to(head.weight.dtype)).squeeze(-1).float()
+    return head_values(head, hidden[rows, last])
 
 
 def predicting(states: Tensor, sequences: Sequences) -> Tensor:
@@ -117,8 +117,9 @@ def predicting(states: Tensor, sequences: Sequences) -> Tensor:
 
 
 def head_values(head: nn.Linear, states: Tensor) -> Tensor:
-    """A scalar head's values of states, [B, T]."""
-    return head(states.to(head.weight.dtype)).squeeze(-1).float()
+    """A scalar head's values of states, [...]: in the head's own type, whatever the model's is."""
+    with torch.autocast(states.device.type, enabled=False):
+        return head(states.to(head.weight.dtype)).squeeze(-1).float()
 
 
 def backbone_states(backbone: Any, sequences: Sequences) -> Tensor:

@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    DeepseekV3Config,
     GemmaConfig,
     GPT2Config,
     GptOssConfig,
@@ -39,6 +40,12 @@ def family(name: str, **changes: Any) -> Any:
             **{**SMALL, "moe_intermediate_size": 20, "num_experts": 4, "head_dim": 8,
                "num_experts_per_tok": 2, **changes}
         ),
+        "deepseek_v3": lambda: DeepseekV3Config(
+            **{**SMALL, "num_key_value_heads": 4, "moe_intermediate_size": 20, "n_group": 2,
+               "n_routed_experts": 4, "num_experts_per_tok": 2, "topk_group": 1,
+               "first_k_dense_replace": 0, "kv_lora_rank": 8, "q_lora_rank": 8,
+               "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8, **changes}
+        ),
         "gpt_oss": lambda: GptOssConfig(
             **{**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, **changes}
         ),
@@ -57,6 +64,9 @@ def write_base(
     model: Any = AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():  # norms and biases too: random, not ones and zeros
         parameter.data += 0.05 * torch.randn_like(parameter)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):  # decides which experts are asked
+            buffer.copy_(torch.randn_like(buffer))
     model.to(getattr(torch, dtype)).save_pretrained(str(directory), max_shard_size=shard)
     return directory
 

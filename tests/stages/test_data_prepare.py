@@ -11,9 +11,11 @@ import pytest
 from stage_runs import CHAT_TEMPLATE, prepare_spec, question, run_stage, work_of, write_lines
 
 from alignflow.artifacts import Artifact
+from alignflow.builtin import base_model_directory
 from alignflow.data.template import load_template
-from alignflow.errors import DataError
-from alignflow.files import hash_files
+from alignflow.errors import ArtifactError, DataError
+from alignflow.files import digest_directory, hash_files
+from alignflow.modeling import read_base
 
 BOS, EOS = 0, 1
 
@@ -164,3 +166,16 @@ def test_a_tokenizer_without_template_is_refused_for_conversations(
     with pytest.raises(DataError, match="no chat template"):
         prepare(tmp_path / "home", bare, {"sft": tiny_rows["sft"]})
     assert prepare(tmp_path / "home", bare, {"general": tiny_rows["general"]})
+
+
+def test_a_builtin_base_is_found_where_the_package_lies_now(tmp_path: Path) -> None:
+    """A home outlives the environment that the package was installed in."""
+    base = base_model_directory("freight-base")
+    record = {"source": "builtin:freight-base", "digest": digest_directory(base)}
+    (tmp_path / "base_model.json").write_text(json.dumps(record))
+    location = {"path": str(tmp_path / "old" / "base"), "files": {"config.json": [1, 1]}}
+    (tmp_path / "location.json").write_text(json.dumps(location))
+    assert read_base(tmp_path).path == str(base)
+    (tmp_path / "base_model.json").write_text(json.dumps({**record, "digest": "0" * 64}))
+    with pytest.raises(ArtifactError, match="is not the one that the data were prepared for"):
+        read_base(tmp_path)

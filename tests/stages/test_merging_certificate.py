@@ -211,6 +211,17 @@ def test_a_chain_gives_the_bits_of_one_merge_after_another(
     assert verify(base, steps, tmp_path / "out", [[5, 6, 7]]).kl < 1e-3
     with pytest.raises(ArtifactError, match="trained on the merged model"):
         plan(base, [AdapterStep(then)], FAST)
+    half = AdapterStep(adapter, 0.5)
+    with pytest.raises(ArtifactError, match=r"a merge of \w+ \(weight 1.0\); here .* 0.5"):
+        plan(base, [half, AdapterStep(then)], FAST)
+    with pytest.raises(ArtifactError, match="in another way"):
+        plan(base, steps, MergeOptions(verify=False, dtype="float32"))
+    other = write_base(family("llama"), tmp_path / "other", shard="20KB", seed=9)
+    with pytest.raises(ArtifactError, match=f"{other} is another one"):
+        merge(other, steps, tmp_path / "foreign", FAST)
+    (then / "base_model.json").write_text(json.dumps({"quantization": "nf4"}))
+    with pytest.raises(RecipeError, match="with QLoRA on the preceding result"):
+        plan(base, steps, FAST)
     continued = write_adapter(base, tmp_path / "continued", seed=6, **LINEAR)
     with pytest.raises(ArtifactError, match="continues another is merged alone"):
         plan(base, [AdapterStep(adapter), AdapterStep(continued)], FAST)
@@ -222,7 +233,9 @@ def test_a_whole_model_passes_through_verified(base: Path, tmp_path: Path) -> No
     assert differing(dict(load(base).state_dict()), tmp_path / "out") == []
 
 
-def test_a_resized_vocabulary_is_carried_into_the_config(base: Path, tmp_path: Path) -> None:
+def test_a_resized_vocabulary_is_carried_into_the_config(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = load(base)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -232,9 +245,22 @@ def test_a_resized_vocabulary_is_carried_into_the_config(base: Path, tmp_path: P
             tmp_path / "resized", tmp_path / "adapter", r=2, target_modules=["q_proj"],
             modules_to_save=["embed_tokens", "lm_head"],
         )  # fmt: skip
-    merge(base, [AdapterStep(adapter)], tmp_path / "out", FAST)
+    certificate = merge(base, [AdapterStep(adapter)], tmp_path / "out")
+    assert certificate.status == "passed"
     assert json.loads((tmp_path / "out/config.json").read_text())["vocab_size"] == 104
     assert differing(by_peft(tmp_path / "resized", adapter), tmp_path / "out") == []
+    monkeypatch.setattr(verifying, "available_bytes", lambda: 1000)
+    beyond = merge(base, [AdapterStep(adapter)], tmp_path / "beyond")
+    assert beyond.status == "passed" and beyond.figures is not None and beyond.figures.streamed
+
+
+def test_a_chain_that_parts_a_tied_embedding_and_head_is_certified(tmp_path: Path) -> None:
+    base = write_base(family("llama", tie_word_embeddings=True), tmp_path / "base")
+    first = write_adapter(base, tmp_path / "first", r=2, target_modules=["embed_tokens", "q_proj"])
+    merge(base, [AdapterStep(first)], tmp_path / "merged", FAST)
+    then = write_adapter(tmp_path / "merged", tmp_path / "then", r=2, target_modules=["v_proj"])
+    certificate = merge(base, [AdapterStep(first), AdapterStep(then)], tmp_path / "out")
+    assert certificate.figures is not None and certificate.figures.kl < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -263,24 +289,70 @@ def test_logits_layer_by_layer_are_those_of_the_loaded_model(
     assert torch.equal(streamed, expected)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"])
 def test_fused_experts_are_put_together_layer_by_layer(name: str, tmp_path: Path) -> None:
-    from alignflow.merging.layerwise import streamed_logits
-
+    """DeepSeek routes by a buffer of the files, which is read too."""
     base = write_base(family(name), tmp_path / "base", shard="20KB")
     fused = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    target = "o_proj" if name == "deepseek_v3" else "q_proj"
     adapter = write_adapter(
-        base, tmp_path / "adapter", r=2, target_modules=["q_proj"], target_parameters=fused
+        base, tmp_path / "adapter", r=2, target_modules=[target], target_parameters=fused
     )
-    ids = [[1, 2, 3, 4, 5]]
-    for steps in ([], [AdapterStep(adapter)]):
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            model: Any = load(base, dtype=torch.float32).eval()
-            if steps:
-                model = PeftModel.from_pretrained(model, str(adapter)).eval()
-            expected = model(input_ids=torch.tensor(ids)).logits[0]
-        assert torch.equal(streamed_logits(base, steps, ids)[0], expected)
+    assert torch.equal(*both_ways(base))
+    assert torch.equal(*both_ways(base, adapter))
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head", "input_layernorm"]},
+        {"trainable_token_indices": {"embed_tokens": [2, 5]}},
+        {"target_modules": ["embed_tokens", "lm_head"]},
+        {"use_rslora": True, "rank_pattern": {"q_proj": 3}},
+    ],
+)
+def test_every_kind_of_adapter_is_computed_layer_by_layer(
+    base: Path, lora: dict[str, Any], tmp_path: Path
+) -> None:
+    adapter = write_adapter(base, tmp_path / "adapter", **{**LINEAR, **lora})
+    streamed, expected = both_ways(base, adapter)
+    assert torch.equal(streamed, expected)
+
+
+def both_ways(base: Path, adapter: Path | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits layer by layer, and of the model as PEFT loads it in float32."""
+    from alignflow.merging.layerwise import streamed_logits
+
+    ids = [1, 2, 3, 4, 5]
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        model: Any = load(base, dtype=torch.float32).eval()
+        if adapter:
+            model = PeftModel.from_pretrained(model, str(adapter)).eval()
+        expected = model(input_ids=torch.tensor([ids])).logits[0]
+    steps = [AdapterStep(adapter)] if adapter else []
+    return streamed_logits(base, steps, [ids])[0], expected
+
+
+def test_probes_of_unequal_length_give_the_logits_of_each_alone(base: Path, adapter: Path) -> None:
+    from alignflow.merging.layerwise import streamed_logits
+
+    probes = [[1, 2, 3, 4, 5, 6, 7], [8, 9]]
+    together = streamed_logits(base, [AdapterStep(adapter)], probes)
+    for probe, logits in zip(probes, together, strict=True):
+        [alone] = streamed_logits(base, [AdapterStep(adapter)], [probe])
+        assert logits.shape == alone.shape
+        torch.testing.assert_close(logits, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_probes_are_cut_so_that_their_logits_fit(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge(base, [AdapterStep(adapter)], tmp_path / "out", FAST)
+    monkeypatch.setattr(verifying, "LOGITS_BYTES", 4 * 96 * 2 * 3)
+    probes = [list(range(9)), list(range(2))]
+    assert verifying.probe_ids(tmp_path / "out", probes) == [[0, 1, 2], [0, 1]]
 
 
 def test_chains_and_weighted_sums_beyond_the_memory_are_certified_layer_by_layer(
@@ -289,14 +361,21 @@ def test_chains_and_weighted_sums_beyond_the_memory_are_certified_layer_by_layer
     from alignflow.merging import verifying
 
     first = tmp_path / "first"
-    merge(base, [AdapterStep(adapter, 0.7, ((second, -0.4),))], first, FAST)
+    rooted = write_adapter(
+        base, tmp_path / "rooted", r=3, use_rslora=True, target_modules=["q_proj"]
+    )
+    sum_of_three = AdapterStep(adapter, 0.7, ((second, -0.4), (rooted, 0.5)))
+    wide = MergeOptions(verify=False, dtype="float32")
+    merge(base, [sum_of_three], first, wide)
     then = write_adapter(first, tmp_path / "then", seed=5, r=2, target_modules=["q_proj"])
-    whole = [AdapterStep(adapter, 0.7, ((second, -0.4),)), AdapterStep(then)]
-    merge(base, whole, tmp_path / "out", MergeOptions(verify=False, dtype="float32"))
+    whole = [sum_of_three, AdapterStep(then)]
+    merge(base, whole, tmp_path / "out", wide)
     in_memory = verify(base, whole, tmp_path / "out", [[5, 6, 7]])
     monkeypatch.setattr(verifying, "available_bytes", lambda: 1000)
     streamed = verify(base, whole, tmp_path / "out", [[5, 6, 7]])
     assert streamed.streamed and not in_memory.streamed
+    assert in_memory.kl < 1e-6 and in_memory.latency_ratio is not None
+    assert in_memory.latency_ratio > 0
     assert streamed.kl < 1e-6 and streamed.top1_agreement == 1
     alone = verify(base, whole[:1], tmp_path / "out", [[5, 6, 7]])
     assert alone.kl > 100 * max(streamed.kl, 1e-9), "the second adapter is seen"
@@ -313,7 +392,7 @@ def test_what_could_not_be_certified_is_refused_before_anything_is_written(
     )
     monkeypatch.setattr(verifying, "available_bytes", lambda: 1000)
     steps = [AdapterStep(adapter), AdapterStep(then)]
-    with pytest.raises(ArtifactError, match="in a chain of adapters, one with DoRA"):
+    with pytest.raises(ArtifactError, match="among several adapters one with DoRA"):
         merge(base, steps, tmp_path / "out", MergeOptions())
     assert not (tmp_path / "out").exists()
     merge(base, steps, tmp_path / "out", FAST)

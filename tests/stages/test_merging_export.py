@@ -10,7 +10,7 @@ from merging_cases import by_peft, differing, family, write_adapter, write_base
 
 from alignflow.cli import exit_code_of
 from alignflow.errors import StageError
-from alignflow.merging.command import trained_on_nf4
+from alignflow.merging.adapter import trained_on_nf4
 from alignflow.merging.export import export_model, to_gguf
 
 CONVERTER = """

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +17,11 @@ from alignflow.events import read_events
 from alignflow.modeling import load_policy, load_reward_model, load_tokenizer, read_base
 from alignflow.recipe import PPOSection, TuningSection
 from alignflow.stage import StageSpec
-from alignflow.training import ppo
+from alignflow.training import ppo, ppo_step
 from alignflow.training.chosen import nll_step
-from alignflow.training.roles import Sequences
-from alignflow.training.rollouts import Chosen, Prompt, Setting
+from alignflow.training.ppo_step import rate_share
+from alignflow.training.roles import Sequences, head_values
+from alignflow.training.rollouts import Chosen, Prompt, Setting, roll_out
 from alignflow.training.shared_base import SharedBase, merged_in_place
 
 ADAPTER = "adapter/adapter_model.safetensors"
@@ -66,6 +69,7 @@ def ppo_spec(
     trained: Trained | None = None,
     *,
     mode: str = "lora",
+    dtype: str = "float32",
     compute: dict[str, Any] | None = None,
     **section: Any,
 ) -> StageSpec:
@@ -84,7 +88,7 @@ def ppo_spec(
         params={
             "section": PPOSection.model_validate(settings).model_dump(mode="json"),
             "tuning": tuning.model_dump(mode="json"),
-            "dtype": "float32",
+            "dtype": dtype,
         },
         inputs=inputs,
         compute=compute or {},
@@ -215,7 +219,7 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bytes(
     section: dict[str, Any],
 ) -> None:
     settings: dict[str, Any] = {**section, "max_steps": 3}
-    straight = run_and_publish(ppo_spec(prepared, tmp_path / "straight", trained, **settings))
+    run_stage(ppo_spec(prepared, tmp_path / "straight", trained, **settings))
     spec = ppo_spec(prepared, tmp_path / "killed", trained, **settings)
     whole = ppo.update
 
@@ -228,7 +232,12 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         run_stage(spec)
     monkeypatch.setattr(ppo, "update", whole)
-    assert run_and_publish(spec).files[ADAPTER] == straight.files[ADAPTER]
+    run_stage(spec, attempt=2)
+    work = f"work/ppo/{spec.key}"
+    for file in (f"output/{ADAPTER}", "checkpoints/checkpoint-3/weights.safetensors"):
+        once, twice = (load_file(tmp_path / run / work / file) for run in ("straight", "killed"))
+        assert once and all(torch.equal(tensor, twice[name]) for name, tensor in once.items())
+    assert any("value" in name for name in once)
 
 
 def test_a_micro_batch_of_one_gives_the_same_update(
@@ -267,16 +276,22 @@ def test_full_tuning_keeps_four_models_and_trains_two(prepared: Artifact, tmp_pa
     assert all(not torch.equal(new[name], tensor) for name, tensor in old.items())
 
 
-def test_ppo_works_on_an_nf4_base(prepared: Artifact, tmp_path: Path) -> None:
-    policy = run_and_publish(make_spec(prepared, tmp_path, "sft", mode="qlora"))
-    judge = make_spec(
-        prepared, tmp_path, "reward", mode="qlora", sft=policy, learning_rate=1e-2, max_steps=30
-    )
-    trained = policy, run_and_publish(judge)
-    made = run_and_publish(ppo_spec(prepared, tmp_path, trained, mode="qlora", max_steps=2))
-    assert made.result.params["quantization"] == "nf4"
-    old, new = (load_file(artifact.directory / ADAPTER) for artifact in (policy, made))
+@pytest.mark.parametrize(("mode", "dtype"), [("qlora", "float32"), ("lora", "bfloat16")])
+def test_ppo_works_on_an_nf4_base_and_in_bfloat16(
+    prepared: Artifact, trained: Trained, tmp_path: Path, mode: str, dtype: str
+) -> None:
+    section = {"nll_weight": 0.1, "max_steps": 2}
+    made = run_and_publish(ppo_spec(prepared, tmp_path, trained, mode=mode, dtype=dtype, **section))
+    assert made.result.params["quantization"] == ("nf4" if mode == "qlora" else "none")
+    old, new = (load_file(artifact.directory / ADAPTER) for artifact in (trained[0], made))
     assert any(not torch.equal(new[name], tensor) for name, tensor in old.items())
+
+
+def test_scores_and_values_are_computed_in_float32_also_under_autocast() -> None:
+    head, states = torch.nn.Linear(64, 1), torch.randn(3, 5, 64).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = head_values(head, states)
+    assert torch.equal(found, head(states.float()).squeeze(-1))
 
 
 def test_ppo_solves_a_bandit_with_a_reward_function_and_no_reward_model(
@@ -413,3 +428,51 @@ def test_each_pass_draws_every_prompt_once() -> None:
     passes = [drawn[start : start + 7] for start in range(0, 28, 7)]
     assert all(sorted(numbers) == list(range(7)) for numbers in passes)
     assert passes[0] != passes[1]
+
+
+def test_the_rates_warm_up_and_fall_to_a_tenth() -> None:
+    linear = PPOSection(warmup_ratio=0.2, lr_scheduler_type="linear")
+    shares = [rate_share(linear, done, 10) for done in range(10)]
+    assert shares[:3] == [0.5, pytest.approx(0.91), pytest.approx(0.82)]
+    assert shares[-1] == pytest.approx(0.1 + 0.9 * 0.1)
+    assert sorted(shares[1:], reverse=True) == shares[1:]
+    constant = PPOSection(warmup_ratio=0.2, lr_scheduler_type="constant")
+    assert {rate_share(constant, done, 10) for done in range(10)} == {1.0}
+
+
+def test_steps_on_a_batch_end_early_when_the_policy_has_moved_too_far(
+    prepared: Artifact, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roles = shared(prepared, trained)
+    steps: list[int] = []
+
+    def moves(*_: Any) -> dict[str, float]:
+        steps.append(len(steps))
+        return {"policy/approxkl_avg": 0.04 * len(steps), "val/ratio": 1.0}
+
+    monkeypatch.setattr(ppo_step, "step", moves)
+    rollout: Any = SimpleNamespace(logps=torch.zeros(8, 3))
+    for limit, expected in ((0.1, 3), (None, 8)):
+        section = PPOSection(max_approx_kl=limit, num_ppo_epochs=4, num_mini_batches=2)
+        setting = Setting(section, roles, {}, None, [], 4, "float32")
+        steps.clear()
+        found = ppo_step.optimize(setting, torch.optim.SGD([torch.zeros(1)]), rollout, Random(0))
+        assert len(steps) == expected == found["steps"]
+
+
+def test_a_response_that_does_not_end_scores_minus_the_penalty(
+    prepared: Artifact, trained: Trained
+) -> None:
+    tokenizer = load_tokenizer(prepared.directory)
+    prompts = [Prompt(tokenizer(question(n))["input_ids"], question(n), None) for n in range(6)]
+    rewards = {"m:f": lambda texts, responses, targets: torch.zeros(len(texts))}
+    for penalty, expected in ((3.0, -3.0), (None, 0.0)):
+        section = PPOSection.model_validate(
+            {"rewards": ["m:f"], "max_new_tokens": 1, "missing_eos_penalty": penalty}
+        )
+        roles = shared(prepared, trained)
+        setting = Setting(section, roles, rewards, tokenizer, [], 4, "float32")
+        rollout, _ = roll_out(setting, prompts, kl_coef=0.0, scales=None, seed=0)
+        unended = 6 - rollout.metrics["val/num_eos_tokens"]
+        assert unended > 0
+        assert rollout.metrics["objective/rlhf_reward"] == pytest.approx(expected * unended / 6)

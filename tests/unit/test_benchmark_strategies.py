@@ -75,3 +75,18 @@ def test_every_aligned_model_is_compared_with_its_sft_and_with_the_quickstart(
     rows = strategies.table([seed, seed]).splitlines()
     assert len(rows) == 2 + len(seed)
     assert "| 1,000 | 1.00 | sft 9 |" in rows[2]
+
+
+def test_a_strategy_is_not_worse_only_where_the_whole_interval_is_above_the_margin(
+    strategies: Any,
+) -> None:
+    """Differences of 0, -2 and +2 points: mean 0, half-width 4.303 * 2 / sqrt(3) = 4.97 points."""
+    seeds = [
+        {
+            "quickstart: dpo": {"accuracy": 0.9, "sampled_accuracy": 0.8},
+            "other: orpo": {"accuracy": 0.9 + apart, "sampled_accuracy": 0.8 + 2 * apart},
+        }
+        for apart in (0.0, -0.02, 0.02)
+    ]
+    line = strategies.not_worse(seeds).splitlines()[-1]
+    assert line == "- other: orpo: greedy yes (at worst -5.0), sampled not shown (at worst -9.9)"

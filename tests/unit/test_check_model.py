@@ -282,6 +282,32 @@ def test_bfloat16_weights_count_the_copies_that_are_rounded() -> None:
     assert shape.embedding_parameters == 1024 * 128
 
 
+def test_ppo_counts_the_weights_kept_while_it_generates_its_roles_and_its_best_policy() -> None:
+    def ppo(mode: str, dtype: str = "float32", **section: Any) -> Needs:
+        return needs(
+            data__prompts="builtin:freight-prompts", method="ppo", dpo=None, reward={},
+            ppo={"max_length": 192, "max_new_tokens": 40, **section},
+            tuning={"mode": mode, "dtype": dtype},
+        )  # fmt: skip
+
+    def weights(found: Needs) -> dict[str, float]:
+        return {stage.stage: stage.weights_bytes / 8e9 for stage in found.stages}
+
+    assert weights(ppo("lora")) == {"sft": 4, "reward": 4, "ppo": 8}
+    assert weights(ppo("lora", "bfloat16"))["ppo"] == 2
+    assert weights(ppo("full"))["ppo"] == 16, "policy, reference, reward and value model"
+    separate, head = (ppo("full", value_model=model).disk_bytes for model in ("separate", "policy"))
+    assert separate - head == 2 * 12 * 8_000_000_000, "two checkpoints of a weight and two moments"
+    watched = ppo("full", watch={"metric": "exact_match"}).disk_bytes
+    assert watched - separate == 2 * 4 * 8_000_000_000
+
+
+def test_the_first_attempt_on_a_cpu_takes_16_rows_of_a_larger_batch() -> None:
+    need = needs(sft__batch_size=64).stages[0]
+    assert need.first_rows == 16
+    assert need.first_bytes - need.least_bytes == 15 * need.one_row_bytes
+
+
 @pytest.mark.parametrize(
     ("tuning", "expected"),
     [

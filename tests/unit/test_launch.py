@@ -46,6 +46,13 @@ def test_the_micro_batch_is_halved_to_a_divisor_of_the_same_effective_batch(
     assert smaller.key == spec.key
 
 
+def test_ppo_halves_what_its_forward_passes_hold_which_is_a_minibatch() -> None:
+    spec = fake_spec(Path("/home"), micro_batch_size=64)
+    section = {"batch_size": 64, "num_mini_batches": 4}
+    spec = spec.model_copy(update={"params": {"section": section}})
+    assert with_smaller_micro_batch(spec, failures(1)).compute["micro_batch_size"] == 8
+
+
 def test_other_failures_keep_the_micro_batch() -> None:
     spec = fake_spec(Path("/home"))
     assert with_smaller_micro_batch(spec, failures(3, 70)) is spec

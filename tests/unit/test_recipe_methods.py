@@ -13,7 +13,7 @@ from alignflow.artifacts import Artifact, publish, work_directory
 from alignflow.check.findings import exit_code
 from alignflow.check.rules import recipe_findings
 from alignflow.check.trainer_arguments import CONFIGS, known_arguments
-from alignflow.data.lengths import part_limits, within_context
+from alignflow.data.lengths import limits_of, within_context
 from alignflow.plan import BUILDERS, stage_spec
 from alignflow.recipe import METHODS, Recipe
 from alignflow.report import key_figure
@@ -106,9 +106,33 @@ def test_a_departure_from_the_rules_of_a_method_is_advice(made: Recipe, expected
 
 
 def test_a_row_is_kept_if_any_stage_that_reads_it_takes_it() -> None:
-    limits = within_context(part_limits({"orpo": 64, "kto": 96, "grpo": 32}), 80)
-    assert limits == {"sft": 64, "preferences": 80, "ratings": 80, "prompts": 32}
-    assert within_context(part_limits({}), None) == dict.fromkeys(limits)
+    made = recipe(
+        sft={"max_length": 32}, reward={"max_length": 96}, dpo={"max_length": 64}, method="dpo"
+    )
+    limits = limits_of(made)
+    assert limits == {"sft": 32, "preferences": 96, "ratings": None, "prompts": None}
+    assert within_context(limits, 80) == {**dict.fromkeys(limits, 80), "sft": 32}
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_pairs_whose_chosen_responses_ppo_shows_enter_its_key(
+    weight: float, tmp_path: Path
+) -> None:
+    """Else changed preferences would be met by a cached stage."""
+    section = {"rewards": ["execution"], "nll_weight": weight, "max_length": 777}
+    made = by("ppo", section, reward=None, sft=None, **PROMPTS)
+    assert limits_of(made)["preferences"] == (777 if weight else None)
+    files = ["base_model.json", "tokenizer/x", "prompts/x"]
+    keys = {
+        stage_spec(
+            made,
+            "ppo",
+            tmp_path,
+            {"prepare": finished(tmp_path / pairs, "prepare", [*files, pairs])},
+        ).key
+        for pairs in ("preferences/a", "preferences/b")
+    }
+    assert len(keys) == (2 if weight else 1)
 
 
 def finished(home: Path, stage: str, files: list[str]) -> Artifact:

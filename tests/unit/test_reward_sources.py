@@ -89,3 +89,9 @@ def test_terms_are_standardized_by_the_first_batch_weighted_and_clamped() -> Non
         clamp=4.0,
     )
     assert total.tolist() == [2.0, -4.0]
+
+
+def test_a_first_batch_of_equal_scores_gives_no_scale() -> None:
+    """Else the first other score would be a million, and drown every other source."""
+    scale = RewardScale.of(torch.zeros(4))
+    assert scale.apply(torch.tensor([0.0, 1.0])).tolist() == [0.0, 1.0]
