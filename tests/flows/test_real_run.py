@@ -12,6 +12,7 @@ import pytest
 from fake_runs import new_home
 
 from alignflow import forkserver
+from alignflow.merging.certificate import read_certificate
 from alignflow.recipe import Recipe
 from flows.finetune import finetune
 
@@ -133,19 +134,25 @@ def test_what_the_stages_resolved_is_in_mlflow_on_the_stage_and_on_the_parent(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_other_method_aligns_what_sft_left_and_ends_in_a_certified_model(
+def test_every_other_method_aligns_what_sft_left_and_is_judged(
     report: dict[str, Any], method: str
 ) -> None:
-    other = finetune(small_recipe(method, METHODS[method]), home=report["home"])
+    recipe = small_recipe(method, METHODS[method])
+    merges = method == "ppo"  # whose adapter is one of several on its base
+    if not merges:
+        recipe = recipe.model_copy(update={"merge": None})
+    other = finetune(recipe, home=report["home"])
     states = {entry["stage"]: entry["state"] for entry in other["stages"]}
     assert other["status"] == "completed"
     assert {stage for stage, state in states.items() if state == "cached"} >= {"sft", "reward"}
-    assert {states[stage] for stage in (method, "evaluate", "merge")} == {"completed"}
+    assert states[method] == states["evaluate"] == "completed"
+    assert ("merge" in states) == merges
     rows = next(entry["rows"] for entry in other["stages"] if entry["stage"] == method)
     assert rows["trained"] and rows["read"] == rows["trained"] + rows["held_out"] + sum(
         rows["dropped"].values()
     )
     judged = other["evaluation"]
     assert judged["aligned"]["perplexity_general"] != judged["sft"]["perplexity_general"]
-    certificate = json.loads((Path(other["merged_model"]) / "merge_certificate.json").read_text())
-    assert certificate["status"] == "passed"
+    if merges:
+        certificate = read_certificate(Path(other["merged_model"]))
+        assert certificate is not None and certificate.status == "passed"

@@ -6,6 +6,7 @@ import importlib
 import json
 import random
 import shutil
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from merging_cases import by_peft, differing, family, load, write_adapter, write_base
 from peft import PeftModel
 
+from alignflow.commands.merge import shown_progress
 from alignflow.errors import AlignflowError, ArtifactError, CertificateError, RecipeError
 from alignflow.files import digest_directory
 from alignflow.merging import AdapterStep, MergeOptions, merge, plan, verify, verifying
@@ -76,6 +78,39 @@ def test_the_command_merges_dry_runs_and_refuses_a_failed_certificate(
     monkeypatch.setattr(verifying, "compare", lambda *a: real(*a).model_copy(update={"kl": 1.0}))
     with pytest.raises(CertificateError, match="KL 1 nats"):
         merge_command(str(base), str(adapter), tmp_path / "other")
+
+
+def test_a_hub_id_is_merged_from_its_snapshot_on_this_disk(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    commit = "c" * 40
+    place = tmp_path / "hub" / "models--org--tiny"
+    shutil.copytree(base, place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    said: list[str] = []
+    done = merge_command("org/tiny", str(adapter), tmp_path / "out", write=said.append)
+    assert done is not None and done.status == "passed" and done.base["source"] == "org/tiny"
+    assert differing(by_peft(base, adapter), tmp_path / "out") == []
+    with pytest.raises(RecipeError, match="no snapshot of it could be had"):
+        merge_command("org/absent", str(adapter), tmp_path / "other")
+
+
+def test_the_bar_shows_bytes_and_nothing_is_shown_where_no_terminal_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with shown_progress() as progress:
+        assert progress is None
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with shown_progress() as progress:
+        assert progress is not None
+        progress(500_000_000, 1_000_000_000)
+    assert "0.5/1.0 GB" in capsys.readouterr().err
 
 
 def test_shards_and_index_are_kept_and_blocks_do_not_change_a_bit(

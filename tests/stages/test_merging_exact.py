@@ -83,6 +83,18 @@ def test_the_bits_are_those_of_peft(case: str, dtype: str, tmp_path: Path) -> No
     assert differing(by_peft(base, adapter), out) == []
 
 
+@pytest.mark.parametrize("saved", [["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head"]])
+def test_modules_saved_of_a_tied_model_part_embedding_and_head(
+    saved: list[str], tmp_path: Path
+) -> None:
+    base = write_base(family("llama", tie_word_embeddings=True), tmp_path / "base")
+    adapter = write_adapter(
+        base, tmp_path / "adapter", r=4, target_modules=["q_proj"], modules_to_save=saved
+    )
+    out = merged(base, tmp_path / "out", adapter)
+    assert differing(by_peft(untied(base, tmp_path / "untied"), adapter), out) == []
+
+
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
 def test_tied_embeddings_are_untied_where_an_adapter_parts_them(
     target: str, tmp_path: Path
