@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +84,18 @@ def get(address: str) -> bytes:
 
 
 def post(address: str, body: dict[str, Any]) -> Any:
+    """Asks again where SQLite was busy, which Prefect's server answers with 503, as its client does."""
     content = {"Content-Type": "application/json"}
-    request = urllib.request.Request(address, json.dumps(body).encode(), content)
-    with urllib.request.urlopen(request, timeout=20) as answer:
-        return json.load(answer)
+    for left in reversed(range(5)):
+        request = urllib.request.Request(address, json.dumps(body).encode(), content)
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            if error.code != HTTPStatus.SERVICE_UNAVAILABLE or not left:
+                raise
+            time.sleep(1)
+    return None
 
 
 def retrains(api: str, state: str) -> list[dict[str, Any]]:
