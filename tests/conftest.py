@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,13 @@ def orders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     use_fakes(monkeypatch, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_forkserver() -> Iterator[None]:
+    """Flows of a module on real stages share it: seven seconds of imports each."""
+    from alignflow import forkserver
+
+    with forkserver.ended_after(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forkserver, "ended_after", nullcontext)
+        yield

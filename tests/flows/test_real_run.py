@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_runs import new_home
 
-from alignflow import forkserver
 from alignflow.merging.certificate import read_certificate
 from alignflow.recipe import Recipe
 from flows.finetune import finetune
@@ -44,7 +41,7 @@ def small_recipe(method: str = "dpo", section: dict[str, Any] = SHORT) -> Recipe
                 "preferences": {"source": "builtin:freight-preferences", "weight": 0.1},
                 "prompts": "builtin:freight-prompts",
                 "evaluation": "builtin:freight-evaluation",
-                "general": "builtin:freight-general",
+                "general": {"source": "builtin:freight-general", "weight": 0.1},
             },
             "compute": {"threads": 1},
             "sft": SHORT,
@@ -59,14 +56,6 @@ def small_recipe(method: str = "dpo", section: dict[str, Any] = SHORT) -> Recipe
             },
         }
     )
-
-
-@pytest.fixture(scope="module")
-def one_forkserver() -> Iterator[None]:
-    """Flows of this module share it: seven seconds of imports each."""
-    with forkserver.ended_after(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forkserver, "ended_after", nullcontext)
-        yield
 
 
 @pytest.fixture(scope="module")

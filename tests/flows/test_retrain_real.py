@@ -70,7 +70,10 @@ def feedback(home: Path, first: int, last: int, *more: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def reports(
-    prefect_server: str, mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory
+    one_forkserver: None,
+    prefect_server: str,
+    mlflow_store: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Any]:
     """Two runs; a person promotes the candidate of the first, so that the second continues it."""
     home = new_home(tmp_path_factory.mktemp("real") / "home", mlflow_store)
