@@ -19,6 +19,26 @@ def has_gpu() -> bool:
     return NVIDIA_DEVICE.exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1")
 
 
+def available_bytes() -> int:
+    """Memory that a new process could take: the kernel's estimate, within the cgroup's limit.
+
+    What the cgroup uses for cached files is given back when it is asked for.
+
+    Raises:
+        OSError: The kernel does not say (not Linux).
+    """
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")
+    limit = group / "memory.max"
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        used = int((group / "memory.current").read_text())
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        cached = sum(int(counts.get(name, 0)) for name in ("active_file", "inactive_file"))
+        available = min(available, max(int(text) - used + cached, 0))
+    return available
+
+
 def resolve_dtype(recipe: Recipe) -> str:
     """`tuning.dtype`, with `auto` resolved: bfloat16 on a GPU, float32 on a CPU.
 

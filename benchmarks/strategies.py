@@ -24,6 +24,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,14 +167,17 @@ def differences(seeds: list[dict[str, Figures]]) -> str:
 
 
 def _difference(seeds: list[dict[str, Figures]], row: str, other: str) -> str:
-    def of(figure: str) -> list[float]:
-        pairs = zip(columns(seeds, row)(figure), columns(seeds, other)(figure), strict=True)
-        return [mine - theirs for mine, theirs in pairs]
-
+    of = partial(_apart, seeds, row, other)
     return (
         f"greedy {percent(of('accuracy'))}, sampled {percent(of('sampled_accuracy'))}, "
         f"unsafe {percent(of('unsafe_rate'))}, forgetting {plain(of('forgetting'))}"
     )
+
+
+def _apart(seeds: list[dict[str, Figures]], row: str, other: str, figure: str) -> list[float]:
+    """Differences of a figure, seed by seed."""
+    pairs = zip(columns(seeds, row)(figure), columns(seeds, other)(figure), strict=True)
+    return [mine - theirs for mine, theirs in pairs]
 
 
 def not_worse(seeds: list[dict[str, Figures]]) -> str:
@@ -185,8 +189,7 @@ def not_worse(seeds: list[dict[str, Figures]]) -> str:
             continue
         said = []
         for name, figure in (("greedy", "accuracy"), ("sampled", "sampled_accuracy")):
-            pairs = zip(columns(seeds, row)(figure), columns(seeds, reference)(figure), strict=True)
-            mean, margin = mean_and_margin([mine - theirs for mine, theirs in pairs])
+            mean, margin = mean_and_margin(_apart(seeds, row, reference, figure))
             verdict = "yes" if mean - margin >= -MARGIN else "not shown"
             said.append(f"{name} {verdict} (at worst {100 * (mean - margin):+.1f})")
         lines.append(f"- {row}: {', '.join(said)}")

@@ -12,7 +12,13 @@ from alignflow.check.architecture import USUAL_LAYERS, Shape, guessed_width
 from alignflow.check.findings import Finding, error, warning
 from alignflow.check.merging import merged_bytes
 from alignflow.check.ppo_rules import model_count, trained_count
-from alignflow.device import first_micro_batch, has_gpu, largest_divisor, resolve_dtype
+from alignflow.device import (
+    available_bytes,
+    first_micro_batch,
+    has_gpu,
+    largest_divisor,
+    resolve_dtype,
+)
 from alignflow.errors import DiskSpaceError
 from alignflow.recipe import PAIR_STAGES, PPOSection, Recipe, TrainingSection
 from alignflow.stage import Record
@@ -205,21 +211,9 @@ def memory_available() -> int | None:
     if has_gpu():
         return _gpu_memory()
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
+        return available_bytes()
+    except (OSError, KeyError, ValueError):
         return None
-    limit = _container_limit()
-    return min(kib * 1024, limit) if limit else kib * 1024
-
-
-def _container_limit() -> int | None:
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return None
-    return max(limit - used, 0)
 
 
 def _gpu_memory() -> int | None:

@@ -88,7 +88,7 @@ def _ready(
     model, wide = _mapped(directory, quantization)
     for layer in _layers(model):
         _widen_in_turn(layer, wide)
-    model = adapted(as_merged(model, dict(changes)), adapters).eval()
+    model = adapted(as_merged(model, changes), adapters).eval()
     for parameter in model.parameters():
         if id(parameter) not in wide and parameter.dtype in NARROW:  # a module the adapter replaces
             parameter.data = parameter.data.float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,46 +84,42 @@ def _said(adapters: list[tuple[str, ...]]) -> str:
     return ", ".join(f"{sha256[:12]} (weight {weight})" for sha256, _, weight, _ in adapters)
 
 
-def check_preceding(steps: Sequence[AdapterStep], base: Path, shards: Mapping[str, str]) -> None:
-    """Refuses a chain whose later adapters were trained on a merge of another base's weights.
-
-    Called with the weights' digests once they are known.
-
-    Raises:
-        ArtifactError: The base of the merge that an adapter was trained on is another one.
-    """
-    known = {base.name, digest_json(dict(shards)), digest_directory(base, shards)}
-    for step in steps[1:]:
-        named = named_base(read_adapter(step.path))
-        certificate = read_certificate(named) if named else None
-        if certificate is not None and certificate.base["digest"] not in known:
-            raise ArtifactError(
-                f"The adapter in {step.path} was trained on {named}, whose base had digest "
-                f"{certificate.base['digest'][:12]}; {base} is another one. Name that base."
-            )
-
-
 def check_trained_on(
     planned_steps: Sequence[AdapterStep], base: Path, shards: Mapping[str, str]
 ) -> None:
-    """Refuses adapters whose recorded base is another one than what was read.
+    """Refuses adapters that were trained on another base's weights than what was read.
 
     Called with the weights' digests once they are known, so that nothing is hashed twice. An adapter
-    that records nothing, or a commit of the Hub where the base is no snapshot, is not looked at.
+    that records nothing, or a commit of the Hub where the base is no snapshot, is not looked at. Of
+    those after the first, what counts is the base of the merge that they were trained on.
 
     Args:
-        planned_steps: What was merged; those after the first are held by `check_lineage`.
+        planned_steps: What was merged.
         base: Directory of the base.
         shards: File name to sha256 of the weights that were read.
 
     Raises:
         ArtifactError: It was trained on another base.
     """
+
+    @cache
+    def digest() -> str:
+        return digest_directory(base, shards)
+
     for path, _ in planned_steps[0].members if planned_steps else ():
         recorded = recorded_base(path).get("digest")
         if recorded is None or recorded == base.name or len(recorded) != SHA256_DIGITS:
             continue
-        _demand_same(path, recorded, base, digest_directory(base, shards))
+        _demand_same(path, recorded, base, digest())
+    for step in planned_steps[1:]:
+        named = named_base(read_adapter(step.path))
+        certificate = read_certificate(named) if named else None
+        known = (base.name, digest_json(dict(shards)), digest())
+        if certificate is not None and certificate.base["digest"] not in known:
+            raise ArtifactError(
+                f"The adapter in {step.path} was trained on {named}, whose base had digest "
+                f"{certificate.base['digest'][:12]}; {base} is another one. Name that base."
+            )
 
 
 def _demand_same(adapter: Path, recorded: str, base: Path, found: str) -> None:

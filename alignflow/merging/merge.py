@@ -25,7 +25,7 @@ from alignflow.merging.certificate import (
     status_of,
 )
 from alignflow.merging.headers import FLOATS
-from alignflow.merging.lineage import check_preceding, check_trained_on
+from alignflow.merging.lineage import check_trained_on
 from alignflow.merging.merge_plan import MergePlan, ShardPlan
 from alignflow.merging.options import MergeOptions
 from alignflow.merging.planning import plan
@@ -71,10 +71,9 @@ def merge(
     streamed = _must_stream(planned, options) if options.verify else None
     prepare_directory(out, planned, STATE, options.replace)
     written = write_weights(planned, out, options, progress or _silent)
-    sources = {name: s.source_sha256 for name, s in written.items() if s.source_sha256}
     if options.base_digest is None:
+        sources = {name: s.source_sha256 for name, s in written.items() if s.source_sha256}
         check_trained_on(planned.steps, planned.base, sources)
-        check_preceding(planned.steps, planned.base, sources)
     write_small_files(out, planned, options)
     fsync_directory(out)
     if options.verify:

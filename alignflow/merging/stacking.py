@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ def _loaded(model: Any, path: Path, name: str) -> Any:
     return model
 
 
-def as_merged(model: Any, merged: dict[str, Any]) -> Any:
+def as_merged(model: Any, merged: Mapping[str, Any]) -> Any:
     """A base with the vocabulary and the untied head that a merged model's config has.
 
     Args:
@@ -65,8 +64,3 @@ def as_merged(model: Any, merged: dict[str, Any]) -> Any:
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
         model.config.tie_word_embeddings = False
     return model
-
-
-def config_of(directory: Path) -> dict[str, Any]:
-    """A model's config as it was saved."""
-    return json.loads((directory / "config.json").read_text())

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignflow.device import available_bytes
 from alignflow.merging.adapter import AdapterStep
 from alignflow.merging.certificate import Figures
 from alignflow.merging.headers import read_checkpoint
-from alignflow.merging.stacking import adapted, as_merged, config_of
+from alignflow.merging.planning import model_config
+from alignflow.merging.stacking import adapted, as_merged
 from alignflow.modeling import BaseModel, device, load_base, load_merged, quiet
 
 PROBE_TEXTS = (
@@ -56,7 +58,7 @@ def verify(
         The figures. Where a model in float32 does not fit the memory, it is run layer by layer
         from the disk, its greedy agreement is teacher-forced, and its latency is None.
     """
-    ids, config = probe_ids(merged, probes), config_of(merged)
+    ids, config = probe_ids(merged, probes), model_config(merged)
     if streamed is None:
         streamed = must_stream(base, adapters, config, quantization)
     if streamed:
@@ -103,7 +105,7 @@ def must_stream(
 def probe_ids(merged: Path, probes: Sequence[str] | Sequence[list[int]]) -> list[list[int]]:
     """Token ids of the probes, cut so that their logits fit; texts by the merged model's tokenizer."""
     chosen: list[Any] = list(probes)
-    vocabulary = config_of(merged).get("vocab_size") or USUAL_VOCABULARY
+    vocabulary = model_config(merged).get("vocab_size") or USUAL_VOCABULARY
     if not chosen and (merged / "tokenizer_config.json").is_file():
         chosen = list(PROBE_TEXTS)
     if not chosen:
@@ -124,24 +126,10 @@ def fits_memory(directory: Path, bytes_each: int = 4) -> bool:
     return bytes_each * elements < MEMORY_SHARE * room
 
 
-def available_bytes() -> int:
-    """Memory that a new process could take: the kernel's estimate, within the cgroup's limit."""
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(fields["MemAvailable"].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")
-    limit = group / "memory.max"
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        used = int((group / "memory.current").read_text())
-        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        cached = sum(int(counts.get(name, 0)) for name in ("active_file", "inactive_file"))
-        available = min(available, int(text) - used + cached)
-    return available
-
-
 def _reference(
     base: Path,
     adapters: list[AdapterStep],
-    merged: dict[str, Any],
+    merged: Mapping[str, Any],
     ids: list[list[int]],
     quantization: Any,
 ) -> tuple[Any, float | None]:

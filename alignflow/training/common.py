@@ -152,14 +152,13 @@ def account(
 ) -> RowAccount:
     """The row account of a stage: that of `prepare`, and rows this stage alone finds too long."""
     names = (part,) if isinstance(part, str) else part
-    prepared = [prepared_rows(job, name) for name in names]
-    lost = sum(found.trained + found.held_out for found in prepared) - trained - held_out
-    dropped = sum((Counter(found.dropped) for found in prepared), Counter({"too_long": lost}))
+    prepared = RowAccount.total(prepared_rows(job, name) for name in names)
+    lost = prepared.trained + prepared.held_out - trained - held_out
     return RowAccount(
-        read=sum(found.read for found in prepared),
+        read=prepared.read,
         trained=trained,
         held_out=held_out,
-        dropped=dict(+dropped),
+        dropped=dict(Counter(prepared.dropped) + Counter({"too_long": lost})),
     )
 
 

@@ -11,6 +11,7 @@ from fake_runs import new_home
 
 from alignflow.merging.certificate import read_certificate
 from alignflow.recipe import Recipe
+from alignflow.stage import RowAccount
 from flows.finetune import finetune
 
 SHORT = {"max_steps": 3, "batch_size": 8, "max_length": 192, "learning_rate": 1e-3}
@@ -78,9 +79,7 @@ def test_every_stage_completes_at_its_first_attempt(report: dict[str, Any]) -> N
 def test_every_row_is_accounted_for(report: dict[str, Any]) -> None:
     for entry in report["stages"]:
         if rows := entry["rows"]:
-            assert rows["read"] == rows["trained"] + rows["held_out"] + sum(
-                rows["dropped"].values()
-            ), entry["stage"]
+            assert RowAccount.model_validate(rows).balanced, entry["stage"]
 
 
 def test_each_model_is_judged(report: dict[str, Any]) -> None:
@@ -137,9 +136,7 @@ def test_every_other_method_aligns_what_sft_left_and_is_judged(
     assert states[method] == states["evaluate"] == "completed"
     assert ("merge" in states) == merges
     rows = next(entry["rows"] for entry in other["stages"] if entry["stage"] == method)
-    assert rows["trained"] and rows["read"] == rows["trained"] + rows["held_out"] + sum(
-        rows["dropped"].values()
-    )
+    assert rows["trained"] and RowAccount.model_validate(rows).balanced
     judged = other["evaluation"]
     assert judged["aligned"]["perplexity_general"] != judged["sft"]["perplexity_general"]
     if merges:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alignflow.artifacts import Artifact, publish
-from alignflow.events import EventWriter
+from alignflow.events import EventWriter, read_events
 from alignflow.files import digest_directory
 from alignflow.recipe import (
     DPOSection,
@@ -110,6 +110,17 @@ def prepare_spec(home: Path, base: Path, sources: dict[str, Path], **data: Any) 
 
 def work_of(spec: StageSpec) -> Path:
     return Path(spec.home) / "work" / spec.stage / spec.key
+
+
+def logs_of(spec: StageSpec) -> list[dict[str, float]]:
+    """What a stage logged, step by step."""
+    events = read_events(work_of(spec) / "events.jsonl")
+    return [event["values"] for event in events if event["kind"] == "metrics"]
+
+
+def logged(spec: StageSpec, name: str) -> list[float]:
+    """One figure of it."""
+    return [values[name] for values in logs_of(spec)]
 
 
 def run_stage(spec: StageSpec, attempt: int = 1) -> StageResult:

@@ -311,16 +311,9 @@ def test_a_chain_that_parts_a_tied_embedding_and_head_is_certified(tmp_path: Pat
 def test_logits_layer_by_layer_are_those_of_the_loaded_model(
     name: str, changes: dict[str, Any], targets: list[str], tmp_path: Path
 ) -> None:
-    from alignflow.merging.layerwise import streamed_logits
-
     base = write_base(family(name, **changes), tmp_path / "base")
     adapter = write_adapter(base, tmp_path / "adapter", r=4, target_modules=targets)
-    ids = [[1, 2, 3, 4, 5]]
-    streamed = streamed_logits(base, [AdapterStep(adapter)], ids)[0]
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        model: Any = PeftModel.from_pretrained(load(base, dtype=torch.float32), str(adapter)).eval()
-        expected = model(input_ids=torch.tensor(ids)).logits[0]
+    streamed, expected = both_ways(base, adapter)
     assert torch.equal(streamed, expected)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
-from stage_runs import run_and_publish, run_stage, work_of
+from stage_runs import logs_of, run_and_publish, run_stage, work_of
 
 from alignflow.adapters import new_adapter
 from alignflow.artifacts import Artifact
@@ -236,13 +236,11 @@ def test_loftq_is_near_the_best_that_its_rank_can_restore(prepared: Artifact) ->
 
 
 def test_dpo_from_a_loftq_start_has_that_start_as_reference(training_spec: Make) -> None:
-    from alignflow.events import read_events
 
     tuning = {"mode": "qlora", "initialization": "loftq"}
     spec = training_spec("dpo", tuning=tuning, loss_type="sigmoid", warmup_ratio=0)
     run_stage(spec)
-    events = read_events(work_of(spec) / "events.jsonl")
-    first = next(event["values"] for event in events if event["kind"] == "metrics")
+    first = logs_of(spec)[0]
     assert first["rewards/margins"] == pytest.approx(0, abs=1e-4)
 
 

@@ -8,21 +8,15 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from stage_runs import run_stage, work_of
+from stage_runs import logged, run_stage
 
 from alignflow.check.rules import LOSSES
-from alignflow.events import read_events
 from alignflow.recipe import DPOSection
 from alignflow.recipe.training import SMOOTHED_LOSSES
 from alignflow.stage import StageSpec
 
 Make = Callable[..., StageSpec]
 QUICK: dict[str, Any] = {"max_steps": 4, "learning_rate": 5e-2, "logging_steps": 1}
-
-
-def losses_of(spec: StageSpec) -> list[float]:
-    events = read_events(work_of(spec) / "events.jsonl")
-    return [event["values"]["loss"] for event in events if event["kind"] == "metrics"]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -32,7 +26,7 @@ def test_every_loss_prefers_the_chosen_responses_after_a_few_updates(
     smoothing = 0.1 if loss in SMOOTHED_LOSSES else 0.0
     spec = training_spec("dpo", loss_type=loss, label_smoothing=smoothing, **QUICK)
     result = run_stage(spec)
-    assert all(math.isfinite(value) for value in losses_of(spec))
+    assert all(math.isfinite(value) for value in logged(spec, "loss"))
     assert (result.metrics["preference_accuracy"] or 0) > 0.9
 
 
@@ -41,7 +35,7 @@ def test_a_mix_is_the_weighted_sum_of_its_losses(training_spec: Make) -> None:
     mix = {"loss_type": ["sigmoid", "hinge", "ipo"], "loss_weights": [1.0, 2.0, 0.5], "beta": 0.5}
     spec = training_spec("dpo", **mix, **QUICK)
     run_stage(spec)
-    assert losses_of(spec)[0] == pytest.approx(math.log(2) + 2.0 + 0.5, abs=1e-4)
+    assert logged(spec, "loss")[0] == pytest.approx(math.log(2) + 2.0 + 0.5, abs=1e-4)
 
 
 @pytest.mark.parametrize(

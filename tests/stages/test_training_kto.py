@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from stage_runs import (
     COLOURS,
+    logged,
     make_spec,
     prepare_spec,
     question,
@@ -21,17 +22,11 @@ from stage_runs import (
 )
 
 from alignflow.artifacts import Artifact
-from alignflow.events import read_events
 from alignflow.modeling import load_base, load_tokenizer, quiet, read_base
 from alignflow.stage import StageSpec
 from alignflow.training.kto import Collator, ranking_auc
 
 Make = Callable[..., StageSpec]
-
-
-def losses_of(spec: StageSpec) -> list[float]:
-    events = read_events(work_of(spec) / "events.jsonl")
-    return [event["values"]["loss"] for event in events if event["kind"] == "metrics"]
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +61,8 @@ def test_ratings_are_learned_and_accounted_for(rated: Artifact, tmp_path: Path, 
     assert not list(output.rglob("ref"))
     assert result.rows is not None and result.rows.balanced
     assert result.rows.read == 61 and sum(result.rows.dropped.values()) == 1
-    assert losses_of(spec)[0] == pytest.approx(0.5, abs=1e-3)
-    assert all(math.isfinite(loss) for loss in losses_of(spec))
+    assert logged(spec, "loss")[0] == pytest.approx(0.5, abs=1e-3)
+    assert all(math.isfinite(loss) for loss in logged(spec, "loss"))
     assert (result.metrics["rating_auc"] or 0) > 0.9
 
 
@@ -128,4 +123,4 @@ def test_the_loss_equals_trl_over_three_updates(rated: Artifact, tmp_path: Path)
         trainer.train()
     stock = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert stock[2] < stock[0]
-    assert losses_of(spec) == pytest.approx(stock, abs=1e-4)
+    assert logged(spec, "loss") == pytest.approx(stock, abs=1e-4)

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage_runs import make_spec, run_and_publish, run_stage, work_of
+from stage_runs import logged, logs_of, make_spec, run_and_publish, run_stage, work_of
 
 from alignflow.artifacts import Artifact
 from alignflow.errors import DataError
-from alignflow.events import read_events
 from alignflow.stage import StageSpec
 
 FUNCTION = """
@@ -24,11 +23,6 @@ SMALL: dict[str, Any] = {
     "max_new_tokens": 6,
     "max_steps": 3,
 }
-
-
-def rewards_of(spec: StageSpec) -> list[float]:
-    events = read_events(work_of(spec) / "events.jsonl")
-    return [event["values"]["reward"] for event in events if event["kind"] == "metrics"]
 
 
 @pytest.fixture
@@ -51,7 +45,7 @@ def test_each_method_trains_in_each_mode_and_accounts_for_every_row(
     assert not list(output.rglob("ref"))
     assert result.rows is not None and result.rows.balanced and result.rows.read == 60
     assert result.details["episodes"] == 48
-    assert all(math.isfinite(reward) for reward in rewards_of(spec))
+    assert all(math.isfinite(reward) for reward in logged(spec, "reward"))
 
 
 @pytest.mark.parametrize("stage", ["rloo", "grpo"])
@@ -59,7 +53,7 @@ def test_the_reward_rises(prepared: Artifact, tmp_path: Path, short: str, stage:
     settings = {**SMALL, "batch_size": 32, "max_steps": 12, "learning_rate": 1e-2, "beta": 0.0}
     spec = make_spec(prepared, tmp_path, stage, mode="full", rewards=[short], **settings)
     run_stage(spec)
-    found = rewards_of(spec)
+    found = logged(spec, "reward")
     assert sum(found[-3:]) / 3 > sum(found[:3]) / 3 + 0.8
 
 
@@ -93,13 +87,12 @@ def test_a_reward_model_and_a_function_are_added_up_by_weight(
     terms = [{"source": "reward_model", "weight": 2.0}, {"source": short, "weight": 0.5}]
     spec = with_reward(make_spec(prepared, tmp_path, "rloo", rewards=terms, **SMALL), reward)
     run_stage(spec)
-    events = read_events(work_of(spec) / "events.jsonl")
-    logged = next(event["values"] for event in events if event["kind"] == "metrics")
+    first = logs_of(spec)[0]
     parts = {
-        name: next(value for key, value in logged.items() if key == f"rewards/{name}/mean")
+        name: next(value for key, value in first.items() if key == f"rewards/{name}/mean")
         for name in ("reward_model", "short")
     }
-    assert logged["reward"] == pytest.approx(2 * parts["reward_model"] + 0.5 * parts["short"], abs=1e-3)  # fmt: skip
+    assert first["reward"] == pytest.approx(2 * parts["reward_model"] + 0.5 * parts["short"], abs=1e-3)  # fmt: skip
 
 
 def test_a_weak_reward_model_is_not_optimized(prepared: Artifact, tmp_path: Path) -> None:

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from stage_runs import make_spec, prepare_spec, question, run_and_publish, run_stage, write_lines
+from stage_runs import (
+    logged,
+    make_spec,
+    prepare_spec,
+    question,
+    run_and_publish,
+    run_stage,
+    work_of,
+    write_lines,
+)
 
 from alignflow.artifacts import Artifact
 from alignflow.errors import DataError, Preempted
@@ -307,11 +316,7 @@ def test_ppo_solves_a_bandit_with_a_reward_function_and_no_reward_model(
         save_steps=100, max_approx_kl=None,
     )  # fmt: skip
     result = run_stage(spec)
-    rewards = [
-        event["values"]["objective/scores"]
-        for event in read_events(tmp_path / "work/ppo" / spec.key / "events.jsonl")
-        if event["kind"] == "metrics"
-    ]
+    rewards = logged(spec, "objective/scores")
     assert rewards[0] < 0.5
     assert result.metrics["reward"] == rewards[-1] > 0.9
 
@@ -367,7 +372,7 @@ def test_sigterm_saves_a_checkpoint_that_the_next_attempt_continues_from(
         run_stage(spec)
     monkeypatch.setattr(ppo, "update", whole)
     run_stage(spec, attempt=2)
-    events = read_events(tmp_path / "work/ppo" / spec.key / "events.jsonl")
+    events = read_events(work_of(spec) / "events.jsonl")
     assert [e["text"] for e in events if e["kind"] == "message"] == ["Continues from update 1."]
 
 
@@ -411,11 +416,7 @@ def test_the_nll_term_makes_chosen_responses_likelier_while_ppo_runs(
         lr_scheduler_type="constant",
     )  # fmt: skip
     result = run_stage(spec)
-    losses = [
-        event["values"]["loss/nll_avg"]
-        for event in read_events(tmp_path / "work/ppo" / spec.key / "events.jsonl")
-        if event["kind"] == "metrics"
-    ]
+    losses = logged(spec, "loss/nll_avg")
     assert losses[-1] < losses[0] - 0.1
     assert result.details["chosen_responses"] > 0
 

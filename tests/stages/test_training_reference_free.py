@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from stage_runs import run_and_publish, run_stage, work_of
+from stage_runs import logged, logs_of, run_and_publish, run_stage, work_of
 
 from alignflow.artifacts import Artifact
-from alignflow.events import read_events
 from alignflow.modeling import load_base, load_tokenizer, read_base
 from alignflow.stage import StageSpec
 from alignflow.training.orpo import log_odds_ratio, log_one_minus_exp, odds_ratio_loss
@@ -24,11 +23,6 @@ from alignflow.training.simpo import simpo_loss
 
 Make = Callable[..., StageSpec]
 STEPS = 3
-
-
-def logs_of(spec: StageSpec) -> list[dict[str, float]]:
-    events = read_events(work_of(spec) / "events.jsonl")
-    return [event["values"] for event in events if event["kind"] == "metrics"]
 
 
 def test_the_odds_ratio_loss_equals_numbers_worked_by_hand() -> None:
@@ -198,7 +192,7 @@ def test_each_loss_equals_trls_over_three_updates(
         compute={"micro_batch_size": rows}, **ours,
     )  # fmt: skip
     run_stage(spec)
-    found = [values["loss"] for values in logs_of(spec)]
+    found = logged(spec, "loss")
     assert found == pytest.approx(
         stock_losses(pairs_only, tmp_path, "orpo" if stage == "orpo" else "cpo", **theirs), abs=2e-4
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage_runs import run_stage, work_of
+from stage_runs import logged, logs_of, run_stage, work_of
 
 from alignflow.artifacts import Artifact
 from alignflow.errors import ArtifactError, NumericsError, Preempted, RecipeError
@@ -68,8 +68,7 @@ def test_at_the_first_step_dpo_equals_its_reference(
 ) -> None:
     spec = training_spec("dpo", sft=sft_artifact, loss_type="sigmoid")
     run_stage(spec)
-    events = read_events(work_of(spec) / "events.jsonl")
-    first = next(event["values"] for event in events if event["kind"] == "metrics")
+    first = logs_of(spec)[0]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert first["rewards/margins"] == pytest.approx(0, abs=1e-4)
 
@@ -214,8 +213,7 @@ def test_the_first_sft_loss_is_the_mean_cross_entropy_of_response_tokens(
 
     spec = training_spec("sft", batch_size=48, max_steps=1, compute={"micro_batch_size": 12})
     run_stage(spec)
-    events = read_events(work_of(spec) / "events.jsonl")
-    loss = next(event["values"]["loss"] for event in events if event["kind"] == "metrics")
+    loss = logged(spec, "loss")[0]
     model = load_base(read_base(prepared.directory), dtype="float32", quantization=None)
     total, count = 0.0, 0
     for row in pq.read_table(prepared.directory / "sft" / "train.parquet").to_pylist():

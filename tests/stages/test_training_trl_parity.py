@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
-from stage_runs import run_stage, work_of
+from stage_runs import logged, run_stage
 from transformers import AutoTokenizer, set_seed
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -23,7 +23,6 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from alignflow.artifacts import Artifact
-from alignflow.events import read_events
 from alignflow.modeling import load_base, load_scorer, quiet, read_base
 from alignflow.stage import StageSpec
 
@@ -41,8 +40,7 @@ LOSSES = {
 
 def our_losses(spec: StageSpec) -> list[float]:
     run_stage(spec)
-    events = read_events(work_of(spec) / "events.jsonl")
-    return [event["values"]["loss"] for event in events if event["kind"] == "metrics"]
+    return logged(spec, "loss")
 
 
 def stock_losses(trainer: Any) -> list[float]:
