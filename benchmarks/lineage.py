@@ -21,13 +21,13 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from alignflow.environment import prefect_environment
 from alignflow.ledger import add, champion, renew_holdout, status
 from alignflow.ledger.schema import snapshot_rows, snapshots
 from alignflow.ledger.store import opened, reading
-from alignflow.prefect_server import start_temporary_server
 from alignflow.recipe import DataSource, Recipe
-from alignflow.recipe_file import load_recipe
+from alignflow.recipe.file import load_recipe
+from alignflow.services.prefect_server import start_temporary_server
+from alignflow.stages.environment import prefect_environment
 
 RECIPE = Path(__file__).parent.parent / "deployments/recipes/quickstart-retrain.yaml"
 SAMPLES_PER_PROMPT = 4
@@ -113,7 +113,7 @@ class Model:
 
 def served(home: Path, model: str) -> Path:
     """Directory behind the alias `champion`."""
-    from alignflow.promotion import Registry
+    from alignflow.lineage.registry import Registry
 
     found = champion(home, model)
     if found is None or Registry(home, model).version_of(found.digest) is None:

@@ -190,8 +190,8 @@ def _watch(process: subprocess.Popen[str], peaks: dict[str, float]) -> None:
 
 def equal_bits(one: Path, other: Path) -> bool:
     """Whether two models have the same tensors, bit for bit, however they are split into files."""
-    from alignflow.merging.headers import read_checkpoint
     from alignflow.merging.reader import Reader
+    from alignflow.models.headers import read_checkpoint
 
     first, second = (
         {t.name: t for tensors in read_checkpoint(directory).values() for t in tensors}

@@ -47,7 +47,7 @@ def output_of(command: list[str], **environment: str) -> dict[str, Any]:
 def seed_figures(home: Path, seed: int) -> dict[str, float]:
     """What one seed's SFT and PPO models do on the test prompts."""
     report = output_of(
-        [sys.executable, "-m", "alignflow.cli", "run", str(RECIPE), "--home", str(home), "--json",
+        [sys.executable, "-m", "alignflow.commands.cli", "run", str(RECIPE), "--home", str(home), "--json",
          "--set", f"seed={seed}", "--set", "merge=null"]
     )  # fmt: skip
     figures = {

@@ -12,11 +12,11 @@ import re
 import sys
 from pathlib import Path
 
-from alignflow.artifacts import find, publish, work_directory
-from alignflow.events import EventWriter, read_events
-from alignflow.plan import stage_spec
-from alignflow.recipe_file import load_recipe
-from alignflow.stage_process import limit_threads, load_stage
+from alignflow.pipeline.plan import stage_spec
+from alignflow.recipe.file import load_recipe
+from alignflow.stages.artifacts import find, publish, work_directory
+from alignflow.stages.events import EventWriter, read_events
+from alignflow.stages.process import limit_threads, load_stage
 
 
 def memory_mib(field: str) -> int:
@@ -37,7 +37,7 @@ def main() -> None:
         artifacts[stage] = found
     run = load_stage(wanted)
     if wanted == "ppo":
-        from alignflow.training import ppo
+        from alignflow.training.methods import ppo
 
         ppo.demand_good_reward = lambda *_: None
     limit_threads(recipe.compute.threads)

@@ -31,7 +31,7 @@ def run(home: Path, seed: int, *overrides: str, recipe: Path = RECIPE) -> dict[s
     """Report of one `alignflow run`, in a process of its own."""
     settings = [argument for override in overrides for argument in ("--set", override)]
     command = [
-        sys.executable, "-m", "alignflow.cli", "run", str(recipe), "--home", str(home), "--json",
+        sys.executable, "-m", "alignflow.commands.cli", "run", str(recipe), "--home", str(home), "--json",
         "--set", f"seed={seed}", *settings,
     ]  # fmt: skip
     finished = subprocess.run(command, capture_output=True, text=True)

@@ -14,8 +14,8 @@ import torch
 
 from alignflow.builtin import rows
 from alignflow.builtin.freight.judge import judge
-from alignflow.evaluation.generate import decode, respond
-from alignflow.modeling import load_policy, load_tokenizer, read_base
+from alignflow.models.generate import decode, respond
+from alignflow.models.loading import load_policy, load_tokenizer, read_base
 
 MAX_NEW_TOKENS = 40
 HALVINGS = 7

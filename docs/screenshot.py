@@ -37,7 +37,7 @@ def start_up(home: Path, ports: tuple[int, int]) -> subprocess.Popen[str]:
     """`alignflow up`, once it says that everything has started."""
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "alignflow.cli", "up", "--home", str(home)),
+            *(sys.executable, "-m", "alignflow.commands.cli", "up", "--home", str(home)),
             *("--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])),
         ],
         stdout=subprocess.PIPE,

@@ -7,8 +7,7 @@ from typing import Any
 
 from prefect import flow
 
-from alignflow.recipe import Recipe
-from alignflow.retraining import require_retrain
+from alignflow.recipe import Recipe, require_retrain
 from tasks.events import send_pending
 from tasks.intake import take_in_complete
 from tasks.pipeline import demand_home

@@ -20,8 +20,8 @@ from prefect.flow_runs import pause_flow_run, suspend_flow_run
 from prefect.input import RunInput
 from prefect.runtime import deployment, flow_run
 
-from alignflow.evaluation.gate import Verdict
 from alignflow.files import atomic_write_json
+from alignflow.gate.gate import Verdict
 from alignflow.recipe import RetrainSection
 
 POLL_SECONDS = 5

@@ -6,18 +6,18 @@ from pathlib import Path
 
 from prefect import get_run_logger, task
 
-from alignflow.artifacts import Artifact, verify
 from alignflow.errors import StageError
-from alignflow.evaluation.contest import Contestants, contest, decides, questions
-from alignflow.evaluation.gate import Verdict
-from alignflow.evaluation.judge import JUDGEMENTS_FILE
-from alignflow.evaluation.judge_questions import judge_spec
-from alignflow.evaluation.verdict_page import as_page
 from alignflow.faults import faultpoint
+from alignflow.gate.contest import Contestants, contest, decides, questions
+from alignflow.gate.gate import Verdict
+from alignflow.gate.judge import JUDGEMENTS_FILE
+from alignflow.gate.judge_questions import judge_spec
+from alignflow.gate.verdict_page import as_page
 from alignflow.ledger import champion, set_state
-from alignflow.recipe import Recipe
-from alignflow.retraining import Champion, champion_spec, require_retrain
-from alignflow.tracking import model_digest
+from alignflow.lineage.retraining import Champion, champion_spec
+from alignflow.recipe import Recipe, require_retrain
+from alignflow.stages.artifacts import Artifact, verify
+from alignflow.tracking.tracking import model_digest
 from tasks.approval import with_approval
 from tasks.patience import patient
 from tasks.prefect_artifacts import show_markdown

@@ -12,20 +12,20 @@ from typing import Any, TypeVar
 from prefect import get_run_logger
 from prefect.runtime import deployment
 
-from alignflow import forkserver
-from alignflow.artifacts import Artifact, work_directory
 from alignflow.errors import AlignflowError, RecipeError
-from alignflow.events import EVENTS_FILE, read_events
-from alignflow.launch import next_attempt
-from alignflow.outcome import StageOutcome
-from alignflow.plan import stage_spec
-from alignflow.progress import notify, observed_by
+from alignflow.pipeline.plan import stage_spec
+from alignflow.pipeline.progress import notify, observed_by
+from alignflow.pipeline.report import build_report, write_report
 from alignflow.recipe import Recipe
-from alignflow.report import build_report, write_report
-from alignflow.reward_gate import weakness
 from alignflow.settings import Settings, resolve_home
-from alignflow.stage import StageSpec
-from alignflow.tracking import Tracker, mlflow_run_of, require_certificate
+from alignflow.stages import forkserver
+from alignflow.stages.artifacts import Artifact, work_directory
+from alignflow.stages.events import EVENTS_FILE, read_events
+from alignflow.stages.launch import next_attempt
+from alignflow.stages.outcome import StageOutcome
+from alignflow.stages.spec import StageSpec
+from alignflow.tracking.tracking import Tracker, mlflow_run_of, require_certificate
+from alignflow.training.reward_gate import weakness
 from tasks.prefect_artifacts import link_mlflow_run
 from tasks.stages import complete_stage
 

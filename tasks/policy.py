@@ -8,11 +8,11 @@ from typing import Any
 
 from prefect.concurrency.sync import concurrency
 
-from alignflow.device import has_gpu
 from alignflow.errors import AlignflowError
 from alignflow.files import digest_json
 from alignflow.recipe import METHODS, ComputeSection
-from alignflow.stage import StageSpec
+from alignflow.stages.device import has_gpu
+from alignflow.stages.spec import StageSpec
 
 FIRST_DELAY_SECONDS = 2.0
 LONGEST_DELAY_SECONDS = 300.0
@@ -59,7 +59,7 @@ def task_options(stage: str, compute: ComputeSection, *, finished: bool) -> dict
         "retries": compute.retries,
         "retry_delay_seconds": retry_delays(compute.retries),
         "retry_condition_fn": worth_retrying,
-        # alignflow.launch keeps compute.timeout_seconds; this is for a launcher that hangs.
+        # alignflow.stages.launch keeps compute.timeout_seconds; this is for a launcher that hangs.
         "timeout_seconds": compute.timeout_seconds + PREFECT_TIMEOUT_MARGIN_SECONDS,
         "refresh_cache": not finished,
     }

@@ -18,9 +18,9 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from alignflow.artifacts import Artifact
-from alignflow.events import EVENTS_FILE, metric_history, read_events
-from alignflow.stage import StageSpec
+from alignflow.stages.artifacts import Artifact
+from alignflow.stages.events import EVENTS_FILE, metric_history, read_events
+from alignflow.stages.spec import StageSpec
 
 SECONDS_BETWEEN_UPDATES = 3.0
 PLOT_WIDTH, PLOT_HEIGHT, MARGIN = 640, 280, 44

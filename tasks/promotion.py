@@ -10,20 +10,20 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from alignflow.artifacts import verify
 from alignflow.errors import AlignflowError
-from alignflow.evaluation.gate import Verdict
 from alignflow.faults import faultpoint
+from alignflow.gate.gate import Verdict
 from alignflow.ledger import PromotionRace, champion, promote, release, set_state
-from alignflow.promotion import (
+from alignflow.lineage.registry import (
     Reconciled,
     drop_candidate,
     reconcile,
     register_candidate,
     verified_model,
 )
-from alignflow.retraining import ORIGINAL_STAGES, Champion, founder_spec, model_artifacts
-from alignflow.tracking import model_digest
+from alignflow.lineage.retraining import ORIGINAL_STAGES, Champion, founder_spec, model_artifacts
+from alignflow.stages.artifacts import verify
+from alignflow.tracking.tracking import model_digest
 from tasks.approval import forget_approval
 from tasks.events import send_pending
 from tasks.patience import patient

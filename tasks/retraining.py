@@ -9,16 +9,14 @@ from typing import Literal
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from alignflow.artifacts import verify
 from alignflow.data.prepare import DROPPED_FILE
 from alignflow.errors import RecipeError
-from alignflow.evaluation.contest import decides, pinned_prompts
-from alignflow.evaluation.gate import plan
 from alignflow.faults import faultpoint
+from alignflow.gate.contest import decides, pinned_prompts
+from alignflow.gate.gate import plan
 from alignflow.ledger import Generation, freeze, generation, mark_dropped, set_state
 from alignflow.ledger import pinned_prompts as held_out_file
-from alignflow.recipe import DataSource, Recipe
-from alignflow.retraining import (
+from alignflow.lineage.retraining import (
     Champion,
     Situation,
     continued_spec,
@@ -26,10 +24,11 @@ from alignflow.retraining import (
     lineage_artifacts,
     next_step,
     replayed,
-    require_retrain,
     retrain_recipe,
 )
-from alignflow.stage import Record, StageSpec
+from alignflow.recipe import DataSource, Recipe, require_retrain
+from alignflow.stages.artifacts import verify
+from alignflow.stages.spec import Record, StageSpec
 from tasks.approval import awaited_elsewhere
 from tasks.pipeline import PipelineRun, new_run_id
 from tasks.prefect_artifacts import show_markdown

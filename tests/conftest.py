@@ -31,7 +31,7 @@ def prefect_server() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database whose tables are made: the migrations take seconds and are MLflow's."""
-    from alignflow.tracking import Connection
+    from alignflow.tracking.tracking import Connection
 
     folder = tmp_path_factory.mktemp("mlflow")
     Connection(f"sqlite:///{folder / 'mlflow.db'}", "template", folder / "mlartifacts").client()
@@ -56,7 +56,7 @@ def orders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def one_forkserver() -> Iterator[None]:
     """Flows of a module on real stages share it: seven seconds of imports each."""
-    from alignflow import forkserver
+    from alignflow.stages import forkserver
 
     with forkserver.ended_after(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(forkserver, "ended_after", nullcontext)

@@ -11,10 +11,10 @@ from typing import Any
 from alignflow.check.findings import Finding, error, note, warning
 from alignflow.check.model_files import read_config
 from alignflow.errors import ArtifactError, RecipeError
-from alignflow.merging.headers import Located, read_checkpoint, read_header
+from alignflow.models.headers import Located, read_checkpoint, read_header
 from alignflow.recipe import TARGET_PRESETS, ModelSource, Recipe, TuningSection
 from alignflow.recipe.tuning import names_module
-from alignflow.stage import Record
+from alignflow.stages.spec import Record
 
 USUAL_LAYERS = 32
 HEADS = frozenset({"lm_head", "embed_out", "output_layer", "score", "classifier"})

@@ -25,9 +25,9 @@ from alignflow.check.template import template_findings
 from alignflow.errors import AlignflowError
 from alignflow.files import digest_directory
 from alignflow.recipe import Recipe
-from alignflow.recipe_file import load_recipe
-from alignflow.sources import is_hub_id
-from alignflow.stage import Record
+from alignflow.recipe.file import load_recipe
+from alignflow.recipe.names import is_hub_id
+from alignflow.stages.spec import Record
 
 SMALL_PARAMETERS = 100_000_000
 

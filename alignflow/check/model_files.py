@@ -9,9 +9,9 @@ from typing import Any
 
 from alignflow.check.findings import Finding, error, raised
 from alignflow.errors import AlignflowError, ArtifactError, RecipeError
-from alignflow.merging.headers import checkpoint_files
+from alignflow.models.headers import checkpoint_files
 from alignflow.recipe import ModelSource
-from alignflow.sources import is_builtin, is_hub_id
+from alignflow.recipe.names import is_builtin, is_hub_id
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".msgpack")
 CONFIGS = ("config.json", "tokenizer_config.json", "adapter_config.json", "generation_config.json")

@@ -12,16 +12,16 @@ from alignflow.check.architecture import USUAL_LAYERS, Shape, guessed_width
 from alignflow.check.findings import Finding, error, warning
 from alignflow.check.merging import merged_bytes
 from alignflow.check.ppo_rules import model_count, trained_count
-from alignflow.device import (
+from alignflow.errors import DiskSpaceError
+from alignflow.recipe import PAIR_STAGES, PPOSection, Recipe, TrainingSection
+from alignflow.stages.device import (
     available_bytes,
     first_micro_batch,
     has_gpu,
     largest_divisor,
     resolve_dtype,
 )
-from alignflow.errors import DiskSpaceError
-from alignflow.recipe import PAIR_STAGES, PPOSection, Recipe, TrainingSection
-from alignflow.stage import Record
+from alignflow.stages.spec import Record
 
 GIB = 1024**3
 FLOAT32_BYTES = 4

@@ -8,8 +8,8 @@ from alignflow.check.findings import Finding, advice, error, note, raised
 from alignflow.errors import RecipeError
 from alignflow.evaluation.metric_modules import compares_responses
 from alignflow.recipe import PPOSection, Recipe
+from alignflow.recipe.resolve import resolve_function
 from alignflow.recipe.rewards import EXECUTION
-from alignflow.sources import resolve_function
 
 MOST_USUAL_PASSES = 4
 

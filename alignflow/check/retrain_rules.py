@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator
 from alignflow.check.findings import Finding, error, raised
 from alignflow.errors import AlignflowError
 from alignflow.recipe import JudgeSection, Recipe
-from alignflow.sources import is_hub_id, resolve_base_model, resolve_function
+from alignflow.recipe.names import is_hub_id
+from alignflow.recipe.resolve import resolve_base_model, resolve_function
 
 
 def retrain_findings(recipe: Recipe, known: Collection[str]) -> Iterator[Finding]:

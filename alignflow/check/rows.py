@@ -31,8 +31,8 @@ from alignflow.data.template import load_template
 from alignflow.data.tokens import Encoder
 from alignflow.errors import AlignflowError, DataError
 from alignflow.recipe import DATA_PARTS, DataSource, Recipe
-from alignflow.sources import is_builtin, is_hub_id, is_ledger, matching_files
-from alignflow.stage import Record
+from alignflow.recipe.names import is_builtin, is_hub_id, is_ledger, matching_files
+from alignflow.stages.spec import Record
 
 SAMPLE_ROWS = 1000
 SAMPLE_SECONDS, FULL_SECONDS, MEMORY_BYTES = 120.0, 24 * 3600.0, 16 * GIB

@@ -14,7 +14,7 @@ from alignflow.check.trainer_arguments import trainer_argument_findings
 from alignflow.errors import DataError
 from alignflow.evaluation.metric_modules import TEXT_METRICS, compares_responses
 from alignflow.recipe import DATA_PARTS, DPOSection, Recipe, TuningSection
-from alignflow.sources import is_hub_id
+from alignflow.recipe.names import is_hub_id
 
 LOSSES = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",

@@ -21,7 +21,7 @@ def doctor(home: Home = None, as_json: Json = False) -> None:
       alignflow doctor
       alignflow doctor --home /data/alignflow --json
     """  # noqa: D301 (click's mark)
-    from alignflow.doctor import examine
+    from alignflow.services.doctor import examine
     from alignflow.settings import resolve_home
 
     facts = examine(resolve_home(home))

@@ -54,7 +54,7 @@ class CommandGroup(TyperGroup):
         Deferred("merge", "alignflow.commands.merge:merge", "Merges adapters into their base."),
         Deferred(
             "prefs",
-            "alignflow.ledger.commands:prefs_app",
+            "alignflow.commands.prefs:prefs_app",
             "Preference data: ingest, list, snapshot.",
         ),
         Deferred(

@@ -36,8 +36,8 @@ def evaluate(
       alignflow evaluate my-adapter --base Qwen/Qwen3-0.6B --recipe my.yaml --json
     """  # noqa: D301 (click's mark)
     from alignflow.check.checked import preflight
-    from alignflow.commands.existing_model import judge_model, judging_recipe, require_model
-    from alignflow.recipe_file import load_recipe
+    from alignflow.pipeline.existing_model import judge_model, judging_recipe, require_model
+    from alignflow.recipe.file import load_recipe
     from alignflow.settings import resolve_home
 
     loaded = load_recipe(recipe, overrides or [])
@@ -60,7 +60,7 @@ def _print(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from alignflow.report import as_text
+    from alignflow.pipeline.report import as_text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("metric")
@@ -91,7 +91,7 @@ def generate(
       alignflow generate .alignflow/artifacts/merge/KEY/model "How many trucks are in Lyon?"
       alignflow generate my-adapter "Hello" --base Qwen/Qwen3-0.6B --temperature 0.8
     """  # noqa: D301 (click's mark)
-    from alignflow.commands.existing_model import Question, answer, require_model
+    from alignflow.pipeline.existing_model import Question, answer, require_model
 
     require_model(model)
     text = sys.stdin.read() if prompt == "-" else prompt

@@ -33,7 +33,7 @@ def promote(
       alignflow promote support-20261125-175900-1a2b --reason "reviewed by Ada"
       alignflow promote .alignflow/artifacts/merge/4f1c... --model support --reason "hotfix"
     """  # noqa: D301 (click's mark)
-    from alignflow.promoting_by_hand import promote_by_hand
+    from alignflow.lineage.by_hand import promote_by_hand
     from alignflow.settings import resolve_home
 
     _print(promote_by_hand(resolve_home(home), source, model, reason), as_json)
@@ -55,7 +55,7 @@ def rollback(
       alignflow rollback support --reason "answers got rude"
       alignflow rollback support --to 3 --reason "bad labels since May"
     """  # noqa: D301 (click's mark)
-    from alignflow.promoting_by_hand import roll_back_by_hand
+    from alignflow.lineage.by_hand import roll_back_by_hand
     from alignflow.settings import resolve_home
 
     _print(roll_back_by_hand(resolve_home(home), model, to, reason), as_json)

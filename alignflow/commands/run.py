@@ -37,7 +37,7 @@ def run(
       alignflow run my.yaml --json > report.json
     """  # noqa: D301 (click's mark)
     from alignflow.check.checked import preflight
-    from alignflow.recipe_file import load_recipe
+    from alignflow.recipe.file import load_recipe
     from alignflow.settings import resolve_home
 
     loaded = load_recipe(recipe, overrides or [])
@@ -50,13 +50,13 @@ def _run(recipe: Recipe, home: Path, json_to: Any) -> None:
     """Runs the flow in this process, in sight; its report is printed however it ends."""
     from rich.console import Console
 
-    from alignflow.environment import prefect_environment
-    from alignflow.prefect_server import start_temporary_server
-    from alignflow.tracking import import_mlflow
+    from alignflow.services.prefect_server import start_temporary_server
+    from alignflow.stages.environment import prefect_environment
+    from alignflow.tracking.tracking import import_mlflow
 
     os.environ.update(prefect_environment(home))  # before prefect is imported
     wait_for_server = start_temporary_server(home)  # comes up during the imports
-    from alignflow.progress import shown_on
+    from alignflow.pipeline.progress import shown_on
     from flows.finetune import finetune
     from tasks.pipeline import new_run_id
 
@@ -73,7 +73,7 @@ def _run(recipe: Recipe, home: Path, json_to: Any) -> None:
 
 def _print_report(home: Path, run_id: str, console: Console, json_to: Any) -> None:
     """The report, if the run came far enough to write one."""
-    from alignflow.report import load_report, print_report, run_directory
+    from alignflow.pipeline.report import load_report, print_report, run_directory
 
     if not (run_directory(home, run_id) / "report.json").is_file():
         return
@@ -115,7 +115,7 @@ def show(
     """  # noqa: D301 (click's mark)
     from rich.console import Console
 
-    from alignflow.report import load_report, print_report
+    from alignflow.pipeline.report import load_report, print_report
     from alignflow.settings import resolve_home
 
     place = resolve_home(home)

@@ -16,7 +16,7 @@ import typer
 from alignflow.commands.options import Home
 
 if TYPE_CHECKING:
-    from alignflow.services import Service
+    from alignflow.services.children import Service
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "deployments" / "recipes" / "quickstart-retrain.yaml"
@@ -46,7 +46,7 @@ def up(
       alignflow up
       alignflow up --recipe my.yaml --home /data/alignflow
     """  # noqa: D301 (click's mark)
-    from alignflow.services import demand_free, ended_together
+    from alignflow.services.children import demand_free, ended_together
     from alignflow.settings import resolve_home
 
     demand_auth(host, os.environ)
@@ -94,7 +94,7 @@ class _Starter:
     def __call__(
         self, name: str, command: list[str], more: Mapping[str, str] | None = None
     ) -> Service:
-        from alignflow.services import Service
+        from alignflow.services.children import Service
 
         environment = {**self._environment, **(more or {})}
         service = Service(name, command, environment, self._logs / f"{name}.log")
@@ -152,7 +152,7 @@ def up_environment(
     home: Path, recipe: Path, inbox: str | None, api: str, host: str
 ) -> dict[str, str]:
     """Environment of all processes; what this one has wins where it does not contradict."""
-    from alignflow.environment import NO_TELEMETRY, prefect_environment
+    from alignflow.stages.environment import NO_TELEMETRY, prefect_environment
 
     auth = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
     return {
@@ -175,9 +175,9 @@ def up_environment(
 
 def _checked(recipe: Path, environment: Mapping[str, str]) -> str:
     """The inbox, after what `prefect deploy` will check: here it is said at once and in full."""
-    from alignflow.deploy import check_recipe
     from alignflow.errors import RecipeError
-    from alignflow.inbox import inbox_at
+    from alignflow.ledger.inbox import inbox_at
+    from alignflow.services.deploy import check_recipe
 
     if not (ROOT / "prefect.yaml").is_file():
         raise RecipeError(
@@ -200,7 +200,7 @@ def prefect_command(host: str, port: int) -> list[str]:
 
 def mlflow_command(host: str, port: int, home: Path) -> list[str]:
     """MLflow's server on the store of the home."""
-    from alignflow.tracking import local_store
+    from alignflow.tracking.tracking import local_store
 
     return [
         *(sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)),
@@ -239,6 +239,6 @@ def deploy_command() -> list[str]:
 
 def worker_command() -> list[str]:
     """A worker that starts flow runs as processes of this machine."""
-    from alignflow.deploy import WORK_POOL
+    from alignflow.services.deploy import WORK_POOL
 
     return [sys.executable, "-m", "prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process"]  # fmt: skip

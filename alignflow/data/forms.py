@@ -1,6 +1,6 @@
 """The forms a row may have, brought to one: a conversation, or plain text. No torch.
 
-Preference pairs have their own module, `alignflow.preferences`, which the ledger uses too.
+Preference pairs have their own module, `alignflow.data.feedback`, which the ledger uses too.
 """
 
 from __future__ import annotations

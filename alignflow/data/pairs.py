@@ -1,13 +1,13 @@
-"""Preference pairs as conversations, by the rules of `alignflow.preferences`."""
+"""Preference pairs as conversations, by the rules of `alignflow.data.feedback`."""
 
 from __future__ import annotations
 
 import json
 from typing import Any, NamedTuple
 
+from alignflow.data.feedback import Rating, dialogue_turns, preferences_of, split_pair
 from alignflow.data.forms import BadRow, conversation
 from alignflow.data.template import Message
-from alignflow.preferences import Rating, dialogue_turns, preferences_of, split_pair
 
 PAIR_COLUMNS = "prompt, chosen and rejected; or chosen and rejected that hold whole dialogues"
 

@@ -41,11 +41,11 @@ from alignflow.data.row_forms import (
 from alignflow.data.template import load_template
 from alignflow.data.tokens import Encoder
 from alignflow.errors import DataError
-from alignflow.events import EventWriter
 from alignflow.files import atomic_write_json
 from alignflow.recipe import DATA_PARTS, DataSection, DataSource
-from alignflow.sources import is_ledger
-from alignflow.stage import RowAccount, StageResult, StageSpec
+from alignflow.recipe.names import is_ledger
+from alignflow.stages.events import EventWriter
+from alignflow.stages.spec import RowAccount, StageResult, StageSpec
 
 DROPPED_FILE = "dropped.json"
 """Rows of the ledger that could not be used: id to reason."""

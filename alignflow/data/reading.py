@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from alignflow.errors import DataError
 from alignflow.recipe import DataSource
-from alignflow.sources import is_builtin, is_hub_id, is_ledger, matching_files
+from alignflow.recipe.names import is_builtin, is_hub_id, is_ledger, matching_files
 
 LINES = (".jsonl", ".jsonl.gz")
 

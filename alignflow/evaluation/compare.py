@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from alignflow.evaluation.groups import main_places
+from alignflow.data.groups import main_places
 from alignflow.evaluation.measure import (
     Answer,
     Job,
@@ -14,7 +14,7 @@ from alignflow.evaluation.measure import (
     prompt_clusters,
 )
 from alignflow.evaluation.metric_modules import MetricModule, judge, load_module
-from alignflow.evaluation.scoring import response_logps, reward_scores
+from alignflow.models.scoring import response_logps, reward_scores
 
 
 class Models(Protocol):

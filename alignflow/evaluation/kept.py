@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from alignflow import __version__
 from alignflow.evaluation.measure import Measured
 from alignflow.evaluation.metric_modules import metric_digests
 from alignflow.files import atomic_write_text, digest_json
 from alignflow.recipe import EvaluationSection
-from alignflow.stage import library_versions
+from alignflow.stages.spec import library_versions
 
 WITHOUT_EFFECT = ("models", "bootstrap_resamples")
 """Settings that change no response and no score."""
@@ -39,7 +39,7 @@ def evaluation_digest(
     settings = section.model_dump(mode="json", exclude=set(WITHOUT_EFFECT))
     return digest_json(
         {
-            "alignflow": __version__,
+            "alignflow": version("alignflow"),
             "models": models,
             "data": data,
             "section": settings,

@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from alignflow.data.groups import HOLDOUT, main_places
 from alignflow.errors import EvaluationError
 from alignflow.evaluation.bootstrap import interval
-from alignflow.evaluation.generate import Response, decode, respond
-from alignflow.evaluation.groups import HOLDOUT, main_places
 from alignflow.evaluation.metric_modules import MetricModule, judge, load_metrics, load_module
-from alignflow.evaluation.scoring import text_losses
+from alignflow.models.generate import Response, decode, respond
+from alignflow.models.scoring import text_losses
 from alignflow.recipe import EvaluationSection
-from alignflow.stage import Record
+from alignflow.stages.spec import Record
 
 
 class Prompt(NamedTuple):

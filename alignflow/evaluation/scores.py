@@ -7,16 +7,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignflow.artifacts import Artifact
+from pydantic import Field
+
 from alignflow.errors import EvaluationError
-from alignflow.evaluation.gate import Scores
 from alignflow.evaluation.statistics import by_prompt
 from alignflow.files import atomic_write_json, digest_json
+from alignflow.stages.artifacts import Artifact
+from alignflow.stages.spec import Record
 
 if TYPE_CHECKING:  # loads torch, which whoever reads scores does without
     from alignflow.evaluation.measure import Job, Measured, Outcome
 
 SCORES_FILE = "scores.json"
+
+
+class Scores(Record):
+    """One model on the pinned set, by prompt. Several responses to a prompt are averaged."""
+
+    model: str
+    """Digest of the model that was scored."""
+    metrics: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Metric to prompt to value; higher is better."""
+    length: dict[str, float] = Field(default_factory=dict)
+    """Response tokens by prompt."""
+    unsafe: dict[str, float] = Field(default_factory=dict)
+    """Share of unsafe responses by prompt."""
+    general_loss: dict[str, float] = Field(default_factory=dict)
+    """Loss by general text, nats per token."""
+    kl: dict[str, float] = Field(default_factory=dict)
+    """Log-probability above the reference's by prompt, nats per response."""
 
 
 def prompt_name(ids: list[int]) -> str:

@@ -13,7 +13,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from alignflow.stage import Record
+from alignflow.stages.spec import Record
 
 RESAMPLES_AT_ONCE = 2_000_000
 LARGEST_WIN_RATE = 1.0 - 1e-9

@@ -29,8 +29,7 @@ from alignflow.evaluation.measure import (
     responses,
 )
 from alignflow.evaluation.scores import SCORES_FILE, prompt_name, scores_of, write_scores
-from alignflow.events import EventWriter
-from alignflow.modeling import (
+from alignflow.models.loading import (
     BaseModel,
     base_of,
     load_policy,
@@ -39,7 +38,8 @@ from alignflow.modeling import (
     read_base,
 )
 from alignflow.recipe import EvaluationSection
-from alignflow.stage import RowAccount, StageResult, StageSpec
+from alignflow.stages.events import EventWriter
+from alignflow.stages.spec import RowAccount, StageResult, StageSpec
 
 SAMPLES = 12
 LEADING = ("accuracy", "sampled_accuracy", "unsafe_rate")

@@ -9,14 +9,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
-from alignflow.data.forms import BadRow
-from alignflow.faults import faultpoint
-from alignflow.ledger.holdout import decide
-from alignflow.ledger.outbox import announce
-from alignflow.ledger.parsing import KEPT_BYTES, Line, fields_of, is_blank, raw_of
-from alignflow.ledger.schema import files, observations, quarantine, ratings, rows, texts
-from alignflow.ledger.store import in_parts, insert_many, select_in
-from alignflow.preferences import (
+from alignflow.data.feedback import (
     Observation,
     Preference,
     Rating,
@@ -24,6 +17,13 @@ from alignflow.preferences import (
     pair_ids,
     preferences_of,
 )
+from alignflow.data.forms import BadRow
+from alignflow.faults import faultpoint
+from alignflow.ledger.holdout import decide
+from alignflow.ledger.outbox import announce
+from alignflow.ledger.parsing import KEPT_BYTES, Line, fields_of, is_blank, raw_of
+from alignflow.ledger.schema import files, observations, quarantine, ratings, rows, texts
+from alignflow.ledger.store import in_parts, insert_many, select_in
 
 MAX_MESSAGE_CHARACTERS = 300
 MAX_RATINGS = 64

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignflow.artifacts import MANIFEST_FILE, recertify
 from alignflow.files import atomic_write_bytes, fsync_directory, fsync_file
+from alignflow.stages.artifacts import MANIFEST_FILE, recertify
 
 ERASED = "[erased]"
 SHORTEST_SEARCHED = 12

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select
 
-from alignflow.evaluation.groups import HOLDOUT
+from alignflow.data.groups import HOLDOUT
 from alignflow.files import digest_json, fsync_directory, fsync_file
 from alignflow.ledger.schema import rows, texts
 from alignflow.ledger.snapshot_files import WRITTEN_ROWS, snapshot_folder

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alignflow.errors import ArtifactError
-from alignflow.merging.headers import FLOATS, Located, read_header
+from alignflow.models.headers import FLOATS, Located, read_header
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

@@ -10,9 +10,9 @@ from typing import Any
 from alignflow.errors import ArtifactError, DiskSpaceError
 from alignflow.files import atomic_write_json, fsync_file
 from alignflow.merging.certificate import CERTIFICATE_FILE
-from alignflow.merging.headers import DTYPE_BYTES, INDEX_FILE
 from alignflow.merging.merge_plan import MergePlan
 from alignflow.merging.options import MergeOptions
+from alignflow.models.headers import DTYPE_BYTES, INDEX_FILE
 
 CARRIED = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".py", ".vocab", ".bpe"}
 """Suffixes of a model's small files."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from alignflow.files import atomic_write_json
-from alignflow.stage import Record
+from alignflow.stages.spec import Record
 
 CERTIFICATE_FILE = "merge_certificate.json"
 

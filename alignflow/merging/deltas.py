@@ -6,8 +6,8 @@ from alignflow.errors import ArtifactError
 from alignflow.merging import names
 from alignflow.merging.adapter import Adapter, Factors
 from alignflow.merging.draft import Draft
-from alignflow.merging.headers import Located
 from alignflow.merging.operations import AddBias, AddDelta, AddDora, Layout
+from alignflow.models.headers import Located
 
 
 def add_delta(draft: Draft, adapter: Adapter, name: str, factors: Factors) -> None:

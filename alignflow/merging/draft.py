@@ -9,10 +9,10 @@ from typing import Any
 
 from alignflow.errors import ArtifactError
 from alignflow.merging import names
-from alignflow.merging.headers import FLOATS, Located
 from alignflow.merging.merge_plan import ShardPlan
 from alignflow.merging.operations import Dequantized, Round, TensorPlan
 from alignflow.merging.options import MergeOptions
+from alignflow.models.headers import FLOATS, Located
 
 CODES = {name: code for code, name in FLOATS.items()}
 

@@ -10,8 +10,8 @@ from alignflow.merging import names
 from alignflow.merging.adapter import Adapter, Factors
 from alignflow.merging.deltas import add_delta
 from alignflow.merging.draft import Draft
-from alignflow.merging.headers import Located
 from alignflow.merging.operations import PutRows
+from alignflow.models.headers import Located
 
 
 def embedding_module(draft: Draft, module: str) -> Literal["embedding", "head"] | None:

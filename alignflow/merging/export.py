@@ -81,7 +81,7 @@ def to_gguf(model: Path, out: Path, llama_cpp: Path) -> str:
 def to_nf4(model: Path, out: Path) -> str:
     """Writes the merged model in 4 bits, and how far its logits are from the merged model's."""
     from alignflow.merging.verifying import compare, logits_of, probe_ids
-    from alignflow.modeling import BaseModel, load_base, load_merged, quiet
+    from alignflow.models.loading import BaseModel, load_base, load_merged, quiet
 
     if out.exists():
         raise ArtifactError(f"{out} exists. Remove it to export again.")

@@ -6,11 +6,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from alignflow.errors import ArtifactError
-from alignflow.merging.headers import FLOATS
 from alignflow.merging.merge_plan import MergePlan
 from alignflow.merging.names import CONV1D_TYPES
 from alignflow.merging.options import MergeOptions
 from alignflow.merging.planning import model_config, plan
+from alignflow.models.headers import FLOATS
 
 
 def check_base(base: Path, targets: Collection[str], options: MergeOptions) -> MergePlan:

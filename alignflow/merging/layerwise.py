@@ -17,10 +17,10 @@ from alignflow.errors import ArtifactError
 from alignflow.merging import names
 from alignflow.merging.adapter import AdapterStep, read_adapter
 from alignflow.merging.arithmetic import dequantized
-from alignflow.merging.headers import FLOATS, Located, read_checkpoint
 from alignflow.merging.modules import empty_model, quantized_modules
 from alignflow.merging.reader import Reader
 from alignflow.merging.stacking import adapted, as_merged
+from alignflow.models.headers import FLOATS, Located, read_checkpoint
 
 INSTEAD = "Verify on a machine whose memory holds the model in float32, or merge with --no-verify."
 NARROW = (torch.bfloat16, torch.float16)

@@ -24,12 +24,12 @@ from alignflow.merging.certificate import (
     read_certificate,
     status_of,
 )
-from alignflow.merging.headers import FLOATS
 from alignflow.merging.lineage import check_trained_on
 from alignflow.merging.merge_plan import MergePlan, ShardPlan
 from alignflow.merging.options import MergeOptions
 from alignflow.merging.planning import plan
 from alignflow.merging.streaming import STATE, Written, finished_shard, sha256_mapped, write_shard
+from alignflow.models.headers import FLOATS
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values that its --max-lora-rank takes."""

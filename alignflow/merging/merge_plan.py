@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from alignflow.merging.adapter import AdapterStep
-from alignflow.merging.headers import DTYPE_BYTES, FLOATS
 from alignflow.merging.operations import TensorPlan
+from alignflow.models.headers import DTYPE_BYTES, FLOATS
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from alignflow.adapters import HEADS
 from alignflow.errors import ArtifactError
-from alignflow.modeling import quiet, quiet_libraries
+from alignflow.models.adapters import HEADS
+from alignflow.models.loading import quiet, quiet_libraries
 
 
 def empty_model(base: Path) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from alignflow.merging.adapter import Factors
-from alignflow.merging.headers import Located
+from alignflow.models.headers import Located
 
 Layout = Literal["linear", "conv1d", "embedding"]
 """How a weight lies: (out, in), (in, out), or (tokens, features)."""

@@ -22,12 +22,12 @@ from alignflow.merging.adapter import (
     trained_on_nf4,
 )
 from alignflow.merging.draft import Draft
-from alignflow.merging.headers import INDEX_FILE, Located, read_checkpoint
 from alignflow.merging.lineage import check_lineage
 from alignflow.merging.merge_plan import MergePlan, ShardPlan
 from alignflow.merging.operations import TensorPlan
 from alignflow.merging.options import MergeOptions
 from alignflow.merging.steps import apply_step
+from alignflow.models.headers import INDEX_FILE, Located, read_checkpoint
 
 PLAN_VERSION = 1
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignflow.merging.headers import Located
 from alignflow.merging.operations import AddDelta, PutRows, Round, TensorPlan
 from alignflow.merging.products import Exactness, Product, blocks_of, exactness
 from alignflow.merging.reader import Reader, torch_dtype
+from alignflow.models.headers import Located
 
 ROW_MULTIPLE = 64
 """Matrix products take rows in groups; blocks of whole groups add as the whole does."""

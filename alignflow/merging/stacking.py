@@ -12,7 +12,7 @@ from torch import nn
 
 from alignflow.errors import ArtifactError
 from alignflow.merging.adapter import AdapterStep
-from alignflow.modeling import quiet
+from alignflow.models.loading import quiet
 
 
 def adapted(model: Any, steps: Sequence[AdapterStep]) -> Any:

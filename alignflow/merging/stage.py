@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from alignflow.artifacts import artifact_directory
 from alignflow.errors import ArtifactError, CertificateError
 from alignflow.evaluation.kept import evaluation_digest, kept_or
 from alignflow.evaluation.measure import Measured, load_job, measure, responses
 from alignflow.evaluation.suite import figures, flat, free_memory, samples, write_responses
-from alignflow.events import EventWriter
 from alignflow.files import digest_json
 from alignflow.merging import AdapterStep, Certificate, Figures, MergeOptions, merge
 from alignflow.merging.verifying import fits_memory
-from alignflow.modeling import BaseModel, base_of, check_adapter, device, load_tokenizer
+from alignflow.models.loading import BaseModel, base_of, check_adapter, device, load_tokenizer
 from alignflow.recipe import EvaluationSection, MergeSection
-from alignflow.stage import StageResult, StageSpec
+from alignflow.stages.artifacts import artifact_directory
+from alignflow.stages.events import EventWriter
+from alignflow.stages.spec import StageResult, StageSpec
 
 PROBES = 16
 PLAIN_PROBES = (

@@ -16,8 +16,8 @@ from typing import Any
 from alignflow.errors import DiskSpaceError
 from alignflow.files import atomic_write_json, fsync_directory, sha256_file
 from alignflow.merging.direct_file import DirectFile
-from alignflow.merging.headers import FLOATS, header_bytes
 from alignflow.merging.merge_plan import MergePlan, ShardPlan
+from alignflow.models.headers import FLOATS, header_bytes
 
 STATE = ".merge"
 """Directory in the result, gone when it is complete: one certificate per finished shard."""

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignflow.device import available_bytes
 from alignflow.merging.adapter import AdapterStep
 from alignflow.merging.certificate import Figures
-from alignflow.merging.headers import read_checkpoint
 from alignflow.merging.planning import model_config
 from alignflow.merging.stacking import adapted, as_merged
-from alignflow.modeling import BaseModel, device, load_base, load_merged, quiet
+from alignflow.models.headers import read_checkpoint
+from alignflow.models.loading import BaseModel, device, load_base, load_merged, quiet
+from alignflow.stages.device import available_bytes
 
 PROBE_TEXTS = (
     "The quick brown fox jumps over the lazy dog, and the dog does not mind.",

@@ -16,7 +16,7 @@ from alignflow.recipe.online import GRPOSection, OnlineSection, RLOOSection
 from alignflow.recipe.pretraining import PretrainSection
 from alignflow.recipe.retrain import GateSection, JudgeSection, RetrainSection
 from alignflow.recipe.rewards import RewardTerm, WatchSection
-from alignflow.recipe.root import METHODS, PAIR_STAGES, Recipe
+from alignflow.recipe.root import METHODS, PAIR_STAGES, Recipe, require_retrain
 from alignflow.recipe.section import Section
 from alignflow.recipe.sources import DATA_PARTS, DataSection, DataSource, ModelSource
 from alignflow.recipe.training import (
@@ -60,4 +60,5 @@ __all__ = [
     "TrainingSection",
     "TuningSection",
     "WatchSection",
+    "require_retrain",
 ]

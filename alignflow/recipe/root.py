@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from alignflow.errors import RecipeError
 from alignflow.recipe.alignment import KTOSection, ORPOSection, SimPOSection
 from alignflow.recipe.evaluation import (
     ComputeSection,
@@ -259,3 +260,26 @@ class Recipe(Section):
             *(["evaluate"] if self.data.evaluation or self.data.general else []),
             *(["merge"] if self.merge and (self.sft or self.method != "none") else []),
         ]
+
+
+def require_retrain(recipe: Recipe) -> RetrainSection:
+    """The recipe's section.
+
+    Raises:
+        RecipeError: There is none, or the recipe trains no policy on preferences, or merges none.
+    """
+    if recipe.retrain is None:
+        raise RecipeError(
+            f"recipe {recipe.name} has no `retrain` section; add one (`retrain: {{}}`)"
+        )
+    if recipe.method == "none":
+        raise RecipeError(
+            f"recipe {recipe.name} has method none, so new preferences would train no policy; "
+            f"choose one of {', '.join(METHODS)}"
+        )
+    if recipe.merge is None:
+        raise RecipeError(
+            f"recipe {recipe.name} has merge off, but only a merged model with a certificate can "
+            "become the champion; remove `merge: null`"
+        )
+    return recipe.retrain

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from alignflow.recipe import Recipe
-from alignflow.stage import StageSpec
+from alignflow.stages.spec import StageSpec
 
 STAGES = ("prepare", "sft", "reward", "dpo", "evaluate", "merge")
 FAKE_STAGES = dict.fromkeys((*STAGES, "judge"), "fake_stages:run")
@@ -107,7 +107,7 @@ def new_home(folder: Path, mlflow_store: Path) -> Path:
 
 def use_fakes(monkeypatch: pytest.MonkeyPatch, orders: Path) -> None:
     """Stages of this test are fakes that obey the files in `orders`."""
-    from alignflow import forkserver
+    from alignflow.stages import forkserver
     from tasks import policy
 
     monkeypatch.setenv("ALIGNFLOW_TEST_STAGES", json.dumps(FAKE_STAGES))

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from alignflow.errors import BY_EXIT_CODE
-from alignflow.events import EventWriter
-from alignflow.stage import RowAccount, StageResult, StageSpec
+from alignflow.stages.events import EventWriter
+from alignflow.stages.spec import RowAccount, StageResult, StageSpec
 
 ORDERS = Path(os.environ.get("FAKE_ORDERS", "/nonexistent"))
 
@@ -113,8 +113,8 @@ def write_answers(found: dict[str, Any], output: Path) -> None:
 
 def judge(spec: StageSpec, output: Path) -> None:
     """A model that prefers the response that says it is right."""
-    from alignflow.evaluation.judge import JUDGEMENTS_FILE, JudgementCache
-    from alignflow.evaluation.judge_questions import read_questions
+    from alignflow.gate.judge import JUDGEMENTS_FILE, JudgementCache
+    from alignflow.gate.judge_questions import read_questions
 
     cache = JudgementCache(output / JUDGEMENTS_FILE)
     for asked in read_questions(spec):

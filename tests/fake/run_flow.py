@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fake_runs import fake_recipe
 
-from alignflow import forkserver
+from alignflow.stages import forkserver
 from flows.finetune import finetune
 from tasks import policy
 

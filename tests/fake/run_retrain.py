@@ -14,8 +14,8 @@ from pathlib import Path
 
 from retrain_cases import retrain_recipe
 
-from alignflow import forkserver
-from alignflow.tracking import import_mlflow
+from alignflow.stages import forkserver
+from alignflow.tracking.tracking import import_mlflow
 from flows.retrain import retrain
 from tasks import policy
 

@@ -22,8 +22,8 @@ from fake_runs import (
     wait_until,
 )
 
-from alignflow.artifacts import artifact_directory
-from alignflow.events import EVENTS_FILE, metric_history, read_events
+from alignflow.stages.artifacts import artifact_directory
+from alignflow.stages.events import EVENTS_FILE, metric_history, read_events
 from flows.finetune import finetune
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from fake_runs import alive, wait_until
 
-from alignflow.prefect_server import start_temporary_server
+from alignflow.services.prefect_server import start_temporary_server
 
 STARTS = """
 import os, subprocess, sys, time
 from pathlib import Path
-from alignflow.environment import prefect_environment
-from alignflow.prefect_server import start_temporary_server
+from alignflow.stages.environment import prefect_environment
+from alignflow.services.prefect_server import start_temporary_server
 
 os.environ.update(prefect_environment(Path(sys.argv[1])))
 start_temporary_server(Path(sys.argv[1]))

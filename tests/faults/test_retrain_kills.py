@@ -16,7 +16,7 @@ from fake_runs import executions
 from retrain_cases import MODEL, aliases, drop, head, served, undecided, where
 
 from alignflow.ledger import champion, status
-from alignflow.promotion import reconcile
+from alignflow.lineage.registry import reconcile
 
 RUN = Path(__file__).parent.parent / "fake" / "run_retrain.py"
 PROMOTION = [

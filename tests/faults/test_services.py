@@ -17,7 +17,7 @@ STARTS = """
 import os, sys
 from pathlib import Path
 from alignflow import services as module
-from alignflow.services import Service, ended_together
+from alignflow.services.children import Service, ended_together
 
 module.STOP_SECONDS = 1.0
 with ended_together() as services:
@@ -63,7 +63,7 @@ def test_a_group_ends_with_a_killed_starter(tmp_path: Path) -> None:
 
 
 def test_a_service_that_fails_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
-    from alignflow.services import Service, demand_free
+    from alignflow.services.children import Service, demand_free
 
     fails = [sys.executable, "-c", "import sys; sys.exit('no such pool')"]
     service = Service("worker", fails, os.environ, tmp_path / "worker.log")

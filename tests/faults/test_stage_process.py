@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from fake_runs import alive, fake_spec, pids_of, wait_until
 
-from alignflow.artifacts import find, locked, work_directory
 from alignflow.errors import (
     BY_EXIT_CODE,
     AlignflowError,
@@ -21,10 +20,11 @@ from alignflow.errors import (
     OutOfMemory,
     StageError,
 )
-from alignflow.events import EVENTS_FILE, read_events
-from alignflow.forkserver import Forkserver
-from alignflow.launch import run_stage
-from alignflow.stage import StageSpec
+from alignflow.stages.artifacts import find, locked, work_directory
+from alignflow.stages.events import EVENTS_FILE, read_events
+from alignflow.stages.forkserver import Forkserver
+from alignflow.stages.launch import run_stage
+from alignflow.stages.spec import StageSpec
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def server() -> Iterator[Forkserver]:
     """One forkserver for the module; it has imported the fake stages only."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "fake"))
-        forkserver = Forkserver(preload=("alignflow.artifacts",))
+        forkserver = Forkserver(preload=("alignflow.stages.artifacts",))
     yield forkserver
     forkserver.close()
 
@@ -138,7 +138,7 @@ def test_a_kill_counts_as_out_of_memory_when_the_kernel_counts_one_more(
     tmp_path: Path, server: Forkserver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts = iter([3, 4])
-    monkeypatch.setattr("alignflow.launch.count_oom_kills", lambda: next(counts))
+    monkeypatch.setattr("alignflow.stages.launch.count_oom_kills", lambda: next(counts))
     with pytest.raises(OutOfMemory):
         run_stage(fake_spec(tmp_path, "kill:SIGKILL"), server=server)
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from fake_runs import STAGES, executions, fake_recipe, new_home, states, use_fakes
 
-from alignflow.artifacts import artifact_directory
 from alignflow.errors import AlignflowError, CertificateError, DataError, RecipeError
-from alignflow.events import EVENTS_FILE, read_events
-from alignflow.report import load_report
-from alignflow.stage import StageSpec
+from alignflow.pipeline.report import load_report
+from alignflow.stages.artifacts import artifact_directory
+from alignflow.stages.events import EVENTS_FILE, read_events
+from alignflow.stages.spec import StageSpec
 from flows.finetune import finetune
 from tasks.policy import retry_delays, worth_retrying
 

@@ -105,7 +105,7 @@ def test_a_bad_file_is_moved_aside_whole_and_the_others_are_taken_in(place: Path
 def test_a_file_that_was_taken_in_but_not_moved_is_known_and_moved(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alignflow import inbox
+    from alignflow.ledger import inbox
 
     drop(place, "a.jsonl", [row(number) for number in range(5)])
     with monkeypatch.context() as patch:
@@ -144,7 +144,7 @@ def test_an_inbox_at_an_address_is_fetched_and_emptied(place: Path) -> None:
 
 
 def test_an_address_with_a_password_is_refused(place: Path) -> None:
-    from alignflow.inbox import inbox_at
+    from alignflow.ledger.inbox import inbox_at
 
     with pytest.raises(RecipeError, match="holds a password") as raised:
         inbox_at("sftp://user:canary@host/folder", place)
@@ -169,7 +169,7 @@ def test_what_a_server_that_is_down_did_not_get_is_sent_later_and_nothing_is_los
 ) -> None:
     drop(place, "a.jsonl", [row(number) for number in range(20)])
     set_threshold(place, "down", 5)
-    from alignflow.inbox import take_in
+    from alignflow.ledger.inbox import take_in
 
     take_in(place, str(place / "inbox"), "down")
     promote(place, "down-model", expected=None, digest="d", artifacts={}, reason="by hand")

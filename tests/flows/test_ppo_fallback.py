@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fake_runs import executions, fake_recipe, states
 
-from alignflow.report import load_report, print_report
+from alignflow.pipeline.report import load_report, print_report
 from flows.finetune import finetune
 
 

@@ -11,7 +11,7 @@ from fake_runs import new_home
 
 from alignflow.merging.certificate import read_certificate
 from alignflow.recipe import Recipe
-from alignflow.stage import RowAccount
+from alignflow.stages.spec import RowAccount
 from flows.finetune import finetune
 
 SHORT = {"max_steps": 3, "batch_size": 8, "max_length": 192, "learning_rate": 1e-3}

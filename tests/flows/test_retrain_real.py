@@ -12,11 +12,11 @@ import pytest
 from fake_runs import new_home, states
 from ledger_cases import write
 
-from alignflow.artifacts import read_manifest
 from alignflow.builtin import rows
 from alignflow.ledger import add, champion, renew_holdout, status
-from alignflow.promoting_by_hand import promote_by_hand
+from alignflow.lineage.by_hand import promote_by_hand
 from alignflow.recipe import Recipe
+from alignflow.stages.artifacts import read_manifest
 from flows.retrain import retrain
 
 SHORT = {"max_steps": 2, "batch_size": 8, "max_length": 192, "learning_rate": 1e-3}

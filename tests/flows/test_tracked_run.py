@@ -20,13 +20,13 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from alignflow.artifacts import read_manifest
 from alignflow.commands.up import mlflow_environment
 from alignflow.files import digest_json
-from alignflow.promotion import register_candidate
-from alignflow.report import load_report
-from alignflow.services import Service
-from alignflow.tracking import sidecar
+from alignflow.lineage.registry import register_candidate
+from alignflow.pipeline.report import load_report
+from alignflow.services.children import Service
+from alignflow.stages.artifacts import read_manifest
+from alignflow.tracking.tracking import sidecar
 from flows.finetune import finetune
 
 PASSWORD = "twelve letters"

@@ -20,7 +20,7 @@ from fake_runs import FAKE_STAGES, RUN_FLOW, wait_until
 from ledger_cases import row, write
 from retrain_cases import MODEL, aliases, head, retrain_recipe, served, where
 
-from alignflow.cli import exit_code_of
+from alignflow.commands.cli import exit_code_of
 from alignflow.commands.up import mlflow_command
 from alignflow.ledger import champion, renew_holdout
 
@@ -44,7 +44,7 @@ def start_up(
     fakes = RUN_FLOW.parent
     return subprocess.Popen(
         [
-            *(sys.executable, "-m", "alignflow.cli", "up", "--home", str(home)),
+            *(sys.executable, "-m", "alignflow.commands.cli", "up", "--home", str(home)),
             *("--recipe", str(recipe)),
             *("--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])),
         ],

@@ -17,8 +17,8 @@ from stage_runs import (
     write_lines,
 )
 
-from alignflow.artifacts import Artifact
-from alignflow.stage import StageSpec
+from alignflow.stages.artifacts import Artifact
+from alignflow.stages.spec import StageSpec
 
 
 @pytest.fixture(scope="session")

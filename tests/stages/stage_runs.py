@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from alignflow.artifacts import Artifact, publish
-from alignflow.events import EventWriter, read_events
 from alignflow.files import digest_directory
 from alignflow.recipe import (
     DPOSection,
@@ -21,8 +19,10 @@ from alignflow.recipe import (
     SimPOSection,
     TuningSection,
 )
-from alignflow.stage import StageResult, StageSpec
-from alignflow.stage_process import load_stage
+from alignflow.stages.artifacts import Artifact, publish
+from alignflow.stages.events import EventWriter, read_events
+from alignflow.stages.process import load_stage
+from alignflow.stages.spec import StageResult, StageSpec
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
@@ -178,7 +178,7 @@ def stopped_and_resumed(spec: StageSpec, step: int, monkeypatch: Any) -> StageRe
     import signal
 
     from alignflow.errors import Preempted
-    from alignflow.training.callbacks import Report
+    from alignflow.training.engine.callbacks import Report
 
     original = Report.on_step_end
 

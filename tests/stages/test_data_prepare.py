@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from stage_runs import CHAT_TEMPLATE, prepare_spec, question, run_stage, work_of, write_lines
 
-from alignflow.artifacts import Artifact
 from alignflow.builtin import base_model_directory
 from alignflow.data.template import load_template
 from alignflow.errors import ArtifactError, DataError
 from alignflow.files import digest_directory, hash_files
-from alignflow.modeling import read_base
+from alignflow.models.loading import read_base
+from alignflow.stages.artifacts import Artifact
 
 BOS, EOS = 0, 1
 

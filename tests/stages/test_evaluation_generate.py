@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignflow.errors import EvaluationError
-from alignflow.evaluation.generate import Response, generate, respond
-from alignflow.evaluation.scoring import response_logps, text_losses
+from alignflow.models.generate import Response, generate, respond
+from alignflow.models.scoring import response_logps, text_losses
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from stage_runs import make_spec, run_and_publish, work_of
 
-from alignflow.artifacts import Artifact
 from alignflow.errors import CertificateError, EvaluationError
 from alignflow.evaluation import suite
-from alignflow.events import EventWriter, read_events
 from alignflow.merging import stage as merging
 from alignflow.recipe import EvaluationSection, MergeSection, TuningSection
-from alignflow.stage import StageResult, StageSpec
+from alignflow.stages.artifacts import Artifact
+from alignflow.stages.events import EventWriter, read_events
+from alignflow.stages.spec import StageResult, StageSpec
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from stage_runs import run_and_publish
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignflow.errors import EvaluationError, RecipeError
-from alignflow.evaluation.judge import (
+from alignflow.gate.judge import (
     JUDGEMENTS_FILE,
     JudgementCache,
     judge_name,
@@ -20,8 +20,8 @@ from alignflow.evaluation.judge import (
     parse,
     question,
 )
-from alignflow.evaluation.judge_model import token_ids
-from alignflow.evaluation.judge_questions import judge_spec
+from alignflow.gate.judge_model import token_ids
+from alignflow.gate.judge_questions import judge_spec
 from alignflow.recipe import JudgeSection, Recipe
 
 ASKED = [("Why?", "because", "so"), ("Why?", "so", "because"), ("Is it a tie?", "A", "no")]

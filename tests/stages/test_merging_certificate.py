@@ -141,7 +141,7 @@ def test_an_adapter_trained_on_nf4_merges_into_what_it_was_trained_on(
 ) -> None:
     options = MergeOptions(verify=False, dtype="float32", quantization="nf4")
     merge(base, [AdapterStep(adapter)], tmp_path / "out", options)
-    from alignflow.modeling import BaseModel, load_base
+    from alignflow.models.loading import BaseModel, load_base
 
     record = BaseModel(path=str(base), source="base", digest="")
     quantized = load_base(record, dtype="float32", quantization="nf4")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from merging_cases import by_peft, differing, family, write_adapter, write_base
 
-from alignflow.cli import exit_code_of
+from alignflow.commands.cli import exit_code_of
 from alignflow.errors import StageError
 from alignflow.merging.adapter import trained_on_nf4
 from alignflow.merging.export import export_model, to_gguf

@@ -12,15 +12,15 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from stage_runs import logs_of, run_and_publish, run_stage, work_of
 
-from alignflow.adapters import new_adapter
-from alignflow.artifacts import Artifact
 from alignflow.errors import ArtifactError, DataError, RecipeError
 from alignflow.files import sha256_file
 from alignflow.merging import AdapterStep, MergeOptions, merge
-from alignflow.modeling import BaseModel, load_adapter, load_base, quiet, read_base
+from alignflow.models.adapters import new_adapter
+from alignflow.models.loading import BaseModel, load_adapter, load_base, quiet, read_base
 from alignflow.recipe import TuningSection
-from alignflow.stage import StageSpec
-from alignflow.training import initialization
+from alignflow.stages.artifacts import Artifact
+from alignflow.stages.spec import StageSpec
+from alignflow.training.engine import initialization
 
 Make = Callable[..., StageSpec]
 EVA = {"initialization": "eva", "rank": 6}
@@ -162,7 +162,7 @@ def test_eva_starts_from_the_leading_directions_of_the_inputs(
 def test_a_later_attempt_takes_the_first_ones_eva_vectors_and_ends_the_same(
     training_spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alignflow.training.callbacks import Report
+    from alignflow.training.engine.callbacks import Report
 
     options = {"tuning": EVA, "max_steps": 6, "save_steps": 2}
     whole = training_spec("sft", home=tmp_path / "whole", **options)

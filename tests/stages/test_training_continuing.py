@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from stage_runs import run_and_publish, run_stage, work_of
 
-from alignflow.artifacts import Artifact
 from alignflow.errors import ArtifactError
-from alignflow.stage import StageSpec
+from alignflow.stages.artifacts import Artifact
+from alignflow.stages.spec import StageSpec
 
 MakeSpec = Callable[..., StageSpec]
 SHORT = """

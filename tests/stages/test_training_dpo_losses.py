@@ -13,7 +13,7 @@ from stage_runs import logged, run_stage
 from alignflow.check.rules import LOSSES
 from alignflow.recipe import DPOSection
 from alignflow.recipe.training import SMOOTHED_LOSSES
-from alignflow.stage import StageSpec
+from alignflow.stages.spec import StageSpec
 
 Make = Callable[..., StageSpec]
 QUICK: dict[str, Any] = {"max_steps": 4, "learning_rate": 5e-2, "logging_steps": 1}

@@ -21,10 +21,10 @@ from stage_runs import (
     write_lines,
 )
 
-from alignflow.artifacts import Artifact
-from alignflow.modeling import load_base, load_tokenizer, quiet, read_base
-from alignflow.stage import StageSpec
-from alignflow.training.kto import Collator, ranking_auc
+from alignflow.models.loading import load_base, load_tokenizer, quiet, read_base
+from alignflow.stages.artifacts import Artifact
+from alignflow.stages.spec import StageSpec
+from alignflow.training.methods.kto import Collator, ranking_auc
 
 Make = Callable[..., StageSpec]
 

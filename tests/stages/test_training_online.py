@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from stage_runs import logged, logs_of, make_spec, run_and_publish, run_stage, work_of
 
-from alignflow.artifacts import Artifact
 from alignflow.errors import DataError
-from alignflow.stage import StageSpec
+from alignflow.stages.artifacts import Artifact
+from alignflow.stages.spec import StageSpec
 
 FUNCTION = """
 def short(prompts, responses, targets):

@@ -15,9 +15,9 @@ from torch import nn
 from alignflow.errors import RecipeError
 from alignflow.files import sha256_file
 from alignflow.recipe import SFTSection
-from alignflow.stage import StageSpec
-from alignflow.training.optimizers import new_optimizer, split_factors
-from alignflow.training.stochastic_rounding import StochasticRounding
+from alignflow.stages.spec import StageSpec
+from alignflow.training.engine.optimizers import new_optimizer, split_factors
+from alignflow.training.engine.stochastic_rounding import StochasticRounding
 
 Make = Callable[..., StageSpec]
 THIN = {"mode": "full", "weights_dtype": "bfloat16"}
@@ -25,7 +25,7 @@ THIN = {"mode": "full", "weights_dtype": "bfloat16"}
 
 def interrupted(spec: StageSpec, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs a stage that ends without a word after `step` updates."""
-    from alignflow.training.callbacks import Report
+    from alignflow.training.engine.callbacks import Report
 
     original = Report.on_step_end
 
@@ -77,7 +77,7 @@ def test_every_stage_takes_bfloat16_weights_and_8_bit_moments(
 
 def test_8_bit_moments_take_a_quarter(training_spec: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only weights of at least 4096 numbers; embeddings stay in 32 bits."""
-    from alignflow.training import common
+    from alignflow.training.engine import common
 
     seen: list[torch.optim.Optimizer] = []
     original = common.set_optimizer

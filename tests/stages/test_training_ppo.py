@@ -19,19 +19,20 @@ from stage_runs import (
     write_lines,
 )
 
-from alignflow.artifacts import Artifact
 from alignflow.errors import DataError, Preempted
-from alignflow.evaluation.generate import respond
-from alignflow.events import read_events
-from alignflow.modeling import load_policy, load_reward_model, load_tokenizer, read_base
+from alignflow.models.generate import respond
+from alignflow.models.loading import load_policy, load_reward_model, load_tokenizer, read_base
 from alignflow.recipe import PPOSection, TuningSection
-from alignflow.stage import StageSpec
-from alignflow.training import ppo, ppo_step
-from alignflow.training.chosen import nll_step
-from alignflow.training.ppo_step import rate_share
-from alignflow.training.roles import Sequences, head_values
-from alignflow.training.rollouts import Chosen, Prompt, Setting, roll_out
-from alignflow.training.shared_base import SharedBase, merged_in_place
+from alignflow.stages.artifacts import Artifact
+from alignflow.stages.events import read_events
+from alignflow.stages.spec import StageSpec
+from alignflow.training.methods import ppo
+from alignflow.training.rl import ppo_step
+from alignflow.training.rl.chosen import nll_step
+from alignflow.training.rl.ppo_step import rate_share
+from alignflow.training.rl.roles import Sequences, head_values
+from alignflow.training.rl.rollouts import Chosen, Prompt, Setting, roll_out
+from alignflow.training.rl.shared_base import SharedBase, merged_in_place
 
 ADAPTER = "adapter/adapter_model.safetensors"
 Trained = tuple[Artifact, Artifact]

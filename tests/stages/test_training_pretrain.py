@@ -19,11 +19,11 @@ from stage_runs import (
     write_lines,
 )
 
-from alignflow.artifacts import Artifact
-from alignflow.events import read_events
 from alignflow.files import digest_directory
-from alignflow.modeling import base_of, load_base, load_tokenizer, read_base
-from alignflow.training.packing import PackedCollator, packed, with_replay
+from alignflow.models.loading import base_of, load_base, load_tokenizer, read_base
+from alignflow.stages.artifacts import Artifact
+from alignflow.stages.events import read_events
+from alignflow.training.engine.packing import PackedCollator, packed, with_replay
 
 
 def document(number: int) -> str:
@@ -122,7 +122,7 @@ def _perplexity(artifact: Artifact, spec: Any) -> float:
     """Of held-out documents, under the base model that a later stage takes."""
     import pyarrow.parquet as pq
 
-    from alignflow.evaluation.scoring import text_losses
+    from alignflow.models.scoring import text_losses
 
     path = Path(spec.inputs["data"].path) / "pretrain" / "held_out.parquet"
     rows = [row["input_ids"] for row in pq.read_table(path).to_pylist()]
@@ -133,7 +133,7 @@ def _perplexity(artifact: Artifact, spec: Any) -> float:
 
 
 def test_later_stages_tune_align_and_merge_on_it(prepared: Artifact, tmp_path: Path) -> None:
-    from alignflow.stage import StageSpec
+    from alignflow.stages.spec import StageSpec
 
     pretrained = run_and_publish(
         make_spec(prepared, tmp_path, "pretrain", learning_rate=2e-2, replay_share=0.0)
@@ -154,9 +154,9 @@ def test_later_stages_tune_align_and_merge_on_it(prepared: Artifact, tmp_path: P
         inputs={"data": prepared.ref(), "pretrain": pretrained.ref(), "aligned": sft.ref()},
     )  # fmt: skip
     from alignflow.evaluation.suite import load_bench
-    from alignflow.events import EventWriter
     from alignflow.merging.stage import run
     from alignflow.recipe import EvaluationSection
+    from alignflow.stages.events import EventWriter
 
     bench = load_bench(merge, EvaluationSection(metrics=[]))
     assert bench.model("base") == read_base(prepared.directory).digest != record["digest"]
@@ -179,7 +179,7 @@ def test_the_first_loss_is_the_mean_over_all_but_first_tokens(
     loss = next(event["values"]["loss"] for event in events if "loss" in event.get("values", {}))
     import pyarrow.parquet as pq
 
-    from alignflow.evaluation.scoring import text_losses
+    from alignflow.models.scoring import text_losses
 
     path = prepared.directory / "pretrain" / "train.parquet"
     rows = [row["input_ids"] for row in pq.read_table(path).to_pylist()]

@@ -14,12 +14,12 @@ import torch
 from datasets import Dataset
 from stage_runs import logged, logs_of, run_and_publish, run_stage, work_of
 
-from alignflow.artifacts import Artifact
-from alignflow.modeling import load_base, load_tokenizer, read_base
-from alignflow.stage import StageSpec
-from alignflow.training.orpo import log_odds_ratio, log_one_minus_exp, odds_ratio_loss
-from alignflow.training.reference_free import Collator
-from alignflow.training.simpo import simpo_loss
+from alignflow.models.loading import load_base, load_tokenizer, read_base
+from alignflow.stages.artifacts import Artifact
+from alignflow.stages.spec import StageSpec
+from alignflow.training.engine.reference_free import Collator
+from alignflow.training.methods.orpo import log_odds_ratio, log_one_minus_exp, odds_ratio_loss
+from alignflow.training.methods.simpo import simpo_loss
 
 Make = Callable[..., StageSpec]
 STEPS = 3

@@ -19,8 +19,8 @@ from stage_runs import (
     write_lines,
 )
 
-from alignflow.artifacts import Artifact
 from alignflow.files import digest_directory
+from alignflow.stages.artifacts import Artifact
 
 LONG: dict[str, Any] = {
     "max_steps": 6, "save_steps": 2, "learning_rate": 1e-2, "compute": {"micro_batch_size": 4},

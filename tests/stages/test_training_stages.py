@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from stage_runs import logged, logs_of, run_stage, work_of
 
-from alignflow.artifacts import Artifact
 from alignflow.errors import ArtifactError, NumericsError, Preempted, RecipeError
-from alignflow.events import read_events
 from alignflow.files import sha256_file
-from alignflow.stage import StageSpec
+from alignflow.stages.artifacts import Artifact
+from alignflow.stages.events import read_events
+from alignflow.stages.spec import StageSpec
 
 Make = Callable[..., StageSpec]
 
@@ -135,7 +135,7 @@ def test_unknown_target_modules_are_named_with_those_there_are(training_spec: Ma
 def test_a_loss_that_is_not_finite_stops_at_its_step(
     training_spec: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alignflow.training.sft import Trainer
+    from alignflow.training.methods.sft import Trainer
 
     original = Trainer.compute_loss
 
@@ -149,7 +149,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(
 
 
 def _terminate_at(spec: StageSpec, step: int, sign: int) -> None:
-    from alignflow.training.callbacks import Report
+    from alignflow.training.engine.callbacks import Report
 
     original = Report.on_step_end
 
@@ -191,7 +191,7 @@ def test_killed_training_continues_and_ends_bit_identical(
 def test_on_sigterm_a_checkpoint_is_saved_and_the_next_attempt_continues(
     training_spec: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alignflow.training.callbacks import Report
+    from alignflow.training.engine.callbacks import Report
 
     monkeypatch.setattr(Report, "on_step_end", Report.on_step_end)
     spec = training_spec("sft", **LONG)
@@ -209,7 +209,7 @@ def test_the_first_sft_loss_is_the_mean_cross_entropy_of_response_tokens(
     import pyarrow.parquet as pq
     import torch
 
-    from alignflow.modeling import load_base, read_base
+    from alignflow.models.loading import load_base, read_base
 
     spec = training_spec("sft", batch_size=48, max_steps=1, compute={"micro_batch_size": 12})
     run_stage(spec)
@@ -231,7 +231,7 @@ def test_a_saved_reward_model_loads_with_one_score_a_row(
 ) -> None:
     import torch
 
-    from alignflow.modeling import load_reward_model, read_base
+    from alignflow.models.loading import load_reward_model, read_base
 
     spec = training_spec("reward", sft=sft_artifact, learning_rate=1e-2)
     run_stage(spec)

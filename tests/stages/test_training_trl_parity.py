@@ -22,9 +22,9 @@ from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from alignflow.artifacts import Artifact
-from alignflow.modeling import load_base, load_scorer, quiet, read_base
-from alignflow.stage import StageSpec
+from alignflow.models.loading import load_base, load_scorer, quiet, read_base
+from alignflow.stages.artifacts import Artifact
+from alignflow.stages.spec import StageSpec
 
 Make = Callable[..., StageSpec]
 STEPS = 3

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from alignflow import artifacts
-from alignflow.artifacts import Artifact, publish
 from alignflow.errors import ArtifactError, StageError
-from alignflow.stage import RowAccount, StageResult, StageSpec
+from alignflow.stages import artifacts
+from alignflow.stages.artifacts import Artifact, publish
+from alignflow.stages.spec import RowAccount, StageResult, StageSpec
 
 
 def spec(home: Path, **changes) -> StageSpec:

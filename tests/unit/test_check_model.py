@@ -17,7 +17,7 @@ from alignflow.check.model_files import model_directory, refusals
 from alignflow.check.needs import Needs, need_findings, needs_of
 from alignflow.errors import DiskSpaceError, RecipeError
 from alignflow.files import digest_directory
-from alignflow.merging.headers import header_bytes
+from alignflow.models.headers import header_bytes
 from alignflow.recipe import ModelSource, Recipe, TuningSection
 
 BASE = base_model_directory("freight-base")
@@ -100,7 +100,7 @@ def test_headers_tell_the_shape() -> None:
 def test_adapter_parameters_are_those_peft_makes(changes: dict[str, Any]) -> None:
     from transformers import AutoModelForCausalLM
 
-    from alignflow.adapters import new_adapter
+    from alignflow.models.adapters import new_adapter
 
     model = AutoModelForCausalLM.from_pretrained(str(BASE), dtype="float32")
     tuning = TuningSection(rank=8, **changes)

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from alignflow.check.ppo_rules import model_count, ppo_findings, trained_count
 from alignflow.recipe import PPOSection, Recipe
-from alignflow.reward_gate import weakness
-from alignflow.stage import StageResult
+from alignflow.stages.spec import StageResult
+from alignflow.training.reward_gate import weakness
 
 FREIGHT = {
     "name": "ppo",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from alignflow.training.checkpoints import certify, is_whole, newest_whole, rotate
+from alignflow.training.engine.checkpoints import certify, is_whole, newest_whole, rotate
 
 
 @pytest.fixture

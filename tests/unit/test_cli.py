@@ -13,7 +13,7 @@ import pytest
 import yaml
 from check_cases import GOOD, changed, demonstrations, model_copy, write_recipe, write_rows
 
-from alignflow import cli
+from alignflow.commands import cli
 from alignflow.errors import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ COMMANDS = ("run", "check", "show", "evaluate", "generate", "doctor")
 def shell(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
     return subprocess.run(
-        [sys.executable, "-m", "alignflow.cli", *arguments],
+        [sys.executable, "-m", "alignflow.commands.cli", *arguments],
         capture_output=True, text=True, cwd=cwd, env=environment, timeout=60, check=False,
     )  # fmt: skip
 
@@ -249,7 +249,7 @@ def test_doctor_says_what_works(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_doctor_says_what_is_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from alignflow import doctor
+    from alignflow.services.children import doctor
 
     monkeypatch.setattr(doctor, "probe_torch", lambda: {"error": "ImportError: no torch"})
     monkeypatch.setattr(doctor, "LEAST_DISK_BYTES", 2**60)

@@ -12,14 +12,13 @@ import pytest
 from fake_runs import fake_recipe
 from ledger_cases import row, write
 
-from alignflow.artifacts import Artifact, publish, work_directory
 from alignflow.errors import EvaluationError, RecipeError
-from alignflow.evaluation.contest import Contestants, contest
-from alignflow.evaluation.gate import Scores
-from alignflow.evaluation.scores import write_scores
+from alignflow.evaluation.scores import Scores, write_scores
+from alignflow.gate.contest import Contestants, contest
 from alignflow.ledger import add, erase, held_out_pairs, pinned_prompts, renew_holdout, status
 from alignflow.recipe import Recipe
-from alignflow.stage import InputRef, StageResult, StageSpec
+from alignflow.stages.artifacts import Artifact, publish, work_directory
+from alignflow.stages.spec import InputRef, StageResult, StageSpec
 
 JUDGE = {"function": f"{__name__}:prefers_good"}
 asked: list[str] = []

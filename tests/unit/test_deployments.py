@@ -13,12 +13,12 @@ import yaml
 from fake_runs import fake_recipe
 from pydantic import TypeAdapter
 
-from alignflow.deploy import WORK_POOL, check_recipe, passed_on, with_absolute_paths
-from alignflow.environment import stage_environment
 from alignflow.errors import RecipeError
 from alignflow.ledger.store import has_ledger
 from alignflow.recipe import DATA_PARTS
+from alignflow.services.deploy import WORK_POOL, check_recipe, passed_on, with_absolute_paths
 from alignflow.settings import Settings, without_password
+from alignflow.stages.environment import stage_environment
 
 ROOT = Path(__file__).parents[2]
 PREFECT = yaml.safe_load((ROOT / "prefect.yaml").read_text())
@@ -251,7 +251,7 @@ def test_no_secret_reaches_a_stage_or_what_is_shown(
 def test_the_report_and_the_note_of_a_run_hold_no_password_of_mlflow(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from alignflow.tracking import Tracker
+    from alignflow.tracking.tracking import Tracker
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:canary@127.0.0.1:9")
     tracker = Tracker(fake_recipe(), tmp_path, "run")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alignflow.events import EventTail, EventWriter, metric_history, read_events
+from alignflow.stages.events import EventTail, EventWriter, metric_history, read_events
 
 
 def test_a_line_torn_by_a_kill_loses_no_neighbour(tmp_path: Path) -> None:

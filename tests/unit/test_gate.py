@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 from alignflow.errors import EvaluationError, RecipeError
-from alignflow.evaluation.gate import Judgement, Scores, alpha_of, gate, plan
-from alignflow.evaluation.judge import JudgementCache, agreement, compare, judge_of
+from alignflow.evaluation.scores import Scores
 from alignflow.evaluation.statistics import (
     binomial_tail,
     bootstrap,
@@ -30,6 +29,8 @@ from alignflow.evaluation.statistics import (
     smallest_detectable_win_rate,
     wins_needed,
 )
+from alignflow.gate.gate import Judgement, alpha_of, gate, plan
+from alignflow.gate.judge import JudgementCache, agreement, compare, judge_of
 from alignflow.recipe import GateSection, JudgeSection
 
 QUICK = GateSection(bootstrap_resamples=400)

@@ -9,8 +9,8 @@ import pytest
 from fake_runs import fake_spec
 
 from alignflow.errors import OutOfMemory
-from alignflow.events import EVENTS_FILE, read_events
-from alignflow.launch import next_attempt, record_failure, with_smaller_micro_batch
+from alignflow.stages.events import EVENTS_FILE, read_events
+from alignflow.stages.launch import next_attempt, record_failure, with_smaller_micro_batch
 
 
 def failures(count: int, exit_code: int = 67) -> list[dict[str, Any]]:

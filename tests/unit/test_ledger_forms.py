@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from alignflow.data.feedback import Preference, Rating, observation_of, pair_ids, preferences_of
 from alignflow.data.forms import BadRow
-from alignflow.preferences import Preference, Rating, observation_of, pair_ids, preferences_of
 
 USER = {"role": "user", "content": "q"}
 YES, NO = {"role": "assistant", "content": "yes"}, {"role": "assistant", "content": "no"}

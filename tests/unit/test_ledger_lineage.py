@@ -16,10 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from ledger_cases import content, new_database, postgres_server, row, swapped, write
 
-from alignflow.artifacts import publish, verify, work_directory
 from alignflow.data.pairs import preference_pair
 from alignflow.errors import DataError, RecipeError
-from alignflow.events import read_events
 from alignflow.ledger import (
     PromotionRace,
     add,
@@ -41,7 +39,9 @@ from alignflow.ledger import (
     training_rows,
 )
 from alignflow.ledger.store import file_system_of, opened
-from alignflow.stage import StageResult, StageSpec
+from alignflow.stages.artifacts import publish, verify, work_directory
+from alignflow.stages.events import read_events
+from alignflow.stages.spec import StageResult, StageSpec
 
 DATABASES = ("sqlite", "postgres")
 

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ledger_cases import content, row, swapped, write
 
+from alignflow.data.feedback import Rating, preferences_of
 from alignflow.data.forms import BadRow
 from alignflow.ledger import add, freeze, quarantined
 from alignflow.ledger.parsing import Line, fields_of
-from alignflow.preferences import Rating, preferences_of
 
 FEW = settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True

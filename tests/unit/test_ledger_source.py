@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from ledger_cases import row, write
 
-from alignflow.cli import exit_code_of
+from alignflow.commands.cli import exit_code_of
 from alignflow.errors import DataError
-from alignflow.events import EventWriter
 from alignflow.ledger import add, freeze, held_out_prompts, renew_holdout
-from alignflow.plan import stage_spec
+from alignflow.pipeline.plan import stage_spec
 from alignflow.recipe import Recipe
+from alignflow.stages.events import EventWriter
 
 
 def recipe_on(source: str, sft: Path) -> Recipe:

@@ -16,7 +16,7 @@ from alignflow.check.needs import needs_of
 from alignflow.errors import ArtifactError
 from alignflow.merging import MergeOptions
 from alignflow.merging.feasibility import check_base
-from alignflow.merging.headers import header_bytes
+from alignflow.models.headers import header_bytes
 from alignflow.recipe import Recipe
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from alignflow.errors import ArtifactError, DiskSpaceError
 from alignflow.merging import AdapterStep, MergeOptions, merge, plan
-from alignflow.merging.headers import header_bytes, read_header
+from alignflow.models.headers import header_bytes, read_header
 
 OPTIONS = MergeOptions(verify=False)
 Q = "model.layers.0.self_attn.q_proj"

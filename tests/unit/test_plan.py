@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fake_runs import fake_recipe
 
-from alignflow.plan import stage_spec
+from alignflow.pipeline.plan import stage_spec
 from alignflow.recipe import Recipe
 
 HOME = Path("/home/alignflow")

@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from alignflow.training import ppo_math
+from alignflow.training.rl import ppo_math
 
 
 def test_advantages_by_hand() -> None:

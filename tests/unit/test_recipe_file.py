@@ -6,7 +6,7 @@ import pytest
 
 from alignflow.errors import RecipeError
 from alignflow.recipe import Recipe
-from alignflow.recipe_file import load_recipe
+from alignflow.recipe.file import load_recipe
 
 ROOT = Path(__file__).parents[2]
 GOOD = """\

@@ -9,16 +9,16 @@ import pytest
 from check_cases import changed
 from pydantic import ValidationError
 
-from alignflow.artifacts import Artifact, publish, work_directory
 from alignflow.check.findings import exit_code
 from alignflow.check.rules import recipe_findings
 from alignflow.check.trainer_arguments import CONFIGS, known_arguments
 from alignflow.data.lengths import limits_of, within_context
-from alignflow.plan import BUILDERS, stage_spec
+from alignflow.pipeline.plan import BUILDERS, stage_spec
+from alignflow.pipeline.report import key_figure
 from alignflow.recipe import METHODS, Recipe
-from alignflow.report import key_figure
-from alignflow.stage import StageResult, StageSpec
-from alignflow.stage_process import STAGES
+from alignflow.stages.artifacts import Artifact, publish, work_directory
+from alignflow.stages.process import STAGES
+from alignflow.stages.spec import StageResult, StageSpec
 
 PROMPTS: dict[str, Any] = {"data__prompts": "builtin:freight-prompts"}
 PRETRAIN: dict[str, Any] = {

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from alignflow.artifacts import Artifact, publish, work_directory
 from alignflow.errors import RecipeError
-from alignflow.events import EventWriter
-from alignflow.outcome import StageOutcome
+from alignflow.pipeline.report import as_text, build_report, load_report, print_report, write_report
+from alignflow.pipeline.report_page import curve
 from alignflow.recipe import Recipe
-from alignflow.report import as_text, build_report, load_report, print_report, write_report
-from alignflow.report_page import curve
-from alignflow.stage import RowAccount, StageResult, StageSpec
+from alignflow.stages.artifacts import Artifact, publish, work_directory
+from alignflow.stages.events import EventWriter
+from alignflow.stages.outcome import StageOutcome
+from alignflow.stages.spec import RowAccount, StageResult, StageSpec
 
 RECIPE = Recipe.model_validate(
     {"name": "tiny", "base_model": "b", "data": {"sft": "s"}, "sft": {}, "merge": {}}

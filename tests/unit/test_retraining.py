@@ -9,18 +9,17 @@ import pytest
 from fake_runs import fake_recipe
 
 from alignflow.errors import RecipeError
-from alignflow.recipe import DataSource, Recipe, RetrainSection
-from alignflow.recipe.pretraining import PretrainSection
-from alignflow.retraining import (
+from alignflow.lineage.retraining import (
     Champion,
     Situation,
     from_scratch,
     lineage_artifacts,
     next_step,
     replayed,
-    require_retrain,
     retrain_recipe,
 )
+from alignflow.recipe import DataSource, Recipe, RetrainSection, require_retrain
+from alignflow.recipe.pretraining import PretrainSection
 
 SECTION = RetrainSection(min_new_pairs=100)
 FOUNDER = Champion(generation=0, digest="f", artifacts={"sft": "/a/sft", "merge": "/a/m0"})

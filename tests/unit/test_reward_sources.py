@@ -10,8 +10,8 @@ import torch
 from alignflow.builtin import rows
 from alignflow.errors import DataError, EvaluationError, RecipeError
 from alignflow.recipe import RewardTerm
-from alignflow.sources import resolve_function
-from alignflow.training.reward_sources import RewardScale, combined, load_rewards
+from alignflow.recipe.resolve import resolve_function
+from alignflow.training.rl.reward_sources import RewardScale, combined, load_rewards
 
 
 def terms(*sources: str) -> list[RewardTerm]:
@@ -42,10 +42,10 @@ def test_functions_come_from_modules_and_from_files_that_may_have_moved(tmp_path
     moved = tmp_path / "rewards.py"
     moved.write_text("def length(prompts, responses, targets):\n    return map(len, responses)\n")
     found = load_rewards(
-        terms("reward_model", source, "alignflow.training.reward_sources:execution_reward"),
+        terms("reward_model", source, "alignflow.training.rl.reward_sources:execution_reward"),
         {source: str(moved)},
     )
-    assert list(found) == [source, "alignflow.training.reward_sources:execution_reward"]
+    assert list(found) == [source, "alignflow.training.rl.reward_sources:execution_reward"]
     assert found[source](["?", "?"], ["a", "abc"], [None, None]).tolist() == [1.0, 3.0]
 
 

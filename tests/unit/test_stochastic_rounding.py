@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.optim import Optimizer
 
-from alignflow.training.stochastic_rounding import StochasticRounding, rounded
+from alignflow.training.engine.stochastic_rounding import StochasticRounding, rounded
 
 DRAWS = 20_000
 

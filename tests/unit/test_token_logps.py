@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from alignflow.training import token_logps
-from alignflow.training.token_logps import Head, token_statistics
+from alignflow.training.engine import token_logps
+from alignflow.training.engine.token_logps import Head, token_statistics
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])

@@ -8,7 +8,7 @@ import pytest
 
 from alignflow.errors import CertificateError
 from alignflow.recipe import TuningSection
-from alignflow.tracking import as_param, metric_name, require_certificate
+from alignflow.tracking.tracking import as_param, metric_name, require_certificate
 
 
 def test_full_tuning_has_no_lora_params() -> None:

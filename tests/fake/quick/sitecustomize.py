@@ -5,6 +5,6 @@ import sys
 if any("prefect" in argument and "engine" in argument for argument in sys.orig_argv):
     from functools import partial
 
-    from alignflow import forkserver
+    from alignflow.stages import forkserver
 
     forkserver.Forkserver = partial(forkserver.Forkserver, preload=("fake_stages",))

@@ -1,0 +1,1 @@
+"""Whether a candidate is better than the champion, and harms nothing."""

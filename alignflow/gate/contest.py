@@ -1,0 +1,163 @@
+"""Candidate against champion on one pinned set: reads what was scored, asks the judge, gates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from alignflow.data.forms import transcript
+from alignflow.data.groups import HOLDOUT, main_places
+from alignflow.errors import EvaluationError, RecipeError
+from alignflow.evaluation.scores import Scores, read_scores
+from alignflow.files import digest_json
+from alignflow.gate.gate import Judgement, Verdict, gate
+from alignflow.gate.judge import JudgementCache, agreement, compare, judge_name, judge_of
+from alignflow.ledger import held_out_pairs
+from alignflow.recipe import Recipe, require_retrain
+from alignflow.stages.artifacts import Artifact
+
+RESPONSES_FILE = "responses.parquet"
+
+
+class Contestants(NamedTuple):
+    """Two models, each with its evaluation of the same pinned set; None where nothing is pinned."""
+
+    candidate: str
+    """Digest."""
+    champion: str
+    """Digest."""
+    ours: Artifact | None
+    theirs: Artifact | None
+
+
+def contest(
+    recipe: Recipe, home: Path, models: Contestants, look: int, answers: Path | None = None
+) -> Verdict:
+    """Whether the candidate is better, and harms nothing.
+
+    `retrain.gate.metric` decides where it is named, else the judge, else the recipe's first metric.
+    With none of these, or nothing to judge on, the verdict is inconclusive.
+
+    Args:
+        recipe: The candidate's.
+        home: Absolute home, for the hold-out and the answers that the judge gave before.
+        models: What is compared.
+        look: Which test on this hold-out it is, from 1.
+        answers: Of a judge that is a model, from stage `judge`.
+
+    Raises:
+        EvaluationError: The two were not scored on the same set, or the judge does not answer.
+        RecipeError: `retrain.gate.metric` is not a metric of the recipe.
+    """
+    section = require_retrain(recipe).gate
+    if models.ours is None or models.theirs is None:
+        nobody = Scores(model=models.candidate), Scores(model=models.champion)
+        return gate(*nobody, section, evaluation="none", look=look)
+    pinned = _pinned(models.ours, models.theirs)
+    ours, theirs = read_scores(models.ours), read_scores(models.theirs)
+    candidate = ours["aligned"].model_copy(update={"model": models.candidate})
+    champion = next(iter(theirs.values())).model_copy(update={"model": models.champion})
+    judgement = None
+    if decides(recipe) == "judge":
+        judgement = judged(recipe, home, models.ours, models.theirs, answers)
+        # The judge was asked for, so no metric that happens to be there takes its place.
+        candidate = candidate.model_copy(update={"metrics": {}})
+    elif section.metric is not None and section.metric not in candidate.metrics:
+        raise RecipeError(
+            f"retrain.gate.metric is {section.metric!r}, but the evaluation has "
+            f"{', '.join(candidate.metrics) or 'no metric by prompt'}. Name one of these."
+        )
+    return gate(
+        candidate, champion, section,
+        evaluation=pinned, look=look, base=ours.get("base"), judgement=judgement,
+    )  # fmt: skip
+
+
+def decides(recipe: Recipe) -> str:
+    """`judge` or `metric`: an explicit metric first, then the judge, then the first metric."""
+    section = require_retrain(recipe)
+    return "metric" if section.gate.metric or section.judge is None else "judge"
+
+
+def _pinned(ours: Artifact, theirs: Artifact) -> str:
+    """Digest of the set that both were scored on."""
+    digests = {artifact.spec.inputs["data"].digest for artifact in (ours, theirs)}
+    if len(digests) != 1:
+        raise EvaluationError(
+            f"{ours.path} and {theirs.path} were not scored on the same prompts, so they are not "
+            "compared. Run the retrain again."
+        )
+    return digests.pop()
+
+
+def judged(
+    recipe: Recipe, home: Path, ours: Artifact, theirs: Artifact, answers: Path | None
+) -> Judgement:
+    """Wins of the candidate's greedy responses, and whether the judge agrees with humans."""
+    section = require_retrain(recipe).judge
+    assert section is not None
+    name, judge = judge_name(section), judge_of(section)
+    kept = home / "cache" / "judgements" / f"{digest_json(name)[:16]}.jsonl"
+    cache = JudgementCache(answers or kept)
+    at_once = section.endpoint_requests if section.endpoint else 1
+    humans = _human_pairs(recipe, home)
+    return compare(
+        name,
+        judge,
+        _compared(ours, theirs),
+        cache,
+        at_once=at_once,
+        human_agreement=agreement(name, judge, humans, cache, at_once=at_once),
+    )
+
+
+def questions(recipe: Recipe, home: Path, models: Contestants) -> list[tuple[str, str, str]]:
+    """All (prompt, first, second) that `contest` asks a judge about, each pair in both orders."""
+    assert models.ours is not None and models.theirs is not None
+    responses = _compared(models.ours, models.theirs).items()
+    pairs = [(prompt, *two) for prompt, two in responses] + _human_pairs(recipe, home)
+    both = [q for prompt, one, two in pairs for q in ((prompt, one, two), (prompt, two, one))]
+    return list(dict.fromkeys(q for q in both if q[1] != q[2]))
+
+
+def _compared(ours: Artifact, theirs: Artifact) -> dict[str, tuple[str, str]]:
+    """Prompt to the candidate's and the champion's response."""
+    candidate, champion = _responses(ours, "aligned"), _responses(theirs, None)
+    return {text: (answer, champion[name][1]) for name, (text, answer) in candidate.items()}
+
+
+def _human_pairs(recipe: Recipe, home: Path) -> list[tuple[str, str, str]]:
+    """(prompt, chosen, rejected) of the hold-out."""
+    return [
+        (transcript(pair.prompt), pair.chosen, pair.rejected)
+        for pair in held_out_pairs(home, require_retrain(recipe).preference_set)
+    ]
+
+
+def _responses(evaluation: Artifact, role: str | None) -> dict[str, tuple[str, str]]:
+    """Prompt's name to its text and the greedy response of the model in a role."""
+    import pyarrow.parquet as pq
+
+    rows: list[dict[str, Any]] = pq.read_table(evaluation.directory / RESPONSES_FILE).to_pylist()
+    return {
+        row["prompt_name"]: (row["conversation"], row["greedy"])
+        for row in rows
+        if role is None or row["model"] == role
+    }
+
+
+def pinned_prompts(prepare: Artifact, recipe: Recipe) -> int:
+    """Different prompts on which the deciding comparison will be made."""
+    import pyarrow.parquet as pq
+
+    path = prepare.directory / "evaluation" / "prompts.parquet"
+    if not path.is_file():
+        return 0
+    table = pq.read_table(path, columns=["prompt_ids", "group"])
+    groups = table.column("group").to_pylist()
+    judged = decides(recipe) == "judge"
+    places = range(len(groups)) if judged else main_places(groups)
+    if not judged and set(groups) == {HOLDOUT}:
+        return 0
+    ids = table.column("prompt_ids").to_pylist()
+    return len({tuple(ids[place]) for place in places})

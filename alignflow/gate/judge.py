@@ -1,0 +1,234 @@
+"""A judge of two responses: the recipe's function, a model, or an OpenAI-compatible endpoint.
+
+Every pair is shown in both orders, so that a judge that favours a position finds ties. Answers are
+kept in a file by (judge, prompt, first, second), so that a retry asks for nothing again.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+from alignflow.errors import EvaluationError, RecipeError
+from alignflow.files import digest_json
+from alignflow.gate.gate import Judgement
+from alignflow.recipe import JudgeSection
+from alignflow.recipe.resolve import resolve_base_model
+
+Answer = Literal["first", "second", "tie"]
+Judge = Callable[[str, str, str], str]
+ANSWERS: dict[str, Answer] = {"a": "first", "b": "second", "tie": "tie", "c": "tie"}
+WINS = {"first": 1.0, "second": 0.0, "tie": 0.5}
+KEY_VARIABLE = "ALIGNFLOW_JUDGE_KEY"
+MODEL_FIELD = "retrain.judge.model"
+REPLY_TOKENS = 8
+JUDGEMENTS_FILE = "judgements.jsonl"
+"""What stage `judge` leaves, in the form of `JudgementCache`."""
+TEMPLATE = """{instruction}
+
+[Prompt]
+{prompt}
+
+[Response A]
+{first}
+
+[Response B]
+{second}
+
+Answer with one word: A, B or tie."""
+
+
+class JudgementCache:
+    """Answers given before, one JSON object a line; a torn line is passed over. Threads may share it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writing = threading.Lock()
+        self._answers: dict[str, str] = {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                self._read(line)
+
+    def _read(self, line: str) -> None:
+        try:
+            entry = json.loads(line)
+            self._answers[entry["key"]] = entry["answer"]
+        except (ValueError, KeyError, TypeError):
+            return
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def ask(self, name: str, judge: Judge, prompt: str, first: str, second: str) -> str:
+        """The judge's answer, asked for once."""
+        key = digest_json([name, prompt, first, second])
+        if key not in self._answers:
+            answer = judge(prompt, first, second)
+            if answer not in WINS:
+                raise EvaluationError(
+                    f"judge {name} answered {answer!r}; it must be one of {list(WINS)}"
+                )
+            self.keep(name, (prompt, first, second), answer)
+        return self._answers[key]
+
+    def keep(self, name: str, asked: tuple[str, str, str], answer: str) -> None:
+        """Adds an answer to (prompt, first, second)."""
+        key = digest_json([name, *asked])
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._writing, self._path.open("ab+") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            start = b"" if file.read() in (b"", b"\n") else b"\n"
+            file.write(start + json.dumps({"key": key, "answer": answer}).encode() + b"\n")
+            self._answers[key] = answer
+
+
+def compare(
+    name: str,
+    judge: Judge,
+    responses: Mapping[str, tuple[str, str]],
+    cache: JudgementCache,
+    *,
+    at_once: int = 1,
+    trained_against: bool = False,
+    human_agreement: float | None = None,
+) -> Judgement:
+    """Judges the candidate's against the champion's response to each prompt, in both orders.
+
+    Args:
+        name: Identity of the judge, for the cache and the verdict.
+        judge: Says which of two responses is better.
+        responses: Prompt to (candidate's, champion's) response.
+        cache: Answers given before.
+        at_once: Pairs that the judge is asked about at the same time.
+        trained_against: Whether the candidate was optimised against this judge.
+        human_agreement: What `agreement` found.
+    """
+    pairs = [(prompt, ours, theirs) for prompt, (ours, theirs) in responses.items()]
+    wins = dict(zip(responses, _wins(name, judge, pairs, cache, at_once), strict=True))
+    return Judgement(
+        judge=name, wins=wins, trained_against=trained_against, human_agreement=human_agreement
+    )
+
+
+def _wins(
+    name: str,
+    judge: Judge,
+    pairs: Iterable[tuple[str, str, str]],
+    cache: JudgementCache,
+    at_once: int,
+) -> list[float]:
+    def win(pair: tuple[str, str, str]) -> float:
+        prompt, ours, theirs = pair
+        return _win(name, judge, prompt, ours, theirs, cache)
+
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        return list(pool.map(win, pairs))
+    finally:
+        pool.shutdown(cancel_futures=True)  # a judge that is down is not asked about the rest
+
+
+def _win(
+    name: str, judge: Judge, prompt: str, ours: str, theirs: str, cache: JudgementCache
+) -> float:
+    if ours == theirs:
+        return 0.5
+    forward = WINS[cache.ask(name, judge, prompt, ours, theirs)]
+    backward = 1.0 - WINS[cache.ask(name, judge, prompt, theirs, ours)]
+    return forward if forward == backward else 0.5
+
+
+def agreement(
+    name: str,
+    judge: Judge,
+    pairs: Sequence[tuple[str, str, str]],
+    cache: JudgementCache,
+    *,
+    at_once: int = 1,
+) -> float | None:
+    """Share of human preferences (prompt, chosen, rejected) that the judge shares; ties are half."""
+    if not pairs:
+        return None
+    return sum(_wins(name, judge, pairs, cache, at_once)) / len(pairs)
+
+
+def judge_name(section: JudgeSection) -> str:
+    """Identity of a judge: another instruction or model is another judge."""
+    if section.function:
+        return section.function
+    if section.model:
+        digest = resolve_base_model(section.model, MODEL_FIELD).digest
+        return f"{section.model.source}@{digest[:12]}#{digest_json(section.instruction)[:8]}"
+    return f"{section.endpoint_model}@{section.endpoint}#{digest_json(section.instruction)[:8]}"
+
+
+def judge_of(section: JudgeSection) -> Judge:
+    """The judge that a recipe names; a model's answers are all in the cache.
+
+    Raises:
+        RecipeError: The function is not there.
+    """
+    if section.model is not None:
+        return _answered_before
+    if section.function is None:
+        return lambda prompt, first, second: _ask_endpoint(section, prompt, first, second)
+    module, _, name = section.function.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RecipeError(
+            f"retrain.judge.function is {section.function!r}, which cannot be imported ({error}). "
+            "Write `package.module:name`, importable where the worker runs."
+        ) from error
+
+
+def _answered_before(prompt: str, _first: str, _second: str) -> Answer:
+    raise EvaluationError(
+        f"stage judge has no answer about {prompt[:80]!r}. Run the retrain again."
+    )
+
+
+def question(instruction: str, prompt: str, first: str, second: str) -> str:
+    """What a model is asked about two responses."""
+    return TEMPLATE.format(instruction=instruction, prompt=prompt, first=first, second=second)
+
+
+def _ask_endpoint(section: JudgeSection, prompt: str, first: str, second: str) -> Answer:
+    content = question(section.instruction, prompt, first, second)
+    body = {
+        "model": section.endpoint_model,
+        "temperature": 0,
+        "max_tokens": REPLY_TOKENS,
+        "messages": [{"role": "user", "content": content}],
+    }
+    headers = {"Content-Type": "application/json"}
+    if key := os.environ.get(KEY_VARIABLE):
+        headers["Authorization"] = f"Bearer {key}"
+    address = f"{(section.endpoint or '').rstrip('/')}/chat/completions"
+    request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=section.timeout_seconds) as response:
+            reply = json.loads(response.read())["choices"][0]["message"]["content"]
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise EvaluationError(
+            f"the judge at {address} did not answer ({error}); the comparison is not scored. "
+            "Run again when it is back: answers so far are kept."
+        ) from error
+    return parse(str(reply))
+
+
+def parse(reply: str) -> Answer:
+    """`tie` where the word stands, else the first of A and B in a reply; a reply with none is a tie."""
+    if re.search(r"\btie\b", reply, re.IGNORECASE):
+        return "tie"
+    found = re.search(r"\b[AB]\b", reply) or re.search(r"\b[abc]\b", reply)
+    return ANSWERS[found.group().lower()] if found else "tie"

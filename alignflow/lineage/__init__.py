@@ -1,0 +1,1 @@
+"""From new preferences to the next generation of a model."""

@@ -1,0 +1,123 @@
+"""Promotion and rollback by a person: no gate, but a recorded reason and a valid certificate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from alignflow.errors import RecipeError
+from alignflow.ledger import Generation, champion, generation, lineage, promote, rollback
+from alignflow.ledger.store import has_ledger
+from alignflow.lineage.registry import Reconciled, Registry, reconcile, verified_model
+from alignflow.lineage.retraining import ORIGINAL_STAGES
+from alignflow.pipeline.report import load_report
+from alignflow.stages.artifacts import Artifact
+from alignflow.tracking.tracking import model_digest
+
+
+class Moved(NamedTuple):
+    """A lineage's new head, and what became of the alias."""
+
+    generation: Generation
+    alias: Reconciled
+
+
+class Found(NamedTuple):
+    """A merged model that a person named, and what is known of its training."""
+
+    merge: Path
+    model: str | None
+    snapshot: str | None
+    preference_set: str
+
+
+def promote_by_hand(home: Path, source: str, model: str | None, reason: str) -> Moved:
+    """Makes a merged model the champion of a name; the rows of its snapshot are consumed.
+
+    Args:
+        home: Absolute home.
+        source: Id of a run, or directory of a merge artifact.
+        model: Registered name; None is the run's.
+        reason: Kept in the ledger.
+
+    Raises:
+        RecipeError: There is no such run, it merged nothing, or the name is not known.
+        ArtifactError: A file of the model is missing, added or changed.
+        CertificateError: It has no certificate that passed.
+        DataError: The rows it was trained on are in another snapshot by now.
+        PromotionRace: Somebody else promoted in this moment.
+    """
+    found = _find(home, source)
+    name = model or found.model
+    if name is None:
+        raise RecipeError(f"{source} does not say whose champion it is to be; give --model NAME.")
+    merge = verified_model(found.merge)
+    head = champion(home, name) if has_ledger(home) else None
+    Registry(home, name).require_version(merge)
+    made = promote(
+        home,
+        name,
+        expected=head.generation if head else None,
+        digest=model_digest(merge),
+        artifacts=_artifacts(merge, head),
+        reason=f"by hand: {reason}",
+        name=found.preference_set,
+        snapshot=found.snapshot,
+    )
+    return Moved(made, reconcile(home, name))
+
+
+def roll_back_by_hand(home: Path, model: str, number: int | None, reason: str) -> Moved:
+    """Makes an earlier generation the champion again; rows of those after it are given back.
+
+    Args:
+        home: Absolute home.
+        model: Registered name.
+        number: Generation; None is the one before the champion.
+        reason: Kept in the ledger.
+
+    Raises:
+        RecipeError: The lineage has no such generation.
+        ArtifactError: A file of that model is missing, added or changed.
+        CertificateError: It has no certificate that passed.
+    """
+    live = [entry.generation for entry in lineage(home, model)]
+    if number is None and len(live) < 2:
+        raise RecipeError(
+            f"{model} has {len(live)} generations in its lineage, so there is none to go back to."
+        )
+    wanted = live[-2] if number is None else number
+    target = generation(home, model, wanted)
+    if target is not None and "merge" in target.artifacts:
+        verified_model(Path(target.artifacts["merge"]))
+    made = rollback(home, model, wanted, reason)
+    return Moved(made, reconcile(home, model))
+
+
+def _find(home: Path, source: str) -> Found:
+    if Path(source).is_dir():
+        return Found(Path(source).absolute(), None, None, "default")
+    report = load_report(home, source)
+    merges = [entry for entry in report["stages"] if entry["stage"] == "merge"]
+    if not merges or merges[0]["artifact"] is None:
+        raise RecipeError(f"run {source} merged no model, so there is nothing to promote.")
+    retrain = report.get("retrain") or {}
+    return Found(
+        Path(merges[0]["artifact"]),
+        retrain.get("model") or report.get("registered_model") or report["recipe"],
+        retrain.get("snapshot"),
+        retrain.get("preference_set", "default"),
+    )
+
+
+MADE_BY = ("pretrain", "sft", "aligned")
+"""Inputs of a merge that the lineage goes on from."""
+
+
+def _artifacts(merge: Artifact, head: Generation | None) -> dict[str, str]:
+    """What made the model, by stage; base and SFT model of the lineage stay where it has none of its own."""
+    inputs = merge.spec.inputs
+    found = {"merge": merge.path, "prepare": inputs["data"].path}
+    found |= {ref.stage: ref.path for role, ref in inputs.items() if role in MADE_BY}
+    theirs = head.artifacts if head is not None else {}
+    return {**{stage: theirs[stage] for stage in ORIGINAL_STAGES if stage in theirs}, **found}

@@ -1,0 +1,196 @@
+"""MLflow's registered model as a projection of the ledger: versions, tags, `champion`, `candidate`.
+
+The ledger's head is the truth, for MLflow has no compare-and-swap. `reconcile` makes the alias equal
+to it, after a promotion, after a crash between the two, and whenever somebody moved it by hand.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alignflow.errors import CertificateError
+from alignflow.faults import faultpoint
+from alignflow.ledger import Generation, champion
+from alignflow.ledger.store import has_ledger
+from alignflow.stages.artifacts import Artifact, verify
+from alignflow.stages.spec import Record
+from alignflow.tracking.tracking import (
+    is_server,
+    model_digest,
+    new_version,
+    registry_client,
+    require_certificate,
+    tracking_uri,
+)
+
+CHAMPION, CANDIDATE = "champion", "candidate"
+LAST_SET = "alignflow.champion"
+"""Tag of the registered model: the version that the reconciler set last."""
+
+
+class Reconciled(Record):
+    """What was found and done."""
+
+    model: str
+    generation: int | None = None
+    """Head of the lineage."""
+    version: str | None = None
+    """Version that the alias names now."""
+    moved_from: str | None = None
+    """Version that it named before, where it had to be moved."""
+    by_hand: bool = False
+    """Whether somebody else had moved it."""
+    text: str
+
+
+class Registry:
+    """One registered model."""
+
+    def __init__(self, home: Path, model: str) -> None:
+        self._model = model
+        self._uri = tracking_uri(home)
+        self._client = registry_client(self._uri)
+
+    def version_of(self, digest: str) -> str | None:
+        """The newest version that is a model of this digest."""
+        found = self._client.search_model_versions(f"name = '{self._model}'")
+        numbers = [
+            int(entry.version) for entry in found if entry.tags.get("model_digest") == digest
+        ]
+        return str(max(numbers)) if numbers else None
+
+    def require_version(self, merge: Artifact) -> str:
+        """The version of a merged model; registered now if there is none.
+
+        From its directory; behind a server from a run that holds a copy.
+        """
+        found = self.version_of(model_digest(merge))
+        if found is not None:
+            return found
+        if not is_server(self._uri):
+            return new_version(self._client, self._model, merge, None, copy=False)
+        experiment = self._client.get_experiment_by_name(self._model)
+        run = self._client.create_run(
+            experiment.experiment_id if experiment else self._client.create_experiment(self._model),
+            run_name="register",
+        )
+        version = new_version(self._client, self._model, merge, run.info.run_id, copy=True)
+        self._client.set_terminated(run.info.run_id)
+        return version
+
+    def tag(self, version: str, **tags: object) -> None:
+        """Sets tags of a version; None leaves one as it is."""
+        for name, value in tags.items():
+            if value is not None:
+                self._client.set_model_version_tag(self._model, version, name, str(value)[:5000])
+
+    def named(self, alias: str) -> str | None:
+        """Version that an alias names."""
+        found = self._client.search_registered_models(f"name = '{self._model}'")
+        version = found[0].aliases.get(alias) if found else None
+        return None if version is None else str(version)
+
+    def last_set(self) -> str | None:
+        """Version that the reconciler set last."""
+        found = self._client.search_registered_models(f"name = '{self._model}'")
+        return found[0].tags.get(LAST_SET) or None if found else None
+
+    def remember(self, version: str | None) -> None:
+        """Notes what the reconciler set."""
+        self._client.set_registered_model_tag(self._model, LAST_SET, version or "")
+
+    def point(self, alias: str, version: str | None) -> None:
+        """Moves an alias; None removes it."""
+        if version is None:
+            self._client.delete_registered_model_alias(self._model, alias)
+        else:
+            self._client.set_registered_model_alias(self._model, alias, version)
+
+
+def verified_model(directory: Path) -> Artifact:
+    """A merge artifact whose every file is what its manifest says, with a certificate that passed.
+
+    Raises:
+        ArtifactError: A file is missing, added or changed.
+        CertificateError: It holds no merged model, or one without a passed certificate.
+    """
+    artifact = verify(directory)
+    if artifact.stage != "merge":
+        raise CertificateError(
+            f"{directory} is an artifact of stage {artifact.stage}; only a merged model with its "
+            "certificate can become the champion. Name a run or a merge artifact."
+        )
+    require_certificate(directory / "model")
+    return artifact
+
+
+def register_candidate(home: Path, model: str, merge: Artifact, **tags: object) -> str:
+    """Registers a merged model, or finds it registered, and gives it the alias `candidate`."""
+    verified_model(merge.directory)
+    registry = Registry(home, model)
+    version = registry.require_version(merge)
+    faultpoint("promotion.registered")
+    registry.tag(version, **tags)
+    registry.point(CANDIDATE, version)
+    return version
+
+
+def drop_candidate(home: Path, model: str, version: str) -> None:
+    """Takes the alias `candidate` from a version that has its verdict, unless another has it."""
+    registry = Registry(home, model)
+    if registry.named(CANDIDATE) == version:
+        registry.point(CANDIDATE, None)
+
+
+def reconcile(home: Path, model: str) -> Reconciled:
+    """Makes the alias `champion` name the ledger's head, and says if somebody else had moved it.
+
+    Without a lineage nothing is touched. Where generation 0 is the base model, which is merged
+    nowhere, there is no alias.
+    """
+    head = champion(home, model) if has_ledger(home) else None
+    if head is None:
+        return Reconciled(model=model, text=f"{model} has no champion yet")
+    registry = Registry(home, model)
+    wanted = _version_of_head(registry, head)
+    found, last = registry.named(CHAMPION), registry.last_set()
+    by_hand = found not in (wanted, last)
+    if found != wanted:
+        registry.point(CHAMPION, wanted)
+    faultpoint("promotion.alias")
+    if last != wanted:
+        registry.remember(wanted)
+    if wanted is not None and registry.named(CANDIDATE) == wanted:
+        registry.point(CANDIDATE, None)
+    return Reconciled(
+        model=model,
+        generation=head.generation,
+        version=wanted,
+        moved_from=found if found != wanted else None,
+        by_hand=by_hand,
+        text=_in_words(model, head, wanted, found, by_hand),
+    )
+
+
+def _version_of_head(registry: Registry, head: Generation) -> str | None:
+    if "merge" not in head.artifacts:
+        return None
+    version = registry.version_of(head.digest)
+    if version is None:
+        version = registry.require_version(verified_model(Path(head.artifacts["merge"])))
+    registry.tag(version, generation=head.generation, snapshot=head.snapshot, reason=head.reason)
+    return version
+
+
+def _in_words(
+    model: str, head: Generation, wanted: str | None, found: str | None, by_hand: bool
+) -> str:
+    names = f"version {wanted}" if wanted else "the base model, which has no version"
+    truth = f"the champion of {model} is generation {head.generation}, {names}"
+    if by_hand:
+        return (
+            f"somebody had moved models:/{model}@{CHAMPION} to version {found or 'none'} by hand; "
+            f"{truth} by the ledger, and the alias names it again. Use `alignflow promote` or "
+            "`alignflow rollback` to change it."
+        )
+    return f"{truth}; the alias was moved to it" if found != wanted else truth

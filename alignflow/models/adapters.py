@@ -1,0 +1,124 @@
+"""New adapters: which modules get one, of which rank, and how it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from alignflow.errors import RecipeError
+from alignflow.models.loading import quiet
+from alignflow.models.loftq import start_from_quantization_error
+from alignflow.recipe import TARGET_PRESETS, TuningSection
+from alignflow.recipe.tuning import names_module
+
+HEADS = frozenset({"lm_head", "embed_out", "output_layer", "score", "classifier"})
+INITIALIZATIONS: dict[str, Any] = {
+    "default": True,
+    "gaussian": "gaussian",
+    "orthogonal": "orthogonal",
+    "eva": "eva",
+    "loftq": True,
+}
+"""Ours to PEFT's. EVA is filled in once the rows are there, LoftQ here."""
+
+
+def new_adapter(
+    model: Any, tuning: TuningSection, task_type: str, *, like: Path | None = None
+) -> Any:
+    """`model` with a new adapter, its product zero; with LoftQ what quantization lost.
+
+    Args:
+        model: Without adapters.
+        tuning: What the adapter is like.
+        task_type: PEFT's, `CAUSAL_LM` or `SEQ_CLS`; the latter trains the head `score` too.
+        like: Directory of an adapter to take ranks, scaling and modules from instead of `tuning`.
+
+    Raises:
+        RecipeError: `tuning` names modules or layers that the model does not have.
+    """
+    config: Any = LoraConfig.from_pretrained(str(like)) if like else _config(model, tuning)
+    config.task_type, config.inference_mode = task_type, False
+    if task_type == "SEQ_CLS":
+        config.modules_to_save = sorted({*(config.modules_to_save or ()), "score"})
+    with quiet():
+        adapted: Any = get_peft_model(model, config)
+    if like is None:
+        _demand_matches(adapted, tuning)
+        if tuning.initialization == "loftq":
+            start_from_quantization_error(adapted, Path(model.name_or_path))
+    return adapted
+
+
+def _config(model: Any, tuning: TuningSection) -> Any:
+    layers = tuning.layers_to_transform
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    if layers and count is not None and max(layers) >= count:
+        raise RecipeError(
+            f"tuning.layers_to_transform names layer {max(layers)}; the model has layers 0 to "
+            f"{count - 1}. Leave out what is above."
+        )
+    with quiet():
+        return LoraConfig(
+            r=tuning.rank,
+            lora_alpha=tuning.lora_alpha,  # type: ignore[arg-type]
+            lora_dropout=tuning.dropout,
+            target_modules=target_modules(model, tuning.target_modules),
+            rank_pattern=tuning.rank_pattern,
+            alpha_pattern=tuning.lora_alphas,
+            layers_to_transform=layers,
+            layers_pattern=_name_of_layers(model, count) if layers else None,
+            init_lora_weights=INITIALIZATIONS[tuning.initialization],
+            use_rslora=tuning.use_rslora,
+            use_dora=tuning.use_dora,
+            bias="none",
+        )
+
+
+def _name_of_layers(model: Any, count: int | None) -> str | None:
+    """Name of the list of layers; without it PEFT may take an expert's number for the layer's."""
+    names = (
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count
+    )
+    return next((name.rpartition(".")[2] for name in names), None)
+
+
+def _demand_matches(adapted: Any, tuning: TuningSection) -> None:
+    """Raises RecipeError when a pattern means no module, which PEFT would pass over."""
+    targeted = list(adapted.base_model.targeted_module_names)
+    for field in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(tuning, field):
+            if not any(names_module(pattern, name) for name in targeted):
+                raise RecipeError(
+                    f"tuning.{field}: {pattern!r} means none of the modules with adapters, such as "
+                    f"{targeted[0]}. Give the end of a module's name."
+                )
+
+
+def target_modules(model: Any, targets: str | list[str]) -> list[str]:
+    """Sorted leaf names of the linear layers that `targets` means in this model.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    } - HEADS
+    if targets == "all-linear":
+        return sorted(linear)
+    wanted = [targets] if isinstance(targets, str) else list(targets)
+    if isinstance(targets, str) and targets in TARGET_PRESETS:
+        wanted = list(TARGET_PRESETS[targets])
+    leaves = {name.rpartition(".")[2] for name in wanted}
+    if unknown := sorted(leaves - linear):
+        raise RecipeError(
+            f"tuning.target_modules: the model has no linear layer {', '.join(unknown)}. "
+            f"It has {', '.join(sorted(linear))}."
+        )
+    return sorted(set(wanted))

@@ -1,0 +1,116 @@
+"""Likelihoods and reward scores of given texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from alignflow.models.generate import accepted_arguments
+
+Item = TypeVar("Item")
+Row = Sequence[int]
+
+
+@torch.inference_mode()
+def response_logps(
+    model: Any,
+    prompts: Sequence[Row],
+    responses: Sequence[Row],
+    *,
+    batch_size: int,
+    temperature: float = 1.0,
+) -> list[float]:
+    """Log p of each response after its prompt, its end token included, summed over tokens."""
+    rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+    longest = max((len(response) for response in responses), default=0)
+
+    def score(places: list[int]) -> list[float]:
+        chosen = [rows[place] for place in places]
+        logps = _token_logps(model, chosen, keep=longest, temperature=temperature, left=True)
+        return [
+            float(logps[row, logps.shape[1] - len(responses[place]) :].sum())
+            if responses[place]
+            else 0.0
+            for row, place in enumerate(places)
+        ]
+
+    return _in_batches([len(row) for row in rows], batch_size, score)
+
+
+@torch.inference_mode()
+def text_losses(model: Any, rows: Sequence[Row], *, batch_size: int) -> list[float]:
+    """Loss, -log p, of each row's tokens after its first, summed over tokens."""
+
+    def score(places: list[int]) -> list[float]:
+        chosen = [rows[place] for place in places]
+        logps = _token_logps(model, chosen, keep=None, temperature=1.0, left=False)
+        return [-float(logps[row, : len(ids) - 1].sum()) for row, ids in enumerate(chosen)]
+
+    return _in_batches([len(row) for row in rows], batch_size, score)
+
+
+@torch.inference_mode()
+def reward_scores(model: Any, rows: Sequence[Row], *, pad: int, batch_size: int) -> list[float]:
+    """The reward model's score of each row of prompt and response."""
+    model.eval()
+    model.config.pad_token_id = pad
+
+    def score(places: list[int]) -> list[float]:
+        ids, mask = _padded([rows[place] for place in places], pad, left=False)
+        output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+        return output.logits[:, 0].float().tolist()
+
+    return _in_batches([len(row) for row in rows], batch_size, score)
+
+
+def _token_logps(
+    model: Any, rows: Sequence[Row], *, keep: int | None, temperature: float, left: bool
+) -> Tensor:
+    """Log p of each token after the first, of the last `keep` only, [B, T - 1 or keep]."""
+    model.eval()
+    ids, mask = _padded(rows, 0, left=left)
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    arguments = accepted_arguments(model)
+    optional: dict[str, Any] = {}
+    if "position_ids" in arguments:
+        optional["position_ids"] = (mask.cumsum(dim=1) - 1).clamp_(min=0)
+    if keep is not None and "logits_to_keep" in arguments:
+        optional["logits_to_keep"] = min(keep + 1, ids.shape[1])
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **optional).logits
+    logits = logits[:, :-1].float() / temperature
+    targets = ids[:, ids.shape[1] - logits.shape[1] :]
+    return logits.log_softmax(dim=-1).gather(2, targets.unsqueeze(2)).squeeze(2).double()
+
+
+def _padded(rows: Sequence[Row], pad: int, *, left: bool) -> tuple[Tensor, Tensor]:
+    longest = max(len(row) for row in rows)
+
+    def padded(row: Row, filler: int) -> list[int]:
+        rest = [filler] * (longest - len(row))
+        return [*rest, *row] if left else [*row, *rest]
+
+    ids = torch.tensor([padded(row, pad) for row in rows])
+    mask = torch.tensor([padded([1] * len(row), 0) for row in rows])
+    return ids, mask
+
+
+def _in_batches(
+    lengths: Sequence[int], batch_size: int, score: Callable[[list[int]], list[float]]
+) -> list[float]:
+    """Scores of places, in their order; equally long ones share a batch."""
+    order = sorted(range(len(lengths)), key=lambda place: (-lengths[place], place))
+    found: dict[int, float] = {}
+    while order:
+        places = order[:batch_size]
+        try:
+            found.update(zip(places, score(places), strict=True))
+        except torch.OutOfMemoryError:
+            if len(places) == 1:
+                raise
+            batch_size = len(places) // 2
+            continue
+        order = order[len(places) :]
+    return [found[place] for place in range(len(lengths))]

@@ -1,0 +1,202 @@
+"""`report.html`: one file that needs nothing else, with its curves drawn as SVG."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+
+from alignflow.errors import ArtifactError
+from alignflow.recipe import Recipe
+from alignflow.stages.artifacts import Artifact, read_manifest
+from alignflow.stages.events import EVENTS_FILE, metric_history, read_events
+
+TEMPLATE = "report.html.j2"
+MODELS = ("base", "sft", "aligned", "merged")
+LEADING = (
+    "accuracy",
+    "sampled_accuracy",
+    "paraphrase_accuracy",
+    "unsafe_rate",
+    "chatter_rate",
+    "win_rate",
+    "kl_to_sft",
+    "perplexity_general",
+    "response_length",
+)
+CURVES_LEADING = ("loss", "eval_loss", "accuracy", "rewards/accuracies", "rewards/margins")
+UNDRAWN = ("num_tokens", "learning_rate")
+CURVES_PER_STAGE = 6
+LOWER_IS_BETTER = ("unsafe_rate", "chatter_rate", "perplexity_general", "kl_to_sft")
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 300, 150, 54, 10, 22
+
+
+def render_page(report: Mapping[str, Any], recipe: Recipe | None = None) -> str:
+    """The page of a report. Artifacts that are gone are left out."""
+    artifacts = _artifacts(report)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template(TEMPLATE).render(
+        report=report,
+        models=[model for model in MODELS if model in report["evaluation"]],
+        leading=metric_rows(report, leading=True),
+        others=metric_rows(report, leading=False),
+        curves={stage: curves(artifact) for stage, artifact in artifacts.items()},
+        samples=_samples(artifacts),
+        lineage=_lineage(artifacts),
+        settings=_settings(artifacts, recipe),
+        certificate=_detail(artifacts, "merge", "certificate"),
+    )
+
+
+def _artifacts(report: Mapping[str, Any]) -> dict[str, Artifact]:
+    found = {}
+    for stage in report["stages"]:
+        if stage["artifact"]:
+            try:
+                found[stage["stage"]] = read_manifest(Path(stage["artifact"]))
+            except (ArtifactError, OSError):
+                continue
+    return found
+
+
+def _detail(artifacts: Mapping[str, Artifact], stage: str, name: str) -> Any:
+    artifact = artifacts.get(stage)
+    return artifact.result.details.get(name) if artifact else None
+
+
+def metric_rows(report: Mapping[str, Any], *, leading: bool) -> list[dict[str, Any]]:
+    """The table of figures: a row per metric, a cell per model, each with its interval."""
+    evaluation, intervals = report["evaluation"], report["evaluation_intervals"]
+    models = [model for model in MODELS if model in evaluation]
+    names = dict.fromkeys(name for model in models for name in evaluation[model])
+    chosen = (
+        [n for n in LEADING if n in names] if leading else [n for n in names if n not in LEADING]
+    )
+    return [
+        {
+            "name": name,
+            "lower_is_better": name in LOWER_IS_BETTER,
+            "cells": [
+                _cell(name, evaluation[model].get(name), intervals.get(model, {}).get(name))
+                for model in models
+            ],
+        }
+        for name in chosen
+    ]
+
+
+def _cell(name: str, value: float | None, interval: list[float] | None) -> dict[str, Any]:
+    rate = name.endswith(("accuracy", "rate", "match", "validity"))
+    if value is None:
+        return {"text": "-", "interval": "", "bar": None}
+    low_high = ""
+    if interval:
+        low, high = interval
+        low_high = f"{100 * low:.1f} to {100 * high:.1f}" if rate else f"{low:.3g} to {high:.3g}"
+    return {
+        "text": f"{100 * value:.1f} %" if rate else f"{value:.3g}",
+        "interval": low_high,
+        "bar": round(100 * min(max(value, 0.0), 1.0), 1) if rate else None,
+    }
+
+
+def curves(artifact: Artifact) -> list[dict[str, str]]:
+    """Curves of a stage's metrics over its steps."""
+    history = metric_history(read_events(artifact.directory / EVENTS_FILE))
+    drawn = {n: points for n, points in history.items() if len(points) > 2 and n not in UNDRAWN}
+    if artifact.stage in ("evaluate", "merge", "prepare"):
+        return []
+    order = [n for n in CURVES_LEADING if n in drawn] + sorted(set(drawn) - set(CURVES_LEADING))
+    return [{"name": name, "svg": curve(drawn[name])} for name in order[:CURVES_PER_STAGE]]
+
+
+def curve(points: Mapping[int, float]) -> str:
+    """A line over steps as SVG, with ends of both axes labelled."""
+    steps = sorted(step for step, value in points.items() if math.isfinite(value))
+    values = [points[step] for step in steps]
+    low, high = min(values), max(values)
+    span, width = (high - low) or 1.0, (steps[-1] - steps[0]) or 1
+    right, floor = WIDTH - 8, HEIGHT - BOTTOM
+
+    def at(step: int, value: float) -> str:
+        x = LEFT + (step - steps[0]) / width * (right - LEFT)
+        y = floor - (value - low) / span * (floor - TOP)
+        return f"{x:.1f},{y:.1f}"
+
+    line = " ".join(at(step, value) for step, value in zip(steps, values, strict=True))
+    area = f"{LEFT},{floor} {line} {right},{floor}"
+    middle = (floor + TOP) / 2
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
+        f'<path class="grid" d="M{LEFT},{TOP}H{right}M{LEFT},{middle}H{right}M{LEFT},{floor}H{right}"/>'
+        f'<polygon class="area" points="{area}"/><polyline class="line" points="{line}"/>'
+        f'<text x="{LEFT - 5}" y="{TOP + 4}" text-anchor="end">{high:.3g}</text>'
+        f'<text x="{LEFT - 5}" y="{floor + 3}" text-anchor="end">{low:.3g}</text>'
+        f'<text x="{LEFT}" y="{HEIGHT - 6}">{steps[0]}</text>'
+        f'<text x="{right}" y="{HEIGHT - 6}" text-anchor="end">step {steps[-1]}</text></svg>'
+    )
+
+
+def _samples(artifacts: Mapping[str, Artifact]) -> list[dict[str, str]]:
+    """Sample answers of the evaluation, side by side; targets in JSON as their answer alone."""
+    found = (
+        _detail(artifacts, "evaluate", "samples") or _detail(artifacts, "merge", "samples") or []
+    )
+    return [{**sample, "target": _answer_in(sample["target"])} for sample in found]
+
+
+def _answer_in(target: str) -> str:
+    try:
+        content = json.loads(target)
+    except ValueError:
+        return target
+    if isinstance(content, dict) and isinstance(content.get("answer"), str):
+        return content["answer"]
+    return target
+
+
+def _lineage(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    """Each stage with the stages it read, by key."""
+    return [
+        {
+            "stage": stage,
+            "key": artifact.key,
+            "inputs": {
+                role: f"{ref.stage} {ref.key[:12]}" for role, ref in artifact.spec.inputs.items()
+            },
+            "libraries": artifact.libraries,
+        }
+        for stage, artifact in artifacts.items()
+    ]
+
+
+def _settings(
+    artifacts: Mapping[str, Artifact], recipe: Recipe | None
+) -> dict[str, dict[str, str]]:
+    """Settings in force: resolved by the stages, and the recipe's where it is at hand."""
+    groups: dict[str, dict[str, Any]] = {}
+    if recipe is not None:
+        dump = recipe.model_dump(mode="json")
+        groups["recipe"] = {
+            name: dump[name] for name in ("name", "seed", "base_model", "method", "tuning")
+        }
+    for stage, artifact in artifacts.items():
+        section = artifact.spec.params.get("section")
+        chosen = {**(section if isinstance(section, dict) else {}), **artifact.result.params}
+        if chosen:
+            groups[stage] = chosen
+    return {
+        group: {name: _plain(value) for name, value in values.items() if value is not None}
+        for group, values in groups.items()
+    }
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

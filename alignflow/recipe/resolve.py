@@ -1,0 +1,113 @@
+"""Resolving what a recipe names to files and digests: models, adapters, functions. No torch."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import NamedTuple
+
+from alignflow.errors import RecipeError
+from alignflow.files import digest_directory
+from alignflow.recipe.names import is_builtin, is_hub_id
+from alignflow.recipe.sources import ModelSource
+
+
+class Resolved(NamedTuple):
+    """A source's digest and, when it is on this machine, its absolute path."""
+
+    digest: str
+    path: str | None
+
+
+def resolve_base_model(model: ModelSource, field: str = "base_model") -> Resolved:
+    """Digest and directory of a base model; for a Hub id, its revision stands for the digest.
+
+    Args:
+        model: As the recipe names it.
+        field: Where in the recipe, for the message.
+
+    Raises:
+        RecipeError: The builtin name or the directory does not exist.
+    """
+    if is_builtin(model.source):
+        from alignflow.builtin import base_model_directory
+
+        try:
+            directory = base_model_directory(model.source.removeprefix("builtin:"))
+        except KeyError as error:
+            raise RecipeError(f"{field}: {error.args[0]}.") from error
+        return Resolved(digest_directory(directory), str(directory))
+    if is_hub_id(model.source):
+        return Resolved(hub_commit(model.source, model.revision, "model"), None)
+    directory = Path(model.source).expanduser().absolute()
+    if not (directory / "config.json").is_file():
+        raise RecipeError(
+            f"{field}: {model.source!r} is not a model directory ({directory}/config.json is "
+            "not there). Give a directory, a Hub id, or builtin:freight-base."
+        )
+    return Resolved(digest_directory(directory), str(directory))
+
+
+def resolve_function(source: str, field: str = "rewards") -> Path:
+    """Absolute path of the Python file behind `package.module:name` or `path/to/file.py:name`.
+
+    Args:
+        source: The place.
+        field: Where in the recipe, for the message.
+
+    Raises:
+        RecipeError: There is no such file or module.
+    """
+    place = source.rpartition(":")[0]
+    if place.endswith(".py"):
+        path = Path(place).expanduser().absolute()
+        if path.is_file():
+            return path
+        raise RecipeError(f"{field}: {source!r} is no function: there is no file {path}.")
+    try:
+        spec = importlib.util.find_spec(place)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise RecipeError(
+            f"{field}: {source!r} is no function: no module {place!r} can be imported here. Install it "
+            "where stages run, or name a file, `path/to/file.py:name`."
+        )
+    return Path(spec.origin)
+
+
+def digest_adapter(adapter: str) -> str:
+    """Digest of the adapter directory that training starts from.
+
+    Raises:
+        RecipeError: There is no adapter in it.
+    """
+    directory = Path(adapter).expanduser().absolute()
+    if not (directory / "adapter_config.json").is_file():
+        raise RecipeError(
+            f"tuning.init_adapter: {adapter!r} is not an adapter directory "
+            f"({directory}/adapter_config.json is not there). Give the folder PEFT saved."
+        )
+    return digest_directory(directory)
+
+
+def hub_commit(repository: str, revision: str | None, kind: str) -> str:
+    """Commit that a Hub revision names now; a full commit is returned as it is.
+
+    Raises:
+        RecipeError: The Hub cannot be asked, or has no such repository or revision.
+    """
+    if revision and len(revision) == 40 and all(c in "0123456789abcdef" for c in revision):
+        return revision
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        info = HfApi().repo_info(repository, revision=revision, repo_type=kind)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        raise RecipeError(
+            f"{repository!r} is neither a path here nor a {kind} that the Hub can give "
+            f"({type(error).__name__}). Check the name, or the network, or pin `revision` to the "
+            "40-digit commit of a copy in the local cache."
+        ) from error
+    return str(info.sha)

@@ -1,0 +1,1 @@
+"""Prefect's and MLflow's servers on this machine, and what is deployed on them."""

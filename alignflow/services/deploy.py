@@ -1,0 +1,132 @@
+"""The build step of `prefect.yaml`: a bad recipe or a relative home fails the deployment.
+
+The step needs no Prefect. What it returns fills the deployments' parameters.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from alignflow.check.findings import raise_errors
+from alignflow.check.rules import recipe_findings
+from alignflow.errors import RecipeError
+from alignflow.ledger.inbox import default_inbox
+from alignflow.recipe import DATA_PARTS, Recipe, require_retrain
+from alignflow.recipe.file import load_recipe
+from alignflow.recipe.names import DATA_SUFFIXES
+from alignflow.settings import Settings
+
+WORK_POOL = "alignflow"
+PASSED_ON = ("ALIGNFLOW_HOME", "MLFLOW_TRACKING_URI", "HF_HUB_OFFLINE", "HF_HOME")
+PATH_FIELDS = (
+    "base_model.source", "base_model.chat_template", "tuning.init_adapter",
+    "evaluation.metrics", "evaluation.json_schema", "ppo.watch.metric",
+    *(f"{method}.rewards.source" for method in ("ppo", "rloo", "grpo")), "retrain.judge.model.source",
+)  # fmt: skip
+"""Fields, beside `data`, that may name a file or a directory."""
+
+
+def check_recipe(recipe: str) -> dict[str, Any]:
+    """Loads and checks the recipe that is deployed.
+
+    Args:
+        recipe: Path of the recipe; ALIGNFLOW_RECIPE replaces it.
+
+    Returns:
+        `recipe` (JSON, paths absolute), `home`, `inbox` and `environment`, for
+        `{{ checked.NAME }}` in prefect.yaml.
+
+    Raises:
+        RecipeError: Lists everything that is wrong with the recipe, or it cannot be trained again
+            (`retraining.require_retrain`), or the home is not absolute.
+    """
+    path = Path(os.environ.get("ALIGNFLOW_RECIPE", recipe))
+    home = deployed_home()
+    checked = with_absolute_paths(load_recipe(path, []), Path.cwd())
+    require_retrain(checked)
+    raise_errors(str(path), recipe_findings(checked, small_model=False))
+    return {
+        "recipe": checked.model_dump(mode="json"),
+        "home": str(home),
+        "inbox": os.environ.get("ALIGNFLOW_INBOX") or str(default_inbox(home)),
+        "environment": passed_on(os.environ),
+    }
+
+
+def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables that every run of a deployment gets. Prefect shows them, so no secret is among them.
+
+    Raises:
+        RecipeError: An address holds a password.
+    """
+    found = {name: environment[name] for name in PASSED_ON if name in environment}
+    for name, value in found.items():
+        if "://" in value and urlsplit(value).password:
+            raise RecipeError(
+                f"{name} holds a password, which would stand in the deployments for everyone to "
+                "read. Leave it out and give it to workers (MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD in their environment)."
+            )
+    return found
+
+
+def deployed_home() -> Path:
+    """ALIGNFLOW_HOME.
+
+    Raises:
+        RecipeError: It is relative, so that a deployed flow would start with an empty ledger.
+    """
+    home = Settings().home.expanduser()
+    if not home.is_absolute():
+        raise RecipeError(
+            f"ALIGNFLOW_HOME is {home}, a relative path. A deployed flow runs in another directory "
+            "and would find an empty ledger there: set it to an absolute directory on storage "
+            "that every worker mounts."
+        )
+    return home
+
+
+def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
+    """`recipe` with every path in it taken from `folder`, for a flow that runs elsewhere."""
+    values = recipe.model_dump(mode="json", exclude_unset=True)
+    for part in DATA_PARTS:
+        for source in values.get("data", {}).get(part, ()):
+            source["source"] = _absolute_data(source["source"], folder)
+    for field in PATH_FIELDS:
+        _move(values, field.split("."), folder)
+    return Recipe.model_validate(values)
+
+
+def _absolute_data(source: str, folder: Path) -> str:
+    """A file or glob need not be there yet."""
+    local = ":" not in source and source.endswith(DATA_SUFFIXES)
+    return str(folder / source) if local else source
+
+
+def _move(place: Any, parts: list[str], folder: Path) -> None:
+    """Makes the paths at `parts` below `place` absolute, in each entry of a list."""
+    if isinstance(place, list):
+        for entry in place:
+            _move(entry, parts, folder)
+        return
+    name, *rest = parts
+    if not isinstance(place, dict) or place.get(name) is None:
+        return
+    if rest:
+        _move(place[name], rest, folder)
+    elif isinstance(place[name], list):
+        place[name] = [_absolute(entry, folder) for entry in place[name]]
+    else:
+        place[name] = _absolute(place[name], folder)
+
+
+def _absolute(text: str, folder: Path) -> str:
+    """What is there below `folder` as an absolute path; `file.py:name` names a function in a file."""
+    file, colon, function = text.rpartition(":")
+    if colon and file.endswith(".py") and (folder / file).is_file():
+        return f"{folder / file}:{function}"
+    return str(folder / text) if (folder / text).exists() else text

@@ -1,0 +1,240 @@
+"""The parent's side: runs one stage in a child process and says what became of it.
+
+Attempts, and how often memory ran out, are read from the stage's event file and so survive the
+flow's own death. Whatever ends the wait (a result, a stall, Ctrl-C) ends the child's group too.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from alignflow.errors import AlignflowError, OutOfMemory, StageError, error_for
+from alignflow.files import atomic_write_text
+from alignflow.stages.artifacts import (
+    Artifact,
+    artifact_directory,
+    find,
+    read_manifest,
+    work_directory,
+)
+from alignflow.stages.device import first_micro_batch, largest_divisor
+from alignflow.stages.environment import ONLINE, stage_environment
+from alignflow.stages.events import EVENTS_FILE, EventTail, EventWriter, read_events
+from alignflow.stages.forkserver import Forkserver, ForkserverGone
+from alignflow.stages.process import LOG_FILE, SPEC_FILE
+from alignflow.stages.spec import StageSpec
+
+POLL_SECONDS = 0.05
+TERM_GRACE_SECONDS = 0.5
+CGROUP_EVENTS = (
+    Path("/sys/fs/cgroup/memory.events"),
+    Path("/sys/fs/cgroup/memory/memory.oom_control"),
+    Path("/proc/vmstat"),
+)
+
+EventHandler = Callable[[Mapping[str, Any]], None]
+
+
+class Child(Protocol):
+    """A stage's process, leader of its own group."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+
+def run_stage(
+    spec: StageSpec,
+    *,
+    on_event: EventHandler | None = None,
+    server: Forkserver | None = None,
+) -> Artifact:
+    """The artifact of `spec`: found if it is finished, else made by one attempt in a child.
+
+    Args:
+        spec: What to do.
+        on_event: Called with each event of the attempt, in this thread.
+        server: Where to fork the child; None, or one that cannot serve, starts a fresh process.
+
+    Raises:
+        AlignflowError: The attempt failed; its `retried` says whether another may help.
+    """
+    home = Path(spec.home)
+    if found := find(home, spec.stage, spec.key):
+        return found
+    work = work_directory(home, spec.stage, spec.key)
+    work.mkdir(parents=True, exist_ok=True, mode=0o700)
+    before = read_events(work / EVENTS_FILE)
+    attempt = next_attempt(before)
+    plan = with_smaller_micro_batch(spec, before)
+    atomic_write_text(work / SPEC_FILE, plan.model_dump_json(indent=2))
+    oom_kills = count_oom_kills()
+    code = _watched(plan, work, attempt, on_event or _ignore, server)
+    if code == 0:
+        return read_manifest(artifact_directory(home, spec.stage, spec.key))
+    if found := find(home, spec.stage, spec.key):
+        return found  # published, then killed: what counts is the artifact
+    raise _failure(spec, work, attempt, code, out_of_memory=count_oom_kills() > oom_kills)
+
+
+def _ignore(_event: Mapping[str, Any]) -> None:
+    pass
+
+
+def next_attempt(events: list[dict[str, Any]]) -> int:
+    """Number of the attempt after those in `events`, from 1."""
+    return 1 + max((event["attempt"] for event in events), default=0)
+
+
+def with_smaller_micro_batch(spec: StageSpec, events: list[dict[str, Any]]) -> StageSpec:
+    """`spec` with its micro-batch halved once for each time memory ran out.
+
+    The effective batch stays: the largest divisor of it that is no larger than the halved size.
+    """
+    halvings = sum(
+        event["kind"] == "error" and event.get("exit_code") == OutOfMemory.exit_code
+        for event in events
+    )
+    section = spec.params.get("section", {})
+    batch = section.get("batch_size")
+    if not halvings or not batch:
+        return spec
+    batch //= section.get("num_mini_batches", 1)  # PPO's optimizer step takes one of them
+    smaller = largest_divisor(batch, first_micro_batch(spec.compute, batch) >> halvings)
+    return spec.model_copy(update={"compute": {**spec.compute, "micro_batch_size": smaller}})
+
+
+def _watched(
+    spec: StageSpec, work: Path, attempt: int, on_event: EventHandler, server: Forkserver | None
+) -> int:
+    """Runs the child to its end, hands on its events and keeps the limits; its exit code."""
+    finished = artifact_directory(Path(spec.home), spec.stage, spec.key) / EVENTS_FILE
+    seen = len(read_events(work / EVENTS_FILE))
+    offset = (work / EVENTS_FILE).stat().st_size if (work / EVENTS_FILE).exists() else 0
+    tail = EventTail(work / EVENTS_FILE, offset)
+    child = start_child(spec.stage, work, attempt, server)
+    try:
+        watch = _Watch(spec.compute)
+        while (code := child.poll()) is None:
+            for event in tail.poll():
+                seen += 1
+                watch.heard()
+                on_event(event)
+            watch.check(spec.stage)
+            time.sleep(POLL_SECONDS)
+    finally:
+        kill_group(child)
+    left = list(tail.poll()) if code else read_events(finished)[seen:]
+    for event in left:
+        on_event(event)
+    return code
+
+
+class _Watch:
+    """How long a stage may run, and how long it may be silent."""
+
+    def __init__(self, compute: Mapping[str, Any]) -> None:
+        self._timeout_seconds = compute.get("timeout_seconds", float("inf"))
+        self._stall_seconds = compute.get("stall_seconds", float("inf"))
+        self._started = self._heard = time.monotonic()
+
+    def heard(self) -> None:
+        self._heard = time.monotonic()
+
+    def check(self, stage: str) -> None:
+        now = time.monotonic()
+        if now - self._heard > self._stall_seconds:
+            raise StageError(
+                f"{stage} made no progress for {self._stall_seconds} s and was stopped. "
+                "Raise compute.stall_seconds if it is only slow."
+            )
+        if now - self._started > self._timeout_seconds:
+            raise StageError(
+                f"{stage} ran for {self._timeout_seconds} s and was stopped. "
+                "Raise compute.timeout_seconds if it is only slow."
+            )
+
+
+def start_child(stage: str, work: Path, attempt: int, server: Forkserver | None = None) -> Child:
+    """Starts a stage's process: forked where the server can, else fresh."""
+    environment = stage_environment(stage)
+    if server is not None and stage not in ONLINE:  # the server's HF_* variables say offline
+        with suppress(ForkserverGone):
+            return server.fork(work, attempt, environment)
+    with (work / LOG_FILE).open("ab") as log:
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-P", "-m", "alignflow.stages.process"),
+                *("--work", str(work), "--attempt", str(attempt), "--flow-pid", str(os.getpid())),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def kill_group(child: Child) -> None:
+    """Ends a child's whole group, what it started included, and waits for the child."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    if child.poll() is None:  # killed before it led a group
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGKILL)
+    deadline = time.monotonic() + TERM_GRACE_SECONDS
+    while child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _failure(
+    spec: StageSpec, work: Path, attempt: int, code: int, *, out_of_memory: bool
+) -> AlignflowError:
+    """What an exit code means; a death by signal is written into the event file for the child."""
+    if code > 0:
+        texts = [
+            event["text"]
+            for event in read_events(work / EVENTS_FILE)
+            if event["kind"] == "error" and event["attempt"] == attempt
+        ]
+        text = (
+            texts[-1] if texts else f"{spec.stage} ended with code {code} (log: {work / LOG_FILE})"
+        )
+        return error_for(code, text)
+    name = signal.Signals(-code).name
+    error = (
+        OutOfMemory(f"{spec.stage} was killed by {name}: the machine ran out of memory.")
+        if out_of_memory
+        else StageError(f"{spec.stage} was killed by {name} (log: {work / LOG_FILE}).")
+    )
+    record_failure(work, attempt, error)
+    return error
+
+
+def record_failure(work: Path, attempt: int, error: AlignflowError) -> None:
+    """Appends the error of a child that could not do so itself."""
+    with suppress(OSError):
+        events = EventWriter(work / EVENTS_FILE, attempt)
+        events.write("error", exit_code=error.exit_code, text=error.message)
+        events.close()
+
+
+def count_oom_kills() -> int:
+    """Processes killed for memory so far, as the cgroup and the kernel count them."""
+    total = 0
+    for path in CGROUP_EVENTS:
+        with suppress(OSError, ValueError):
+            for line in path.read_text().splitlines():
+                name, _, value = line.partition(" ")
+                if name == "oom_kill":
+                    total += int(value)
+    return total

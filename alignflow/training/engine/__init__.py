@@ -1,0 +1,1 @@
+"""What every method shares, from a spec to a trained model."""

@@ -1,0 +1,111 @@
+"""Writing what was trained, and saying what it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+
+from alignflow.files import atomic_write_json
+from alignflow.models.loading import ADAPTER, MODEL, BaseModel, quiet
+from alignflow.training.engine.common import Job, gradient_checkpointing
+
+
+def save(model: Any, job: Job[Any]) -> Path:
+    """Writes `adapter/` or `model/` of the stage's output; equal weights, equal bytes."""
+    if isinstance(model, PeftModel):
+        return save_adapter(model, job.output / ADAPTER, job.base, job.quantization)
+    directory = job.output / MODEL
+    with quiet():
+        dtype = "bfloat16" if job.weights_dtype == "bfloat16" else job.dtype
+        model.to(getattr(torch, dtype)).save_pretrained(str(directory))
+        job.tokenizer.save_pretrained(str(directory))
+    return directory
+
+
+def save_adapter(
+    model: PeftModel, directory: Path, base: BaseModel, quantization: str | None
+) -> Path:
+    """Writes an adapter without what changes from run to run: order of sets, paths, a card.
+
+    Beside it stands what it was trained on, which `alignflow merge` merges it into wherever it goes.
+    """
+    with quiet():
+        model.save_pretrained(
+            str(directory), selected_adapters=["default"], save_embedding_layers=False
+        )
+    (directory / "README.md").unlink(missing_ok=True)
+    path = directory / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config = {
+        name: sorted(value) if name in ("target_modules", "modules_to_save") and value else value
+        for name, value in sorted(config.items())
+    }
+    config["base_model_name_or_path"] = base.source
+    atomic_write_json(path, config)
+    trained_on = {"source": base.source, "digest": base.digest, "quantization": quantization}
+    atomic_write_json(directory / "base_model.json", trained_on)
+    return directory
+
+
+def parameters(model: Any, job: Job[Any], arguments: Any) -> dict[str, Any]:
+    """What MLflow gets of a training stage."""
+    trainable, total = counts(model)
+    values: dict[str, Any] = {
+        **job.tuning.logged(),
+        "dtype": job.dtype,
+        "trainable_params": trainable,
+        "total_params": total,
+        "trainable_percent": round(100 * trainable / total, 4),
+        "base_model": job.base.source,
+        "base_model_digest": job.base.digest,
+        "seed": job.spec.seed,
+        "gradient_checkpointing": gradient_checkpointing(job.spec.compute),
+        "micro_batch_size": arguments.per_device_train_batch_size,
+        "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
+        "torch_threads": torch.get_num_threads(),
+        **{
+            name: value
+            for name, value in job.section.model_dump(mode="json").items()
+            if name != "trainer_args"
+        },
+        **{f"trainer_args_{name}": value for name, value in job.section.trainer_args.items()},
+    }
+    for role, reference in job.spec.inputs.items():
+        values[f"input_{role}_digest"] = reference.digest
+    if isinstance(model, PeftModel):
+        values |= _adapter_parameters(model)
+    return values
+
+
+def _adapter_parameters(model: PeftModel) -> dict[str, Any]:
+    """Of the adapter that is there: one that a stage continues may differ from the recipe's."""
+    config: Any = model.peft_config["default"]
+    scale = config.r**0.5 if config.use_rslora else config.r
+    targeted: Any = model.base_model.targeted_module_names
+    resolved = sorted({name.rpartition(".")[2] for name in targeted})
+    ranks = [module.r["default"] for module in model.modules() if isinstance(module, LoraLayer)]
+    return {
+        "lora_rank": config.r,
+        "lora_alpha": config.lora_alpha,
+        "lora_scaling": config.lora_alpha / scale,
+        "lora_dropout": config.lora_dropout,
+        "lora_target_modules_resolved": ",".join(resolved),
+        "lora_modules": len(ranks),
+        "lora_rank_lowest": min(ranks),
+        "lora_rank_highest": max(ranks),
+        "lora_use_rslora": config.use_rslora,
+        "lora_use_dora": config.use_dora,
+    }
+
+
+def counts(model: Any) -> tuple[int, int]:
+    """Trainable and all parameters; packed 4-bit weights count as what they stand for."""
+    if isinstance(model, PeftModel):
+        return model.get_nb_trainable_parameters()
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)

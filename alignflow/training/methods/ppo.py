@@ -1,0 +1,278 @@
+"""Stage `ppo`: proximal policy optimization of rewards, policy and value model on one shared base.
+
+    prompts -> sampled responses -> rewards, values, advantages -> clipped steps -> prompts ...
+
+Our own loop: TRL deleted its trainer in September 2026, and it could not be resumed. An update is
+sampled, scored and learned from as a whole, and every checkpoint holds all that the next one depends
+on. Dropout is off: a ratio of probabilities means nothing where they are random.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from trl.trainer.utils import disable_dropout_in_model
+
+from alignflow.errors import DataError, Preempted
+from alignflow.models.loading import quiet
+from alignflow.recipe import PPOSection
+from alignflow.stages.artifacts import read_manifest
+from alignflow.stages.events import EventWriter
+from alignflow.stages.spec import RowAccount, StageResult, StageSpec
+from alignflow.training.engine.callbacks import StopOnTerminate
+from alignflow.training.engine.common import (
+    Job,
+    account,
+    gradient_checkpointing,
+    micro_batch_size,
+    prepared_rows,
+    read_job,
+)
+from alignflow.training.engine.continuing import continue_from_champion
+from alignflow.training.engine.preferences import sft_source
+from alignflow.training.engine.saving import parameters, save
+from alignflow.training.reward_gate import weakness
+from alignflow.training.rl import ppo_math
+from alignflow.training.rl.chosen import chosen_responses
+from alignflow.training.rl.ppo_state import State, put_weights, resume, save_checkpoint
+from alignflow.training.rl.ppo_step import make_optimizer, optimize, set_rates
+from alignflow.training.rl.prompts import Prompts, read_prompts
+from alignflow.training.rl.reward_sources import load_rewards
+from alignflow.training.rl.roles import Roles
+from alignflow.training.rl.rollouts import Prompt, Setting, roll_out
+from alignflow.training.rl.separate_models import SeparateModels
+from alignflow.training.rl.shared_base import SharedBase
+from alignflow.training.rl.watch import Watch, describe, keep_best
+
+
+def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
+    """Runs the stage; see the module."""
+    job = read_job(spec, work, events, PPOSection)
+    section = job.section
+    if section.uses_reward_model:
+        demand_good_reward(spec.input("reward"), section)
+    prompts = read_prompts(job)
+    updates = section.max_steps or max(
+        1, round(section.num_train_epochs * len(prompts.trained) / section.batch_size)
+    )
+    rewards = load_rewards(section.rewards, spec.paths)
+    chosen = chosen_responses(job)
+    watch = Watch(section.watch, prompts.held_out) if section.watch else None
+    roles = load_roles(job)
+    micro = micro_batch(job)
+    setting = Setting(
+        section, roles, rewards, job.tokenizer, chosen, micro.per_device_train_batch_size, job.dtype
+    )
+    params = parameters(roles.model, job, micro)
+    state = State(section.kl_coef)
+    train(job, setting, state, prompts.trained, updates, watch)
+    kept = settle(job, roles, state, watch)
+    roles.model.eval()
+    save(roles.policy_to_save(), job)
+    return StageResult(
+        metrics={
+            "reward": state.metrics.get("objective/scores"),
+            "kl": state.metrics.get("objective/kl"),
+            "entropy": state.metrics.get("objective/entropy"),
+            "kl_coef": state.kl_coef,
+            **({"watched": dict(state.watched.history)[kept]} if watch else {}),
+        },
+        rows=row_account(job, prompts, len(chosen)),
+        params=params,
+        details={
+            "updates": state.update,
+            "episodes": state.update * section.batch_size,
+            "prompts": len(prompts.trained),
+            **({"chosen_responses": len(chosen)} if chosen else {}),
+            **(describe(state.watched, watch.section, kept) if watch else {}),
+        },
+    )
+
+
+def row_account(job: Job[PPOSection], prompts: Prompts, chosen: int) -> RowAccount:
+    """Of the prompts, and of the pairs of the NLL term where those are other rows."""
+    if not chosen or prompts.part == "preferences":
+        return prompts.rows
+    held_out = prepared_rows(job, "preferences").held_out
+    pairs = account(job, "preferences", chosen, held_out)
+    return RowAccount.total([prompts.rows, pairs])
+
+
+def demand_good_reward(artifact: Path, section: PPOSection) -> None:
+    """Refuses to optimize a reward model that cannot tell held-out pairs apart.
+
+    Raises:
+        DataError: Its accuracy is too low, or its 95 % interval reaches 0.5.
+    """
+    if reason := weakness(read_manifest(artifact).result, section):
+        raise DataError(reason)
+
+
+def load_roles(job: Job[PPOSection]) -> Roles:
+    """The four roles, as the recipe's tuning keeps them."""
+    adapter, _ = sft_source(job)
+    reward = job.spec.input("reward") if job.section.uses_reward_model else None
+    value_model = job.section.value_model
+    roles: Roles
+    if job.tuning.mode == "full":
+        dtype = job.weights_dtype
+        roles = SeparateModels(job.base, job.sft, reward, dtype=dtype, value_model=value_model)
+    else:
+        roles = SharedBase(
+            job.base, adapter, reward, job.tuning, dtype=job.dtype, value_model=value_model
+        )
+    continue_from_champion(roles.model, job)
+    for model in roles.trained_models:
+        disable_dropout_in_model(model)
+        model.train()
+        if gradient_checkpointing(job.spec.compute):
+            with quiet():
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+    return roles
+
+
+class MicroBatch(NamedTuple):
+    """As Transformers' arguments name it."""
+
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+
+
+def micro_batch(job: Job[PPOSection]) -> MicroBatch:
+    """Rows per forward pass, and how many of them make a minibatch."""
+    minibatch = job.section.batch_size // job.section.num_mini_batches
+    micro = micro_batch_size(job.spec.compute, minibatch)
+    return MicroBatch(micro, minibatch // micro)
+
+
+def train(
+    job: Job[PPOSection],
+    setting: Setting,
+    state: State,
+    prompts: list[Prompt],
+    updates: int,
+    watch: Watch | None,
+) -> None:
+    """Makes the updates from the newest checkpoint on.
+
+    Raises:
+        NumericsError: A gradient or an advantage is not finite.
+        Preempted: SIGTERM came; a checkpoint was saved.
+    """
+    section, events, roles = job.section, job.events, setting.roles
+    optimizer = make_optimizer(
+        roles, section, lora_plus_ratio=job.tuning.lora_plus_ratio, seed=job.spec.seed
+    )
+    checkpoints = job.work / "checkpoints"
+    resume(checkpoints, roles, optimizer, state, events)
+    stop = StopOnTerminate()
+    if watch and not state.watched.history:
+        look(job, setting, state, watch)
+    with stop.listening():
+        while state.update < updates and not (watch and watch.exhausted(state.watched)):
+            events.progress(state.update, updates, "updates")
+            state.metrics = update(job, setting, optimizer, state, prompts, updates)
+            state.update += 1
+            if state.update % section.logging_steps == 0 or state.update == updates:
+                events.metrics(state.update, state.metrics)
+            better = watch is not None and watch.due(state.update, updates) and look(job, setting, state, watch)  # fmt: skip
+            if state.update % section.save_steps == 0 or stop.asked or better:
+                save_checkpoint(checkpoints, roles, optimizer, state)
+            if stop.asked and state.update < updates:
+                raise Preempted(
+                    f"Stopped by SIGTERM at update {state.update} of {updates}; the next attempt "
+                    "continues from it."
+                )
+    if watch and state.update < updates:
+        events.message(
+            f"{watch.section.metric} on held-out prompts has not risen for "
+            f"{watch.section.patience} evaluations: PPO ends at update {state.update} of "
+            f"{updates}."
+        )
+    events.progress(updates, updates, "updates")
+
+
+def update(
+    job: Job[PPOSection],
+    setting: Setting,
+    optimizer: torch.optim.Optimizer,
+    state: State,
+    prompts: list[Prompt],
+    total: int,
+) -> dict[str, float]:
+    """Samples a batch, then takes its policy and value steps; returns TRL's metrics."""
+    started = time.monotonic()
+    section, seed = job.section, job.spec.seed
+    generator = random.Random(f"{seed}/{state.update}")
+    batch = draw(prompts, section.batch_size, state.update, seed)
+    set_rates(optimizer, section, state.update, total)
+    rollout, state.scales = roll_out(
+        setting, batch, kl_coef=state.kl_coef, scales=state.scales,
+        seed=seed * 1_000_003 + state.update,
+    )  # fmt: skip
+    metrics = optimize(setting, optimizer, rollout, generator)
+    if section.target_kl is not None:
+        state.kl_coef = ppo_math.adapted_kl_coef(
+            state.kl_coef, rollout.metrics["objective/kl"], section.target_kl,
+            section.kl_horizon, section.batch_size,
+        )  # fmt: skip
+    return {
+        **rollout.metrics,
+        **metrics,
+        "lr": optimizer.param_groups[0]["lr"],
+        "eps": section.batch_size / (time.monotonic() - started),
+        "episode": float((state.update + 1) * section.batch_size),
+    }
+
+
+def draw(prompts: Sequence[Prompt], count: int, update: int, seed: int) -> list[Prompt]:
+    """Prompts of one update: passes over a shuffled order, another shuffle for each pass."""
+    chosen: list[Prompt] = []
+    for turn in range(
+        update * count // len(prompts), ((update + 1) * count - 1) // len(prompts) + 1
+    ):
+        order = list(prompts)
+        random.Random(f"{seed}/{turn}").shuffle(order)
+        first = turn * len(prompts)
+        start, stop = update * count - first, (update + 1) * count - first
+        chosen += order[max(start, 0) : max(stop, 0)]
+    return chosen
+
+
+def look(job: Job[PPOSection], setting: Setting, state: State, watch: Watch) -> bool:
+    """Evaluates on held-out prompts; a policy that is better than all before it is kept.
+
+    Returns:
+        Whether it is.
+    """
+    figure = watch.measure(setting)
+    state.watched.history.append((state.update, figure))
+    job.events.metrics(state.update, {f"watched/{watch.section.metric}": figure})
+    better = state.watched.best[0] == state.update
+    if better:
+        keep_best(best_directory(job), state.update, setting.roles.policy_state())
+    return better
+
+
+def settle(job: Job[PPOSection], roles: Roles, state: State, watch: Watch | None) -> int:
+    """Puts the weights that are the result in place; returns the update they are of."""
+    if watch is None or watch.section.keep == "last":
+        return state.update
+    best, figure = state.watched.best
+    if best != state.update:
+        put_weights(roles.policy_state(), best_directory(job) / f"checkpoint-{best}")
+        job.events.message(
+            f"The policy after update {best} of {state.update} is kept: it has the highest "
+            f"{watch.section.metric} on held-out prompts, {figure:.3g}."
+        )
+    return best
+
+
+def best_directory(job: Job[PPOSection]) -> Path:
+    """Where the best policy so far is kept."""
+    return job.work / "best"

@@ -1,0 +1,1 @@
+"""Sampling responses, rewarding them, and learning from both."""

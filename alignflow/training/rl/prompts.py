@@ -1,0 +1,55 @@
+"""Prompts that a policy answers while it trains: those of PPO, RLOO and GRPO."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from alignflow.errors import DataError
+from alignflow.stages.spec import RowAccount
+from alignflow.training.engine.common import Job, account, prepared_rows, read_rows
+from alignflow.training.rl.rollouts import Prompt
+
+
+class Prompts(NamedTuple):
+    """What is answered, and the account of the rows that it comes from."""
+
+    trained: list[Prompt]
+    held_out: list[Prompt]
+    part: str
+    """Of the prepared data that they are of."""
+    rows: RowAccount
+
+
+def read_prompts(job: Job[Any]) -> Prompts:
+    """Prompts that leave room for a response, of data.prompts or of the preferences.
+
+    Raises:
+        DataError: There is none.
+    """
+    data, section = job.spec.input("data"), job.section
+    stage = job.spec.stage
+    part = "prompts" if (data / "prompts").is_dir() else "preferences"
+    longest = section.max_length - section.max_new_tokens
+    rows = read_rows(data / part / "train.parquet")
+    fitting = [row for row in rows if len(row["prompt_ids"]) <= longest]
+    held_out = read_rows(data / part / "held_out.parquet") if part == "prompts" else []
+    fitting_held_out = [row for row in held_out if len(row["prompt_ids"]) <= longest]
+    trained = _distinct(fitting)
+    if not trained:
+        raise DataError(
+            f"All {len(rows)} prompts have more than {longest} tokens, what {stage}.max_new_tokens "
+            f"{section.max_new_tokens} leaves of {stage}.max_length {section.max_length}. Raise "
+            "max_length."
+        )
+    unused = prepared_rows(job, part).held_out if part == "preferences" else len(fitting_held_out)
+    rows_of = account(job, part, len(fitting), unused)
+    return Prompts(trained, _distinct(fitting_held_out), part, rows_of)
+
+
+def _distinct(rows: list[dict[str, Any]]) -> list[Prompt]:
+    """Each prompt once, with its first target."""
+    found = {tuple(row["prompt_ids"]): row for row in reversed(rows)}
+    return [
+        Prompt(list(ids), row["prompt"], row.get("target"))
+        for ids, row in sorted(found.items(), key=lambda entry: entry[0])
+    ]

@@ -1,0 +1,139 @@
+"""PPO's four roles: policy, reference, reward and value.
+
+With LoRA or QLoRA they are adapters and scalar heads on one frozen base, so the memory is that of
+one model and a few per cent (`shared_base`). With full tuning they are separate models
+(`separate_models`). Both give the same numbers as the models they stand for: nothing is averaged or
+re-quantized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from alignflow.training.engine.token_logps import Head
+
+
+class Sequences(NamedTuple):
+    """Prompts padded on the left, responses on the right; B rollouts of P + T tokens."""
+
+    tokens: Tensor
+    """[B, P + T]."""
+    attention: Tensor
+    """1 on real tokens, [B, P + T]."""
+    prompt_length: int
+    """P."""
+
+    @classmethod
+    def of(
+        cls,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        *,
+        pad: int,
+        device: torch.device,
+    ) -> Sequences:
+        """Pads token ids."""
+        before, after = max(map(len, prompts)), max(1, *map(len, responses))
+        tokens, attention = [], []
+        for prompt, response in zip(prompts, responses, strict=True):
+            left, right = before - len(prompt), after - len(response)
+            tokens.append([pad] * left + [*prompt, *response] + [pad] * right)
+            attention.append([0] * left + [1] * (len(prompt) + len(response)) + [0] * right)
+        return cls(
+            torch.tensor(tokens, device=device), torch.tensor(attention, device=device), before
+        )
+
+    @property
+    def positions(self) -> Tensor:
+        """Position of each token in its own text, [B, P + T]."""
+        return (self.attention.cumsum(dim=1) - 1).clamp(min=0)
+
+    @property
+    def responses(self) -> Tensor:
+        """[B, T]."""
+        return self.tokens[:, self.prompt_length :]
+
+    @property
+    def mask(self) -> Tensor:
+        """1.0 on real response tokens, [B, T]."""
+        return self.attention[:, self.prompt_length :].float()
+
+    def rows(self, chosen: Tensor) -> Sequences:
+        """Some of the rollouts, the padding that they share cut off."""
+        tokens, attention = self.tokens[chosen], self.attention[chosen]
+        used = attention.bool().any(dim=0).nonzero().flatten()
+        start = min(int(used[0]), self.prompt_length - 1)
+        stop = max(int(used[-1]) + 1, self.prompt_length + 1)
+        return Sequences(
+            tokens[:, start:stop], attention[:, start:stop], self.prompt_length - start
+        )
+
+    def by_length(self, chosen: Sequence[int], size: int) -> list[Tensor]:
+        """Indices `chosen` in micro-batches of `size`, shortest first, so that they pad little."""
+        lengths = self.attention.sum(dim=1).tolist()
+        order = sorted(chosen, key=lambda row: (lengths[row], row))
+        return list(torch.tensor(order, device=self.tokens.device).split(size))
+
+
+class Roles(Protocol):
+    """What PPO asks of its four models. States are those that predict response tokens, [B, T, H]."""
+
+    model: Any
+    """The policy, for generation."""
+    trained_models: list[Any]
+    """All modules with weights that train."""
+    policy_head: Head
+    reference_head: Head
+    value_reads_policy: bool
+    """Whether values are read off the policy's states, so that both share one forward pass."""
+
+    def policy_states(self, sequences: Sequences) -> Tensor: ...
+    def reference_states(self, sequences: Sequences) -> Tensor: ...
+    def scores(self, sequences: Sequences) -> Tensor: ...
+    def values(self, sequences: Sequences, policy_states: Tensor) -> Tensor: ...
+    def generating(self) -> AbstractContextManager[Any]: ...
+    def parameters(self) -> dict[str, list[nn.Parameter]]: ...
+    def trainable_state(self) -> dict[str, Tensor]: ...
+    def policy_state(self) -> dict[str, Tensor]: ...
+    def policy_to_save(self) -> Any: ...
+
+
+def last_token_scores(hidden: Tensor, head: nn.Linear, attention: Tensor) -> Tensor:
+    """Score at the last real token, [B]."""
+    positions = torch.arange(attention.shape[1], device=attention.device)
+    last = (attention * positions).argmax(dim=1)
+    rows = torch.arange(len(last), device=last.device)
+    return head_values(head, hidden[rows, last])
+
+
+def predicting(states: Tensor, sequences: Sequences) -> Tensor:
+    """States from which each response token is predicted, [B, T, H]."""
+    return states[:, sequences.prompt_length - 1 : -1]
+
+
+def head_values(head: nn.Linear, states: Tensor) -> Tensor:
+    """A scalar head's values of states, [...]: in the head's own type, whatever the model's is."""
+    with torch.autocast(states.device.type, enabled=False):
+        return head(states.to(head.weight.dtype)).squeeze(-1).float()
+
+
+def backbone_states(backbone: Any, sequences: Sequences) -> Tensor:
+    """Last hidden states of a model without its head, [B, P + T, H]."""
+    return backbone(
+        input_ids=sequences.tokens,
+        attention_mask=sequences.attention,
+        position_ids=sequences.positions,
+        use_cache=False,
+    ).last_hidden_state
+
+
+def scalar_head(width: int, device: torch.device) -> nn.Linear:
+    """A head that says 0 of everything: what standardized rewards are on average."""
+    head = nn.Linear(width, 1, bias=False, device=device)
+    nn.init.zeros_(head.weight)
+    return head
