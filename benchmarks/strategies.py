@@ -30,9 +30,10 @@ from typing import Any
 
 from quickstart import RECIPE, mean_and_margin, percent, run
 
+from alignflow.recipe import METHODS
+
 RECIPES = RECIPE.parent
-NAMES = ("quickstart", *(f"quickstart-{name}" for name in ("ppo", "orpo", "qlora", "full", "pretrain")))  # fmt: skip
-METHODS = ("dpo", "ppo", "orpo", "simpo", "kto", "rloo", "grpo")
+NAMES = ("quickstart", *(f"quickstart-{name}" for name in ("ppo", "rft", "orpo", "qlora", "full", "pretrain")))  # fmt: skip
 GIB = 1024**3
 MARGIN = 0.05
 """Of accuracy, that a strategy may be worse by."""

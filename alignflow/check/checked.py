@@ -18,6 +18,7 @@ from alignflow.check.architecture import (
 from alignflow.check.findings import Finding, exit_code, raise_errors, raised
 from alignflow.check.merging import adapter_merge_findings, merge_findings
 from alignflow.check.model_files import model_directory, refusals
+from alignflow.check.named_models import named_models
 from alignflow.check.needs import Needs, need_findings, needs_of
 from alignflow.check.rows import SourceRows, is_elsewhere, row_findings, source_findings
 from alignflow.check.rules import recipe_findings
@@ -55,6 +56,8 @@ class Surroundings(Record):
 
     directory: Path | None
     shape: Shape | None
+    named: dict[str, Shape]
+    """Of the models beside the base, by field of the recipe."""
     findings: list[Finding]
 
 
@@ -93,7 +96,7 @@ def check_file(
             findings += judged
     if found.shape is not None:
         download = found.directory is None
-        needs = needs_of(recipe, found.shape, home, download=download)
+        needs = needs_of(recipe, found.shape, home, download=download, named=found.named)
         findings += need_findings(needs, guessed=found.shape.from_name)
     return Check(
         file=str(path), recipe=recipe.name, stages=recipe.stages, findings=findings,
@@ -122,7 +125,10 @@ def surroundings(recipe: Recipe) -> Surroundings:
         findings += merge_findings(recipe, directory, shape)
     if recipe.tuning.init_adapter:
         findings += _adapter_seen(recipe, directory, shape)
-    return Surroundings(directory=directory, shape=shape, findings=findings)
+    named, problems = named_models(recipe, directory)
+    return Surroundings(
+        directory=directory, shape=shape, named=named, findings=[*findings, *problems]
+    )
 
 
 def preflight(recipe: Recipe, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from alignflow.check.architecture import USUAL_LAYERS, Shape, guessed_width
@@ -13,7 +13,13 @@ from alignflow.check.findings import Finding, error, warning
 from alignflow.check.merging import merged_bytes
 from alignflow.check.ppo_rules import model_count, trained_count
 from alignflow.errors import DiskSpaceError
-from alignflow.recipe import TRAINING_STAGES, OnlineSection, PPOSection, Recipe, TrainingSection
+from alignflow.recipe import (
+    TRAINING_STAGES,
+    PPOSection,
+    Recipe,
+    RewardedSection,
+    TrainingSection,
+)
 from alignflow.stages.device import (
     available_bytes,
     first_micro_batch,
@@ -74,7 +80,14 @@ class Needs(Record):
     disk_free_bytes: int
 
 
-def needs_of(recipe: Recipe, shape: Shape, home: Path, *, download: bool) -> Needs:
+def needs_of(
+    recipe: Recipe,
+    shape: Shape,
+    home: Path,
+    *,
+    download: bool,
+    named: Mapping[str, Shape] | None = None,
+) -> Needs:
     """The estimate.
 
     Args:
@@ -82,7 +95,9 @@ def needs_of(recipe: Recipe, shape: Shape, home: Path, *, download: bool) -> Nee
         shape: Of the base model.
         home: Where results go.
         download: Whether the base model has yet to be downloaded.
+        named: Shapes of the models beside the base, by field of the recipe.
     """
+    named = named or {}
     full = recipe.tuning.mode == "full"
     trainable = shape.parameters if full else shape.adapter_parameters(recipe.tuning)
     value_bytes = 2 if resolve_dtype(recipe) == "bfloat16" else 4
@@ -91,26 +106,38 @@ def needs_of(recipe: Recipe, shape: Shape, home: Path, *, download: bool) -> Nee
         parameters=shape.parameters,
         trainable_parameters=trainable,
         stages=[
-            _stage_need(recipe, name, section, shape, trainable, value_bytes)
+            _stage_need(recipe, name, section, shape, trainable, value_bytes, named)
             for name, section in recipe.training_sections.items()
         ],
-        disk_bytes=_disk_bytes(recipe, shape, trainable) + (shape.weight_bytes if download else 0),
+        disk_bytes=_disk_bytes(recipe, shape, trainable)
+        + (shape.weight_bytes if download else 0)
+        + sum(other.weight_bytes for other in named.values() if other.from_name),
         memory_available_bytes=memory_available(),
         disk_free_bytes=shutil.disk_usage(nearest_directory(home)).free,
     )
 
 
+def frozen_bytes(recipe: Recipe, shape: Shape, value: int) -> int:
+    """Weights of a model that does not train, in the compute type or quantized."""
+    if recipe.tuning.mode != "qlora":
+        return shape.parameters * value
+    kept = shape.embedding_parameters if not shape.from_name else shape.parameters // 20
+    return int((shape.parameters - kept) * NF4_BYTES + kept * 2)
+
+
 def _stage_need(
-    recipe: Recipe, name: str, section: TrainingSection, shape: Shape, trainable: int, value: int
+    recipe: Recipe,
+    name: str,
+    section: TrainingSection,
+    shape: Shape,
+    trainable: int,
+    value: int,
+    named: Mapping[str, Shape],
 ) -> StageNeed:
-    if recipe.tuning.mode == "qlora":
-        kept = shape.embedding_parameters if not shape.from_name else shape.parameters // 20
-        weights = int((shape.parameters - kept) * NF4_BYTES + kept * 2)
-    else:
-        weights = shape.parameters * value
+    weights = frozen_bytes(recipe, shape, value)
     ppo = section if isinstance(section, PPOSection) else None
     copies = model_count(ppo) if ppo else 2 if holds_reference(recipe, name) else 1
-    if isinstance(section, OnlineSection) and section.uses_reward_model:
+    if isinstance(section, RewardedSection) and not ppo and section.uses_reward_model:
         copies, weights = copies + 1, weights * 2  # the reward model is a copy of its own
     moving = trained_count(ppo) if ppo else 1
     kept, moved = kept_bytes(recipe), moved_bytes(recipe, section)
@@ -123,6 +150,11 @@ def _stage_need(
         trained = trainable * (moved * moving + kept * (copies - moving))
     if ppo and recipe.tuning.mode == "lora" and value == FLOAT32_BYTES:
         weights += shape.parameters * value  # kept while the adapter is merged in to generate
+    weights += sum(
+        frozen_bytes(recipe, named[field], value)
+        for field in (f"{name}.{model}" for model in section.models())
+        if field in named
+    )
     responses = 2 if TRAINING_STAGES[name].trains_on_pairs else 1
     row = _row_bytes(recipe, section.max_length, shape, value) * responses
     head = 0 if name == "reward" else HEAD_TOKENS * (shape.vocabulary or USUAL_VOCABULARY) * 4

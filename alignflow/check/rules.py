@@ -10,6 +10,7 @@ from pathlib import Path
 from alignflow.check.findings import Finding, advice, error, warning
 from alignflow.check.ppo_rules import ppo_findings
 from alignflow.check.retrain_rules import retrain_findings
+from alignflow.check.sampling_rules import sampling_findings
 from alignflow.check.trainer_arguments import trainer_argument_findings
 from alignflow.errors import DataError
 from alignflow.evaluation.metric_modules import TEXT_METRICS, compares_responses
@@ -52,6 +53,7 @@ def recipe_findings(recipe: Recipe, *, small_model: bool) -> list[Finding]:
         *_metric_findings(recipe),
         *_loss_findings(recipe.section_of("dpo")),
         *_reference_free_advice(recipe),
+        *sampling_findings(recipe),
         *ppo_findings(recipe),
         *retrain_findings(recipe, TEXT_METRICS),
         *(

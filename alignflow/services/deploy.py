@@ -96,7 +96,12 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     for part in DATA_PARTS:
         for source in values.get("data", {}).get(part, ()):
             source["source"] = _absolute_data(source["source"], folder)
-    for field in PATH_FIELDS:
+    models = (
+        f"{stage}.{field}.source"
+        for stage, section in recipe.training_sections.items()
+        for field in section.models()
+    )
+    for field in (*PATH_FIELDS, *models):
         _move(values, field.split("."), folder)
     return Recipe.model_validate(values)
 
