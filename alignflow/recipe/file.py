@@ -167,11 +167,10 @@ def _override(values: dict[str, Any], override: str) -> FieldPath:
         place = _entry(place, section, override)
         if not (_is_mapping(place) or _is_list(place)):
             raise RecipeError(f"--set {override}: {section} is {place!r}, not a section.")
+    last = path[-1]
     if _is_list(place):
-        _entry(place, path[-1], override)
-        place[int(path[-1])] = value
-    else:
-        place[str(path[-1])] = value
+        _entry(place, last, override)
+    place[int(last) if _is_list(place) else str(last)] = value
     return path
 
 
@@ -242,7 +241,7 @@ def _remove(values: Any, field: FieldPath) -> None:
     for part in field[:-1]:
         place = place[part]
     if _is_mapping(place):
-        place.pop(field[-1], None)
+        place.pop(str(field[-1]), None)
 
 
 def _written(problem: Any, values: Any) -> FieldPath:
