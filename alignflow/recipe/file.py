@@ -170,7 +170,9 @@ def _override(values: dict[str, Any], override: str) -> FieldPath:
     last = path[-1]
     if _is_list(place):
         _entry(place, last, override)
-    place[int(last) if _is_list(place) else str(last)] = value
+        place[int(last)] = value
+    elif _is_mapping(place):
+        place[str(last)] = value
     return path
 
 
