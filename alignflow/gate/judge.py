@@ -16,23 +16,20 @@ import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from alignflow.errors import EvaluationError, RecipeError
 from alignflow.files import digest_json
-from alignflow.gate.gate import Judgement
 from alignflow.recipe import JudgeSection
 from alignflow.recipe.resolve import resolve_base_model
 
-Answer = Literal["first", "second", "tie"]
+Choice = Literal["first", "second", "tie"]
 Judge = Callable[[str, str, str], str]
-ANSWERS: dict[str, Answer] = {"a": "first", "b": "second", "tie": "tie", "c": "tie"}
+CHOICES: dict[str, Choice] = {"a": "first", "b": "second", "tie": "tie", "c": "tie"}
 WINS = {"first": 1.0, "second": 0.0, "tie": 0.5}
 KEY_VARIABLE = "ALIGNFLOW_JUDGE_KEY"
 MODEL_FIELD = "retrain.judge.model"
 REPLY_TOKENS = 8
-JUDGEMENTS_FILE = "judgements.jsonl"
-"""What stage `judge` leaves, in the form of `JudgementCache`."""
 TEMPLATE = """{instruction}
 
 [Prompt]
@@ -91,74 +88,39 @@ class JudgementCache:
             self._answers[key] = answer
 
 
-def compare(
-    name: str,
-    judge: Judge,
-    responses: Mapping[str, tuple[str, str]],
-    cache: JudgementCache,
-    *,
-    at_once: int = 1,
-    trained_against: bool = False,
-    human_agreement: float | None = None,
-) -> Judgement:
-    """Judges the candidate's against the champion's response to each prompt, in both orders.
+class PairJudge(NamedTuple):
+    """A judge that is shown each pair of responses in both orders, and asked for nothing twice."""
 
-    Args:
-        name: Identity of the judge, for the cache and the verdict.
-        judge: Says which of two responses is better.
-        responses: Prompt to (candidate's, champion's) response.
-        cache: Answers given before.
-        at_once: Pairs that the judge is asked about at the same time.
-        trained_against: Whether the candidate was optimised against this judge.
-        human_agreement: What `agreement` found.
-    """
-    pairs = [(prompt, ours, theirs) for prompt, (ours, theirs) in responses.items()]
-    wins = dict(zip(responses, _wins(name, judge, pairs, cache, at_once), strict=True))
-    return Judgement(
-        judge=name, wins=wins, trained_against=trained_against, human_agreement=human_agreement
-    )
+    name: str
+    """Identity, for the cache and the verdict."""
+    judge: Judge
+    cache: JudgementCache
+    at_once: int = 1
+    """Pairs that it is asked about at the same time."""
 
+    def compare(self, responses: Mapping[str, tuple[str, str]]) -> dict[str, float]:
+        """Prompt to 1 where the first of its two responses is better, 0 where the second is, 0.5."""
+        pairs = [(prompt, ours, theirs) for prompt, (ours, theirs) in responses.items()]
+        return dict(zip(responses, self._wins(pairs), strict=True))
 
-def _wins(
-    name: str,
-    judge: Judge,
-    pairs: Iterable[tuple[str, str, str]],
-    cache: JudgementCache,
-    at_once: int,
-) -> list[float]:
-    def win(pair: tuple[str, str, str]) -> float:
+    def agreement(self, pairs: Sequence[tuple[str, str, str]]) -> float | None:
+        """Share of human preferences (prompt, chosen, rejected) that it shares; ties are half."""
+        return sum(self._wins(pairs)) / len(pairs) if pairs else None
+
+    def _wins(self, pairs: Iterable[tuple[str, str, str]]) -> list[float]:
+        pool = ThreadPoolExecutor(self.at_once)
+        try:
+            return list(pool.map(self._win, pairs))
+        finally:
+            pool.shutdown(cancel_futures=True)  # a judge that is down is not asked about the rest
+
+    def _win(self, pair: tuple[str, str, str]) -> float:
         prompt, ours, theirs = pair
-        return _win(name, judge, prompt, ours, theirs, cache)
-
-    pool = ThreadPoolExecutor(at_once)
-    try:
-        return list(pool.map(win, pairs))
-    finally:
-        pool.shutdown(cancel_futures=True)  # a judge that is down is not asked about the rest
-
-
-def _win(
-    name: str, judge: Judge, prompt: str, ours: str, theirs: str, cache: JudgementCache
-) -> float:
-    if ours == theirs:
-        return 0.5
-    forward = WINS[cache.ask(name, judge, prompt, ours, theirs)]
-    backward = 1.0 - WINS[cache.ask(name, judge, prompt, theirs, ours)]
-    return forward if forward == backward else 0.5
-
-
-def agreement(
-    name: str,
-    judge: Judge,
-    pairs: Sequence[tuple[str, str, str]],
-    cache: JudgementCache,
-    *,
-    at_once: int = 1,
-) -> float | None:
-    """Share of human preferences (prompt, chosen, rejected) that the judge shares; ties are half."""
-    if not pairs:
-        return None
-    return sum(_wins(name, judge, pairs, cache, at_once)) / len(pairs)
+        if ours == theirs:
+            return 0.5
+        forward = WINS[self.cache.ask(self.name, self.judge, prompt, ours, theirs)]
+        backward = 1.0 - WINS[self.cache.ask(self.name, self.judge, prompt, theirs, ours)]
+        return forward if forward == backward else 0.5
 
 
 def judge_name(section: JudgeSection) -> str:
@@ -191,7 +153,7 @@ def judge_of(section: JudgeSection) -> Judge:
         ) from error
 
 
-def _answered_before(prompt: str, _first: str, _second: str) -> Answer:
+def _answered_before(prompt: str, _first: str, _second: str) -> Choice:
     raise EvaluationError(
         f"stage judge has no answer about {prompt[:80]!r}. Run the retrain again."
     )
@@ -202,7 +164,7 @@ def question(instruction: str, prompt: str, first: str, second: str) -> str:
     return TEMPLATE.format(instruction=instruction, prompt=prompt, first=first, second=second)
 
 
-def _ask_endpoint(section: JudgeSection, prompt: str, first: str, second: str) -> Answer:
+def _ask_endpoint(section: JudgeSection, prompt: str, first: str, second: str) -> Choice:
     content = question(section.instruction, prompt, first, second)
     body = {
         "model": section.endpoint_model,
@@ -226,9 +188,9 @@ def _ask_endpoint(section: JudgeSection, prompt: str, first: str, second: str) -
     return parse(str(reply))
 
 
-def parse(reply: str) -> Answer:
+def parse(reply: str) -> Choice:
     """`tie` where the word stands, else the first of A and B in a reply; a reply with none is a tie."""
     if re.search(r"\btie\b", reply, re.IGNORECASE):
         return "tie"
-    found = re.search(r"\b[AB]\b", reply) or re.search(r"\b[abc]\b", reply)
-    return ANSWERS[found.group().lower()] if found else "tie"
+    letter = re.search(r"\b[AB]\b", reply) or re.search(r"\b[abc]\b", reply)
+    return CHOICES[letter.group().lower()] if letter else "tie"

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignflow.errors import EvaluationError, RecipeError
 from alignflow.gate.judge import (
-    JUDGEMENTS_FILE,
     JudgementCache,
     judge_name,
     judge_of,
@@ -23,6 +22,7 @@ from alignflow.gate.judge import (
 from alignflow.gate.judge_model import token_ids
 from alignflow.gate.judge_questions import judge_spec
 from alignflow.recipe import JudgeSection, Recipe
+from alignflow.stages.layout import JUDGEMENTS_FILE
 
 ASKED = [("Why?", "because", "so"), ("Why?", "so", "because"), ("Is it a tie?", "A", "no")]
 
