@@ -5,7 +5,7 @@
 
 from alignflow.gate.contest import Contestants, contest, decides, number_of_prompts, questions
 from alignflow.gate.decision import gate
-from alignflow.gate.judge_questions import judge_spec
+from alignflow.gate.judge import judge_spec
 from alignflow.gate.power import Power, power_of
 from alignflow.gate.primary import JudgedWins
 from alignflow.gate.verdict import Guardrail, Verdict, as_page

@@ -11,7 +11,7 @@ from alignflow.errors import EvaluationError, RecipeError
 from alignflow.evaluation.scores import Scores, read_scores
 from alignflow.files import digest_json
 from alignflow.gate.decision import gate
-from alignflow.gate.judge import JudgementCache, PairJudge, judge_name, judge_of
+from alignflow.gate.judge import JudgementCache, PairJudge, Question, judge_name, judge_of
 from alignflow.gate.primary import JudgedWins
 from alignflow.gate.verdict import Verdict
 from alignflow.ledger import held_out_pairs
@@ -108,7 +108,7 @@ def _judged(
     )
 
 
-def questions(recipe: Recipe, home: Path, models: Contestants) -> list[tuple[str, str, str]]:
+def questions(recipe: Recipe, home: Path, models: Contestants) -> list[Question]:
     """All (prompt, first, second) that `contest` asks a judge about, each pair in both orders."""
     assert models.ours is not None and models.theirs is not None
     responses = _compared(models.ours, models.theirs).items()
@@ -123,7 +123,7 @@ def _compared(ours: Artifact, theirs: Artifact) -> dict[str, tuple[str, str]]:
     return {text: (answer, champion[name][1]) for name, (text, answer) in candidate.items()}
 
 
-def _human_pairs(recipe: Recipe, home: Path) -> list[tuple[str, str, str]]:
+def _human_pairs(recipe: Recipe, home: Path) -> list[Question]:
     """(prompt, chosen, rejected) of the hold-out."""
     return [
         (transcript(pair.prompt), pair.chosen, pair.rejected)

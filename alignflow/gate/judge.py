@@ -1,7 +1,8 @@
 """A judge of two responses: the recipe's function, a model, or an OpenAI-compatible endpoint.
 
 Every pair is shown in both orders, so that a judge that favours a position finds ties. Answers are
-kept in a file by (judge, prompt, first, second), so that a retry asks for nothing again.
+kept in a file by (judge, prompt, first, second), so that a retry asks for nothing again. A model
+answers in a stage of its own, `judge_model`. No torch here.
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from alignflow.errors import EvaluationError, RecipeError
-from alignflow.files import digest_json
-from alignflow.recipe import JudgeSection
+from alignflow.files import atomic_write_text, digest_json
+from alignflow.recipe import JudgeSection, Recipe, require_retrain
 from alignflow.recipe.resolve import resolve_base_model
+from alignflow.stages.device import resolve_dtype
+from alignflow.stages.spec import StageSpec
 
 Choice = Literal["first", "second", "tie"]
 Judge = Callable[[str, str, str], str]
+Question = tuple[str, str, str]
+"""Prompt, first and second response."""
 CHOICES: dict[str, Choice] = {"a": "first", "b": "second", "tie": "tie", "c": "tie"}
 WINS = {"first": 1.0, "second": 0.0, "tie": 0.5}
 KEY_VARIABLE = "ALIGNFLOW_JUDGE_KEY"
@@ -77,7 +82,7 @@ class JudgementCache:
             self.keep(name, (prompt, first, second), answer)
         return self._answers[key]
 
-    def keep(self, name: str, asked: tuple[str, str, str], answer: str) -> None:
+    def keep(self, name: str, asked: Question, answer: str) -> None:
         """Adds an answer to (prompt, first, second)."""
         key = digest_json([name, *asked])
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,18 +108,18 @@ class PairJudge(NamedTuple):
         pairs = [(prompt, ours, theirs) for prompt, (ours, theirs) in responses.items()]
         return dict(zip(responses, self._wins(pairs), strict=True))
 
-    def agreement(self, pairs: Sequence[tuple[str, str, str]]) -> float | None:
+    def agreement(self, pairs: Sequence[Question]) -> float | None:
         """Share of human preferences (prompt, chosen, rejected) that it shares; ties are half."""
         return sum(self._wins(pairs)) / len(pairs) if pairs else None
 
-    def _wins(self, pairs: Iterable[tuple[str, str, str]]) -> list[float]:
+    def _wins(self, pairs: Iterable[Question]) -> list[float]:
         pool = ThreadPoolExecutor(self.at_once)
         try:
             return list(pool.map(self._win, pairs))
         finally:
             pool.shutdown(cancel_futures=True)  # a judge that is down is not asked about the rest
 
-    def _win(self, pair: tuple[str, str, str]) -> float:
+    def _win(self, pair: Question) -> float:
         prompt, ours, theirs = pair
         if ours == theirs:
             return 0.5
@@ -194,3 +199,45 @@ def parse(reply: str) -> Choice:
         return "tie"
     letter = re.search(r"\b[AB]\b", reply) or re.search(r"\b[abc]\b", reply)
     return CHOICES[letter.group().lower()] if letter else "tie"
+
+
+def judge_spec(recipe: Recipe, home: Path, questions: Sequence[Question]) -> StageSpec:
+    """Has the recipe's judge model answer; the same questions to the same model are Cached.
+
+    Raises:
+        RecipeError: The model is not there.
+    """
+    section = require_retrain(recipe).judge
+    assert section is not None and section.model is not None
+    model = resolve_base_model(section.model, MODEL_FIELD)
+    digest = digest_json(questions)
+    return StageSpec(
+        stage="judge",
+        home=str(home),
+        params={
+            "name": judge_name(section),
+            "instruction": section.instruction,
+            "model": {"source": section.model.source, "digest": model.digest},
+            "dtype": resolve_dtype(recipe),
+            "questions": digest,
+        },
+        seed=0,
+        compute=recipe.compute.model_dump(mode="json"),
+        paths={
+            "questions": str(_written(home, digest, questions)),
+            **({"model": model.path} if model.path else {}),
+        },
+    )
+
+
+def _written(home: Path, digest: str, questions: Sequence[Question]) -> Path:
+    path = home / "work" / "judge" / f"{digest[:16]}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(path, "".join(json.dumps(asked) + "\n" for asked in questions))
+    return path
+
+
+def read_questions(spec: StageSpec) -> list[Question]:
+    """What `judge_spec` wrote."""
+    lines = Path(spec.paths["questions"]).read_text().splitlines()
+    return [(prompt, first, second) for prompt, first, second in map(json.loads, lines)]

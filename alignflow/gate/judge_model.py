@@ -19,8 +19,8 @@ from alignflow.gate.judge import (
     JudgementCache,
     parse,
     question,
+    read_questions,
 )
-from alignflow.gate.judge_questions import read_questions
 from alignflow.models.generate import generate
 from alignflow.models.loading import BaseModel, load_base
 from alignflow.stages.events import EventWriter

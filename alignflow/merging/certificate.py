@@ -19,7 +19,9 @@ class Limits(Record):
     """What a certificate may not exceed."""
 
     max_kl: float = 1e-3
+    """Nats per token, of merged against base plus adapter."""
     min_top1_agreement: float = 0.99
+    """Least share of equal most likely tokens."""
 
 
 class Figures(Record):

@@ -10,9 +10,9 @@ from alignflow.evaluation.kept import evaluation_digest, kept_or
 from alignflow.evaluation.measure import Measured, load_job, measure, responses
 from alignflow.evaluation.suite import figures, flat, free_memory, samples, write_responses
 from alignflow.files import digest_json
-from alignflow.merging import AdapterStep, Certificate, Figures, MergeOptions, merge
+from alignflow.merging import AdapterStep, Certificate, Figures, Limits, MergeOptions, merge
 from alignflow.merging.verifying.comparison import fits_memory
-from alignflow.models.loading import BaseModel, base_of, check_adapter, device, load_tokenizer
+from alignflow.models.loading import BaseModel, base_of, check_adapter, load_merged, load_tokenizer
 from alignflow.recipe import EvaluationSection, MergeSection
 from alignflow.stages.artifacts import artifact_directory
 from alignflow.stages.events import EventWriter
@@ -39,14 +39,13 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     prepared, merged = spec.input("data"), work / "output" / MODEL
     tokenizer = load_tokenizer(prepared)
     base, trained = base_of(spec), spec.input("aligned")
-    source, adapters = merge_inputs(base, trained)
+    source, adapters = _merge_inputs(base, trained)
     options = MergeOptions(
-        dtype=section.dtype if adapters else whole_dtype(section.dtype, base),
+        dtype=section.dtype if adapters else _whole_dtype(section.dtype, base),
         quantization="nf4" if spec.params["tuning"]["mode"] == "qlora" else None,
         qlora_base=section.qlora_base,
-        probes=tuple(tuple(ids) for ids in probes(prepared, tokenizer, evaluation)),
-        max_kl=section.max_kl,
-        min_top1_agreement=section.min_top1_agreement,
+        probes=tuple(tuple(ids) for ids in _probes(prepared, tokenizer, evaluation)),
+        limits=Limits(max_kl=section.max_kl, min_top1_agreement=section.min_top1_agreement),
         base_digest=base.digest if adapters else None,
         base_source=base.source if adapters else None,
         tokenizer=Prepared(prepared).tokenizer,
@@ -60,7 +59,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
         options,
         progress=lambda done, total: events.progress(done, total, "bytes"),
     )
-    compared = demand(certificate)
+    compared = _passed(certificate)
     free_memory()
     result = StageResult(
         metrics={
@@ -71,7 +70,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
         params={"merged_dtype": certificate.dtype, "merge_arithmetic": certificate.arithmetic},
         details={"certificate": certificate.model_dump(mode="json", exclude={"files"})},
     )
-    if not has_evaluation(prepared):
+    if not _has_evaluation(prepared):
         return result
     if not fits_memory(merged, 4 if spec.params["dtype"] == "float32" else 2):
         events.message(
@@ -79,16 +78,12 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
             "evaluation's prompts: its certificate compares it with base plus adapter."
         )
         return result
-    judged = judge_merged(spec, evaluation, certificate, tokenizer, merged, events)
-    return result.model_copy(
-        update={
-            "metrics": result.metrics | judged.metrics,
-            "details": result.details | judged.details,
-        }
-    )
+    judged = _judge_merged(spec, evaluation, certificate, tokenizer, merged, events)
+    metrics, details = result.metrics | judged.metrics, result.details | judged.details
+    return result.model_copy(update={"metrics": metrics, "details": details})
 
 
-def merge_inputs(base: BaseModel, trained: Path) -> tuple[Path, list[AdapterStep]]:
+def _merge_inputs(base: BaseModel, trained: Path) -> tuple[Path, list[AdapterStep]]:
     """What is merged into what: the adapter into the base, or the whole trained model into nothing.
 
     Raises:
@@ -103,9 +98,9 @@ def merge_inputs(base: BaseModel, trained: Path) -> tuple[Path, list[AdapterStep
     raise ArtifactError(f"{trained} holds neither adapter/ nor model/. Run its stage again.")
 
 
-def probes(prepared: Path, tokenizer: Any, evaluation: EvaluationSection) -> list[list[int]]:
+def _probes(prepared: Path, tokenizer: Any, evaluation: EvaluationSection) -> list[list[int]]:
     """Token ids that merged and adapter are compared on: the first evaluation prompts, or text."""
-    if not has_evaluation(prepared):
+    if not _has_evaluation(prepared):
         return [tokenizer(text).input_ids for text in PLAIN_PROBES]
     job = load_job(prepared, evaluation.model_copy(update={"metrics": []}), 0)
     if job.prompts:
@@ -114,19 +109,19 @@ def probes(prepared: Path, tokenizer: Any, evaluation: EvaluationSection) -> lis
     return [row for row in rows if row]
 
 
-def has_evaluation(prepared: Path) -> bool:
+def _has_evaluation(prepared: Path) -> bool:
     """Whether there is something to judge a model on."""
     files = Prepared(prepared)
     return files.evaluation.is_file() or files.general.is_file()
 
 
-def whole_dtype(dtype: str, base: BaseModel) -> Any:
+def _whole_dtype(dtype: str, base: BaseModel) -> Any:
     """A model that was trained whole, in float32, is written in the base's type for `auto`."""
     known = base.torch_dtype in ("float32", "bfloat16", "float16")
     return base.torch_dtype if dtype == "auto" and known else dtype
 
 
-def demand(certificate: Certificate) -> Figures:
+def _passed(certificate: Certificate) -> Figures:
     """The figures of a certificate that passed.
 
     Raises:
@@ -147,7 +142,7 @@ def demand(certificate: Certificate) -> Figures:
     )
 
 
-def judge_merged(
+def _judge_merged(
     spec: StageSpec,
     evaluation: EvaluationSection,
     certificate: Certificate,
@@ -168,7 +163,7 @@ def judge_merged(
     total = responses(job)
 
     def make() -> Measured:
-        model = reload(merged, spec.params["dtype"])
+        model = load_merged(merged, spec.params["dtype"])
         return measure(
             model, tokenizer, job, lambda done: events.progress(done, total, "responses")
         )
@@ -182,13 +177,3 @@ def judge_merged(
             "samples": samples(job, measured),
         },
     )
-
-
-def reload(directory: Path, dtype: str) -> Any:
-    """The merged model by Transformers alone."""
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        str(directory), dtype=dtype, trust_remote_code=False, use_safetensors=True
-    )
-    return model.to(device())

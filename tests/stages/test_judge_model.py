@@ -16,11 +16,11 @@ from alignflow.gate.judge import (
     JudgementCache,
     judge_name,
     judge_of,
+    judge_spec,
     parse,
     question,
 )
 from alignflow.gate.judge_model import token_ids
-from alignflow.gate.judge_questions import judge_spec
 from alignflow.recipe import JudgeSection, Recipe
 from alignflow.stages.layout import JUDGEMENTS_FILE
 

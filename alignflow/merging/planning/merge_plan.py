@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,10 +28,8 @@ class MergeOptions:
     """Token ids or texts that the logits are compared on. None: texts of our own."""
     probe_quantization: bool = True
     """For `nf4`: compare with the adapter on the quantized base, as it was trained."""
-    max_kl: float = 1e-3
-    """Certificate fails above this KL, nats per token, of merged against base plus adapter."""
-    min_top1_agreement: float = 0.99
-    """Certificate fails below this share of equal most likely tokens."""
+    limits: Limits = field(default_factory=Limits)
+    """What the certificate's figures may not exceed."""
     base_digest: str | None = None
     """Digest of the base where the caller knows it. None: hashed while it is read."""
     base_source: str | None = None
@@ -54,11 +52,6 @@ class MergeOptions:
     def compared_quantization(self) -> str | None:
         """What the base of the comparison is quantized to."""
         return self.quantization if self.probe_quantization else None
-
-    @property
-    def limits(self) -> Limits:
-        """What the certificate may not exceed."""
-        return Limits(max_kl=self.max_kl, min_top1_agreement=self.min_top1_agreement)
 
 
 Layout = Literal["linear", "conv1d", "embedding"]
