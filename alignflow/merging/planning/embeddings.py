@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Literal
 
 from alignflow.errors import ArtifactError
-from alignflow.merging import names
-from alignflow.merging.adapter import Adapter, Factors
-from alignflow.merging.deltas import add_delta
-from alignflow.merging.draft import Draft
-from alignflow.merging.operations import PutRows
+from alignflow.merging.planning import names
+from alignflow.merging.planning.adapter import Adapter, Factors
+from alignflow.merging.planning.deltas import add_delta
+from alignflow.merging.planning.draft import Draft
+from alignflow.merging.planning.merge_plan import PutRows
 from alignflow.models.headers import Located
 
 
@@ -66,9 +66,13 @@ def _parted(
         return False
     if len(replaced) == 2:
         return not _same_bytes(replaced["embedding"], replaced["head"])
-    saved = [name.rpartition(".")[2] for name in adapter.saved_modules]
-    only = next(iter(replaced.values()))
-    return any(f".{name}." in f".{only.name}" for name in saved)
+    return _saved(adapter, next(iter(replaced.values())))
+
+
+def _saved(adapter: Adapter, tensor: Located) -> bool:
+    """Whether a tensor is of a module that was trained as a whole."""
+    leaves = [name.rpartition(".")[2] for name in adapter.saved_modules]
+    return any(f".{leaf}." in f".{tensor.name}" for leaf in leaves)
 
 
 def _write_embeddings(
@@ -83,10 +87,8 @@ def _write_embeddings(
         if source is None and place == "embedding" and draft.tied:
             source = replaced.get("head")
         if source is None and place == "head" and draft.untied and "embedding" in replaced:
-            saved = [leaf.rpartition(".")[2] for leaf in adapter.saved_modules]
             only = replaced["embedding"]
-            trained = any(f".{leaf}." in f".{only.name}" for leaf in saved)
-            source = None if trained else only
+            source = None if _saved(adapter, only) else only
         if name is not None and source is not None:
             draft.put(name, source)
     for module, (values, indices) in adapter.tokens.items():

@@ -8,13 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from alignflow.errors import ArtifactError
-from alignflow.merging import names
-from alignflow.merging.merge_plan import ShardPlan
-from alignflow.merging.operations import Dequantized, Round, TensorPlan
-from alignflow.merging.options import MergeOptions
+from alignflow.merging.planning import names
+from alignflow.merging.planning.merge_plan import (
+    MergeOptions,
+    Round,
+    ShardPlan,
+    TensorPlan,
+)
 from alignflow.models.headers import FLOATS, Located
 
 CODES = {name: code for code, name in FLOATS.items()}
+
+
+def demand_float(tensor: TensorPlan, advice: str) -> None:
+    """Refuses a tensor that no adapter can be merged into.
+
+    Raises:
+        ArtifactError: Its numbers are of another type than those that are merged.
+    """
+    if tensor.source.dtype not in FLOATS:
+        raise ArtifactError(
+            f"{tensor.source.path}: tensor {tensor.name} has type {tensor.source.dtype}, an adapter "
+            f"can only be merged into {', '.join(FLOATS)}. {advice}"
+        )
 
 
 @dataclass
@@ -26,11 +42,10 @@ class Draft:
     originals: Mapping[str, Located]
     options: MergeOptions
     tensors: dict[str, TensorPlan] = field(default_factory=dict)
-    added: dict[str, str] = field(default_factory=dict)
+    _added: dict[str, str] = field(default_factory=dict)
     """New tensor to the one it stands behind."""
     tied: bool = False
     untied: bool = False
-    notes: list[str] = field(default_factory=list)
     embedding: str | None = None
     head: str | None = None
 
@@ -48,26 +63,17 @@ class Draft:
             return located.dtype, located.dtype
         auto = self.options.dtype == "auto"
         target = located.dtype if auto else CODES[self.options.dtype]
-        dequantized = self.options.quantization and self.options.qlora_base == "dequantized"
-        wide = dequantized or (target != located.dtype)
+        wide = self.options.dequantizes or target != located.dtype
         return ("F32" if wide else located.dtype), target
 
     def add(self, name: str, operation: Any) -> None:
         tensor = self.tensors[name]
-        if tensor.source.dtype not in FLOATS:
-            raise ArtifactError(
-                f"{tensor.source.path}: tensor {name} has type {tensor.source.dtype}, an adapter "
-                f"can only be merged into {', '.join(FLOATS)}. Merge into the unquantized model."
-            )
+        demand_float(tensor, "Merge into the unquantized model.")
         self.tensors[name] = replace(tensor, operations=(*tensor.operations, operation))
 
     def put(self, name: str, source: Located) -> None:
         """Replaces a tensor and all that was done to it."""
         self.tensors[name] = replace(self.tensors[name], source=source, operations=())
-
-    def dequantize(self, linear: list[str]) -> None:
-        for name in linear:
-            self.add(name, Dequantized())
 
     def round_all(self) -> None:
         for name, tensor in self.tensors.items():
@@ -82,20 +88,20 @@ class Draft:
                 "cannot be given weights of its own. Save the base with tie_word_embeddings false."
             )
         self.tensors[head] = replace(self.tensors[self.embedding], name=head)
-        self.added[head] = self.embedding
+        self._added[head] = self.embedding
         self.head, self.tied, self.untied = head, False, True
 
     def shards(self, files: Mapping[str, list[Located]]) -> tuple[ShardPlan, ...]:
-        behind = {anchor: name for name, anchor in self.added.items()}
-        plans = []
-        for file, tensors in files.items():
-            kept: list[TensorPlan] = []
-            for tensor in tensors:
-                kept.append(self.tensors[tensor.name])
-                if tensor.name in behind:
-                    kept.append(self.tensors[behind[tensor.name]])
-            plans.append(ShardPlan(file, tuple(kept)))
-        return tuple(plans)
+        """The tensors of each file in their order, a new one behind the one it stands behind."""
+        behind = {anchor: name for name, anchor in self._added.items()}
+        ordered = {
+            file: [name for t in tensors for name in (t.name, behind.get(t.name)) if name]
+            for file, tensors in files.items()
+        }
+        return tuple(
+            ShardPlan(file, tuple(self.tensors[name] for name in chosen))
+            for file, chosen in ordered.items()
+        )
 
     def config_changes(self) -> dict[str, Any]:
         changes: dict[str, Any] = {}

@@ -24,10 +24,7 @@ def find(name: str, known: Iterable[str] | Mapping[str, Any]) -> str | None:
     A checkpoint may lack the outermost prefix (`transformer.h.0`, saved as `h.0`), have it where
     the module path has none, or keep an older name of the mixture-of-experts block.
     """
-    for candidate in _spellings(name):
-        if candidate in known:
-            return candidate
-    return None
+    return next((spelled for spelled in _spellings(name) if spelled in known), None)
 
 
 def _spellings(name: str) -> Iterable[str]:
@@ -44,12 +41,9 @@ def is_conv1d(model_type: str | None, module: str) -> bool:
 
 def input_embedding(known: Iterable[str]) -> str | None:
     """The tensor of the input embedding: of several, the one with the shortest path."""
-    found = [
-        name
-        for name in known
-        if name.endswith(".weight") and name.split(".")[-2:-1] and name.split(".")[-2] in EMBEDDINGS
-    ]
-    return min(found, key=lambda name: (name.count("."), name), default=None)
+    endings = tuple(f".{leaf}.weight" for leaf in EMBEDDINGS)
+    embeddings = [name for name in known if f".{name}".endswith(endings)]
+    return min(embeddings, key=lambda name: (name.count("."), name), default=None)
 
 
 def output_head(known: Iterable[str]) -> str | None:
@@ -70,7 +64,7 @@ def experts_on_disk(
     for prefix in (module, module.replace(".mlp.", ".block_sparse_moe.")):
         for leaves in EXPERT_PARTS.get(parameter, ()):
             pattern = re.compile(re.escape(prefix) + rf"\.(\d+)\.{leaves[0]}\.weight$")
-            numbers = sorted(int(found[1]) for name in names if (found := pattern.match(name)))
+            numbers = sorted(int(expert[1]) for name in names if (expert := pattern.match(name)))
             if numbers and numbers == list(range(len(numbers))):
                 return [tuple(f"{prefix}.{n}.{leaf}.weight" for leaf in leaves) for n in numbers]
     return None

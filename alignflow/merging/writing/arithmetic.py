@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from alignflow.merging.adapter import Factors
-from alignflow.merging.operations import (
+from alignflow.merging.planning.adapter import Factors
+from alignflow.merging.planning.merge_plan import (
     AddBias,
     AddDelta,
     AddDora,
@@ -24,9 +24,8 @@ from alignflow.merging.operations import (
     Round,
     TensorPlan,
 )
-from alignflow.merging.products import threads
-from alignflow.merging.reader import Reader, torch_dtype
-from alignflow.merging.row_blocks import RowBlocks, product_of, put_rows
+from alignflow.merging.writing.reader import Reader, torch_dtype
+from alignflow.merging.writing.row_blocks import RowBlocks, product_of, put_rows, threads
 
 NF4_BLOCK = 64
 EXPONENTS = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}
@@ -36,10 +35,10 @@ EXPONENTS = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}
 class Arithmetic:
     """Merges tensors one at a time, by row blocks where those are shown to give the same bits."""
 
-    def __init__(self, reader: Reader, block_bytes: int) -> None:
-        self.reader = reader
-        self.threads = torch.get_num_threads()
-        self.by_rows = RowBlocks(reader, block_bytes, self.threads)
+    def __init__(self, block_bytes: int) -> None:
+        self.reader = Reader()
+        self._threads = torch.get_num_threads()
+        self._by_rows = RowBlocks(self.reader, block_bytes, self._threads)
         self._fused: tuple[tuple[Factors, bool], Tensor] | None = None
 
     def blocks(self, plan: TensorPlan) -> Iterator[Tensor]:
@@ -48,10 +47,10 @@ class Arithmetic:
         Each block is overwritten by the next.
         """
         source = self.reader.tensor(plan.source)
-        if self.by_rows.can(plan):
-            yield from self.by_rows.blocks(source, plan)
+        if self._by_rows.can(plan):
+            yield from self._by_rows.blocks(source, plan)
             return
-        with threads(self.threads):
+        with threads(self._threads):
             whole = source.to(torch_dtype(plan.work), copy=True)
             for operation in plan.operations:
                 whole = self._apply(whole, operation)

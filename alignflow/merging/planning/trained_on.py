@@ -9,9 +9,9 @@ from typing import Any
 
 from alignflow.errors import ArtifactError
 from alignflow.files import digest_directory, digest_json
-from alignflow.merging.adapter import Adapter, AdapterStep, read_adapter, recorded_base
 from alignflow.merging.certificate import CERTIFICATE_FILE, read_certificate
-from alignflow.merging.options import MergeOptions
+from alignflow.merging.planning.adapter import Adapter, AdapterStep, read_adapter, recorded_base
+from alignflow.merging.planning.merge_plan import MergeOptions
 
 SHA256_DIGITS = 64
 """A commit of the Hub has 40."""
@@ -43,14 +43,14 @@ def check_lineage(
         recorded, known = recorded_base(adapter.path).get("digest"), options.base_digest
         if recorded and known:
             _demand_same(adapter.path, recorded, base, known)
-        named = named_base(adapter)
+        named = _named_base(adapter)
         if named and named.resolve() != base.resolve() and (named / CERTIFICATE_FILE).is_file():
             raise ArtifactError(
                 f"The adapter in {adapter.path} was trained on the merged model in {named}, not on "
                 f"{base}. Merge it into {named}, or name the adapters before it first (--then)."
             )
         return
-    named = named_base(adapter)
+    named = _named_base(adapter)
     certificate = read_certificate(named) if named else None
     if certificate is None:
         raise ArtifactError(
@@ -112,7 +112,7 @@ def check_trained_on(
             continue
         _demand_same(path, recorded, base, digest())
     for step in planned_steps[1:]:
-        named = named_base(read_adapter(step.path))
+        named = _named_base(read_adapter(step.path))
         certificate = read_certificate(named) if named else None
         known = (base.name, digest_json(dict(shards)), digest())
         if certificate is not None and certificate.base["digest"] not in known:
@@ -122,17 +122,14 @@ def check_trained_on(
             )
 
 
-def _demand_same(adapter: Path, recorded: str, base: Path, found: str) -> None:
-    if found != recorded:
+def _demand_same(adapter: Path, recorded: str, base: Path, digest: str) -> None:
+    if digest != recorded:
         raise ArtifactError(
             f"The adapter in {adapter} was trained on a base model with digest {recorded[:12]}, "
-            f"this base in {base} has {found[:12]}. Use an adapter of this base."
+            f"this base in {base} has {digest[:12]}. Use an adapter of this base."
         )
 
 
-def named_base(adapter: Adapter) -> Path | None:
+def _named_base(adapter: Adapter) -> Path | None:
     name = adapter.config.get("base_model_name_or_path")
-    if not name:
-        return None
-    path = Path(name)
-    return path if path.is_dir() else None
+    return Path(name) if name and Path(name).is_dir() else None

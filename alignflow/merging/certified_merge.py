@@ -8,34 +8,23 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from alignflow.errors import ArtifactError
 from alignflow.files import digest_json, fsync_directory, sha256_file
-from alignflow.merging.adapter import AdapterStep, read_adapter
-from alignflow.merging.carrying import prepare_directory, write_small_files
-from alignflow.merging.certificate import (
-    Certificate,
-    Figures,
-    Limits,
-    read_certificate,
-    status_of,
-)
-from alignflow.merging.lineage import check_trained_on
-from alignflow.merging.merge_plan import MergePlan, ShardPlan
-from alignflow.merging.options import MergeOptions
-from alignflow.merging.planning import plan
-from alignflow.merging.streaming import STATE, Written, finished_shard, sha256_mapped, write_shard
+from alignflow.merging.certificate import Certificate, Figures, read_certificate, status_of
+from alignflow.merging.planning.adapter import AdapterStep, read_adapter
+from alignflow.merging.planning.merge_plan import MergeOptions, MergePlan
+from alignflow.merging.planning.plan import plan
+from alignflow.merging.planning.trained_on import check_trained_on
+from alignflow.merging.writing.directory import prepare_directory, write_small_files
+from alignflow.merging.writing.shards import STATE, Progress, Written, sha256_mapped, write_weights
 from alignflow.models.headers import FLOATS
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values that its --max-lora-rank takes."""
-Progress = Callable[[int, int], None]
-TOLD_TIMES = 500
-"""At most, that progress is told of, whatever the size."""
 
 
 def merge(
@@ -66,10 +55,10 @@ def merge(
     """
     options = options or MergeOptions()
     planned = plan(base, adapters, options)
-    if done := finished_merge(out, planned):
+    if done := _finished_merge(out, planned):
         return _checked_again(done, planned, out, options)
     streamed = _must_stream(planned, options) if options.verify else None
-    prepare_directory(out, planned, STATE, options.replace)
+    prepare_directory(out, planned, options.replace)
     written = write_weights(planned, out, options, progress or _silent)
     if options.base_digest is None:
         sources = {name: s.source_sha256 for name, s in written.items() if s.source_sha256}
@@ -85,22 +74,11 @@ def merge(
     return certificate
 
 
-def _read_back(out: Path, written: dict[str, Written]) -> None:
-    """Hashes the weights as the disk has them.
-
-    Raises:
-        ArtifactError: They are not what was written.
-    """
-    for name, shard in written.items():
-        found = sha256_mapped(out / name)
-        if found != shard.sha256:
-            raise ArtifactError(
-                f"{out / name} has sha256 {found[:12]}, but {shard.sha256[:12]} was written. The "
-                "disk or the file system lost data: look at its log, then merge again elsewhere."
-            )
+def _silent(_done: int, _total: int) -> None:
+    pass
 
 
-def finished_merge(out: Path, planned: MergePlan) -> Certificate | None:
+def _finished_merge(out: Path, planned: MergePlan) -> Certificate | None:
     """The certificate of a finished merge of this plan whose files are still what it says."""
     certificate = read_certificate(out)
     if certificate is None or certificate.plan != planned.digest:
@@ -116,98 +94,48 @@ def _checked_again(
     done: Certificate, planned: MergePlan, out: Path, options: MergeOptions
 ) -> Certificate:
     """A finished merge's certificate, with the check it lacked or by other limits."""
-    missing = options.verify and done.figures is None
-    if not missing and done.limits == _limits(options):
+    lacking = options.verify and done.figures is None
+    if not lacking and done.limits == options.limits:
         return done
-    figures = _figures(planned, out, options) if missing else done.figures
-    status = _status(done.finite, figures, _limits(options))
+    figures = _figures(planned, out, options) if lacking else done.figures
+    status = status_of(done.finite, figures, options.limits)
     certificate = done.model_copy(
-        update={"figures": figures, "limits": _limits(options), "status": status}
+        update={"figures": figures, "limits": options.limits, "status": status}
     )
     certificate.write(out)
     return certificate
 
 
-def write_weights(
-    planned: MergePlan, out: Path, options: MergeOptions, progress: Progress
-) -> dict[str, Written]:
-    """Writes every shard that is not there yet."""
-    progress(0, planned.bytes)
-    written = {}
-    for shard in planned.shards:
-        if found := finished_shard(out, planned, shard):
-            written[shard.file] = found
-    left = [shard for shard in planned.shards if shard.file not in written]
-    with ThreadPoolExecutor(1) as hasher:  # busy while torch is imported, and beside the writer
-        wanted = left if options.base_digest is None else []
-        sources = {s.file: hasher.submit(sha256_mapped, planned.base / s.file) for s in wanted}
-        try:
-            return _write_left(planned, out, options, progress, written, left, sources)
-        finally:
-            for source in sources.values():
-                source.cancel()
+def _read_back(out: Path, written: dict[str, Written]) -> None:
+    """Hashes the weights as the disk has them.
 
-
-def _write_left(
-    planned: MergePlan,
-    out: Path,
-    options: MergeOptions,
-    progress: Progress,
-    written: dict[str, Written],
-    left: list[ShardPlan],
-    sources: dict[str, Future[str]],
-) -> dict[str, Written]:
-    from alignflow.merging.arithmetic import Arithmetic
-    from alignflow.merging.products import threads
-    from alignflow.merging.reader import Reader
-
-    reader = Reader()
-    arithmetic = Arithmetic(reader, options.block_bytes)
-    total = planned.bytes
-    done = total - sum(shard.bytes for shard in left)
-
-    told = done
-
-    def tell(count: int) -> None:
-        nonlocal done, told
-        done += count
-        if done - told >= total / TOLD_TIMES or done == total:
-            told = done
-            progress(done, total)
-
-    with threads(1):  # where the result depends on it, Arithmetic takes the number it found
-        for shard in left:
-            written[shard.file] = write_shard(
-                out, planned, shard, source_digest=sources.get(shard.file), progress=tell,
-                arithmetic=arithmetic,
-            )  # fmt: skip
-            reader.close(planned.base / shard.file)
-    return written
-
-
-def _silent(_done: int, _total: int) -> None:
-    pass
+    Raises:
+        ArtifactError: They are not what was written.
+    """
+    for name, shard in written.items():
+        sha256 = sha256_mapped(out / name)
+        if sha256 != shard.sha256:
+            raise ArtifactError(
+                f"{out / name} has sha256 {sha256[:12]}, but {shard.sha256[:12]} was written. The "
+                "disk or the file system lost data: look at its log, then merge again elsewhere."
+            )
 
 
 def _must_stream(planned: MergePlan, options: MergeOptions) -> bool:
-    from alignflow.merging.verifying import must_stream
+    from alignflow.merging.verifying.comparison import must_stream
 
     return must_stream(
-        planned.base, planned.steps, planned.config_changes, _probe_quantization(options)
+        planned.base, planned.steps, planned.config_changes, options.compared_quantization
     )
-
-
-def _probe_quantization(options: MergeOptions) -> str | None:
-    return options.quantization if options.probe_quantization else None
 
 
 def _figures(
     planned: MergePlan, out: Path, options: MergeOptions, streamed: bool | None = None
 ) -> Figures:
-    from alignflow.merging.verifying import verify
+    from alignflow.merging.verifying.comparison import verify
 
     probes: list[Any] = [p if isinstance(p, str) else list(p) for p in options.probes]
-    quantization = _probe_quantization(options)
+    quantization = options.compared_quantization
     return verify(planned.base, list(planned.steps), out, probes, quantization, streamed)
 
 
@@ -218,11 +146,10 @@ def _certificate(
     written: dict[str, Written],
     figures: Figures | None,
 ) -> Certificate:
-    limits = _limits(options)
     finite = all(shard.finite for shard in written.values())
     sources = {name: shard.source_sha256 for name, shard in written.items()}
     return Certificate(
-        status=_status(finite, figures, limits),
+        status=status_of(finite, figures, options.limits),
         base={
             "source": options.base_source or str(planned.base),
             "digest": options.base_digest or digest_json(sources),
@@ -233,24 +160,11 @@ def _certificate(
         dtype=_dtype(planned),
         finite=finite,
         figures=figures,
-        limits=limits,
+        limits=options.limits,
         files=_files(out, written),
         plan=planned.digest,
-        notes=list(planned.notes),
-        serve=serve_lines(planned, options.final or out),
+        serve=_serve_lines(planned, options.final or out),
     )
-
-
-def _status(
-    finite: bool, figures: Figures | None, limits: Limits
-) -> Literal["passed", "failed", "unverified"]:
-    if not finite:
-        return "failed"
-    return "unverified" if figures is None else status_of(figures, limits)
-
-
-def _limits(options: MergeOptions) -> Limits:
-    return Limits(max_kl=options.max_kl, min_top1_agreement=options.min_top1_agreement)
 
 
 def _files(out: Path, written: dict[str, Written]) -> dict[str, dict[str, Any]]:
@@ -267,15 +181,15 @@ def _files(out: Path, written: dict[str, Written]) -> dict[str, dict[str, Any]]:
 
 
 def _dtype(planned: MergePlan) -> str:
-    bytes_by: dict[str, int] = {}
-    for shard in planned.shards:
-        for tensor in shard.tensors:
-            bytes_by[tensor.dtype] = bytes_by.get(tensor.dtype, 0) + tensor.source.elements
-    most = max(bytes_by, key=lambda code: bytes_by[code])
+    """The type of most of the weights."""
+    elements: Counter[str] = Counter()
+    for tensor in planned.tensors:
+        elements[tensor.dtype] += tensor.source.elements
+    most = elements.most_common(1)[0][0]
     return FLOATS.get(most, most)
 
 
-def serve_lines(planned: MergePlan, out: Path) -> dict[str, str]:
+def _serve_lines(planned: MergePlan, out: Path) -> dict[str, str]:
     """VLLM's command lines for the merged model and, for one plain adapter, base plus adapter."""
     lines = {"merged": shlex.join(["vllm", "serve", str(out)])}
     if len(planned.adapters) == 1 and planned.adapters[0]["weight"] == 1.0:
@@ -283,8 +197,7 @@ def serve_lines(planned: MergePlan, out: Path) -> dict[str, str]:
         rank = max((factors.rank for factors in read_adapter(path).factors), default=0)
         served = next((r for r in VLLM_RANKS if r >= rank), None)
         if served is not None:
-            lines["base_plus_adapter"] = shlex.join(
-                ["vllm", "serve", str(planned.base), "--enable-lora", "--max-lora-rank",
-                 str(served), "--lora-modules", f"adapter={path}"]
-            )  # fmt: skip
+            lora = ["--enable-lora", "--max-lora-rank", str(served)]
+            lora += ["--lora-modules", f"adapter={path}"]
+            lines["base_plus_adapter"] = shlex.join(["vllm", "serve", str(planned.base), *lora])
     return lines

@@ -5,18 +5,23 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from alignflow.merging.adapter import AdapterStep
 from alignflow.merging.certificate import Figures
-from alignflow.merging.planning import model_config
-from alignflow.merging.stacking import adapted, as_merged
-from alignflow.models.headers import read_checkpoint
+from alignflow.merging.planning.adapter import AdapterStep
+from alignflow.merging.planning.plan import model_config
+from alignflow.merging.verifying.reference import (
+    adapted,
+    as_merged,
+    demand_streamable,
+    streamed_logits,
+)
+from alignflow.models.headers import read_tensors
 from alignflow.models.loading import BaseModel, device, load_base, load_merged, quiet
 from alignflow.stages.device import available_bytes
 
@@ -62,17 +67,16 @@ def verify(
     if streamed is None:
         streamed = must_stream(base, adapters, config, quantization)
     if streamed:
-        from alignflow.merging.layerwise import streamed_logits
-
         expected = streamed_logits(base, list(adapters), ids, quantization, config)
         actual = streamed_logits(merged, [], ids)
-        found = compare(expected, actual, ids)
-        return found.model_copy(update={"streamed": True, "greedy_agreement": found.top1_agreement})
+        figures = compare(expected, actual, ids)
+        agreed = figures.top1_agreement
+        return figures.model_copy(update={"streamed": True, "greedy_agreement": agreed})
     reference, base_seconds = _reference(base, list(adapters), config, ids, quantization)
-    expected, expected_text = logits_of(reference, ids), greedy(reference, ids)
+    expected, expected_text = logits_of(reference, ids), _greedy(reference, ids)
     del reference
     model = load_merged(merged, "float32")
-    actual, actual_text = logits_of(model, ids), greedy(model, ids)
+    actual, actual_text = logits_of(model, ids), _greedy(model, ids)
     seconds = _seconds(model, ids) if base_seconds else None
     same = [one == other for one, other in zip(expected_text, actual_text, strict=True)]
     return compare(expected, actual, ids).model_copy(
@@ -96,8 +100,6 @@ def must_stream(
     """
     if fits_memory(base):
         return False
-    from alignflow.merging.layerwise import demand_streamable
-
     demand_streamable(base, list(adapters), quantization, changes)
     return True
 
@@ -121,7 +123,7 @@ def probe_ids(merged: Path, probes: Sequence[str] | Sequence[list[int]]) -> list
 
 def fits_memory(directory: Path, bytes_each: int = 4) -> bool:
     """Whether the model fits what is available where it would live: in float32, or in other types."""
-    elements = sum(t.elements for ts in read_checkpoint(directory).values() for t in ts)
+    elements = sum(tensor.elements for tensor in read_tensors(directory).values())
     room = torch.cuda.mem_get_info()[0] if device().type == "cuda" else available_bytes()
     return bytes_each * elements < MEMORY_SHARE * room
 
@@ -157,19 +159,22 @@ def logits_of(model: Any, probes: list[list[int]]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def greedy(model: Any, probes: list[list[int]]) -> list[list[int]]:
+def _greedy(model: Any, probes: list[list[int]]) -> list[list[int]]:
     """The most likely continuations of the first probes."""
     device = next(model.parameters()).device
-    found = []
+    continued = []
     with quiet():
         for ids in probes[:GREEDY_PROBES]:
             prompt = torch.tensor([ids], device=device)
             answer = model.generate(
-                input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
-                max_new_tokens=GREEDY_TOKENS, pad_token_id=0,
-            )  # fmt: skip
-            found.append(answer[0, len(ids) :].tolist())
-    return found
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                do_sample=False,
+                max_new_tokens=GREEDY_TOKENS,
+                pad_token_id=0,
+            )
+            continued.append(answer[0, len(ids) :].tolist())
+    return continued
 
 
 @torch.no_grad()
@@ -177,16 +182,11 @@ def _seconds(model: Any, probes: list[list[int]]) -> float:
     """Median seconds of a forward pass on the longest probe."""
     device = next(model.parameters()).device
     longest = torch.tensor([max(probes, key=len)], device=device)
-    return median_seconds(lambda: model(input_ids=longest, use_cache=False), device.type)
-
-
-def median_seconds(run: Callable[[], Any], device: str) -> float:
-    """Median of several calls, after two that warm up."""
     taken = []
-    for _ in range(LATENCY_REPEATS + 2):
+    for _ in range(LATENCY_REPEATS + 2):  # two warm up
         begun = time.perf_counter()
-        run()
-        if device == "cuda":
+        model(input_ids=longest, use_cache=False)
+        if device.type == "cuda":
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - begun)
     return statistics.median(taken[2:])

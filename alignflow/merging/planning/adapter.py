@@ -28,9 +28,9 @@ TOKENS = ".token_adapter.trainable_tokens_delta"
 PLAIN_INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Those that leave the base as it is. The others move part of the base into the adapter."""
 VARIANTS = (
-    "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication",
-    "megatron_config", "monteclora_config", "use_bdlora", "use_qalora", "velora_config",
-)  # fmt: skip
+    *("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication"),
+    *("megatron_config", "monteclora_config", "use_bdlora", "use_qalora", "velora_config"),
+)
 """Settings of PEFT that change what the factors mean."""
 
 
@@ -184,9 +184,9 @@ def _factors(
     a = parts.get("embedding_a" if embedding else "a")
     b = parts.get("embedding_b" if embedding else "b")
     if a is None or b is None:
-        found = a or b or next(iter(parts.values()))
+        alone = a or b or next(iter(parts.values()))
         raise ArtifactError(
-            f"{path / WEIGHTS_FILE}: {found.name} stands without its other factor. "
+            f"{path / WEIGHTS_FILE}: {alone.name} stands without its other factor. "
             "Save the adapter again."
         )
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
@@ -194,13 +194,11 @@ def _factors(
             f"{path / WEIGHTS_FILE}: the factors of {module} have shapes {a.shape} and {b.shape}; "
             "only matrices with the same rank are merged here, not convolutions."
         )
-    return Factors(
-        module, a, b, scaling(config, module, a.shape[0]), embedding,
-        parts.get("magnitude"), parts.get("bias"),
-    )  # fmt: skip
+    magnitude, bias = parts.get("magnitude"), parts.get("bias")
+    return Factors(module, a, b, _scaling(config, module, a.shape[0]), embedding, magnitude, bias)
 
 
-def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
+def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
     """What PEFT multiplies B @ A by: alpha over the rank, or over its root with rsLoRA."""
     alpha = _pattern(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", 8))
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
@@ -208,7 +206,7 @@ def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
 
 def with_rank(factors: Factors, config: Mapping[str, Any], rank: int) -> Factors:
     """The factors of a fused parameter, whose A stacks the ranks of all experts."""
-    return replace(factors, scaling=scaling(config, factors.module, rank))
+    return replace(factors, scaling=_scaling(config, factors.module, rank))
 
 
 def _pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:

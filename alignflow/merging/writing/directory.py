@@ -1,4 +1,4 @@
-"""What goes beside the weights: configs, tokenizer, chat template, index."""
+"""The directory of a merged model: made ready, and what goes beside the weights."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from typing import Any
 from alignflow.errors import ArtifactError, DiskSpaceError
 from alignflow.files import atomic_write_json, fsync_file
 from alignflow.merging.certificate import CERTIFICATE_FILE
-from alignflow.merging.merge_plan import MergePlan
-from alignflow.merging.options import MergeOptions
-from alignflow.models.headers import DTYPE_BYTES, INDEX_FILE
+from alignflow.merging.planning.merge_plan import MergeOptions, MergePlan
+from alignflow.merging.writing.shards import STATE
+from alignflow.models.headers import INDEX_FILE
 
 CARRIED = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".py", ".vocab", ".bpe"}
 """Suffixes of a model's small files."""
-NOT_CARRIED = {INDEX_FILE, CERTIFICATE_FILE, "config.json", "pytorch_model.bin.index.json",
-               "trainer_state.json", "adapter_config.json", "base_model.json", "manifest.json",
-               "all_results.json", "train_results.json"}  # fmt: skip
+NOT_CARRIED = {
+    *(INDEX_FILE, CERTIFICATE_FILE, "config.json", "pytorch_model.bin.index.json"),
+    *("trainer_state.json", "adapter_config.json", "base_model.json", "manifest.json"),
+    *("all_results.json", "train_results.json"),
+}
 TOKENIZER_MARK = "tokenizer_config.json"
 DISK_MARGIN_BYTES = 64 * 1024 * 1024
 
 
-def prepare_directory(out: Path, plan: MergePlan, state: str, replace: bool) -> None:
+def prepare_directory(out: Path, plan: MergePlan, replace: bool) -> None:
     """Makes the directory of the result.
 
     Raises:
@@ -32,7 +34,7 @@ def prepare_directory(out: Path, plan: MergePlan, state: str, replace: bool) -> 
     """
     if out.resolve() == plan.base.resolve():
         raise ArtifactError(f"{out} is the base model itself. Name another directory.")
-    if out.is_dir() and any(out.iterdir()) and not (out / state).is_dir():
+    if out.is_dir() and any(out.iterdir()) and not (out / STATE).is_dir():
         if not (out / CERTIFICATE_FILE).is_file():
             raise ArtifactError(
                 f"{out} is not empty and holds no merge of ours. Name an empty directory."
@@ -43,7 +45,7 @@ def prepare_directory(out: Path, plan: MergePlan, state: str, replace: bool) -> 
                 "or name another directory."
             )
         shutil.rmtree(out)
-    (out / state).mkdir(parents=True, exist_ok=True)
+    (out / STATE).mkdir(parents=True, exist_ok=True)
     kept = {shard.file for shard in plan.shards}
     for path in out.iterdir():
         if path.is_file() and path.name not in kept:
@@ -59,11 +61,9 @@ def prepare_directory(out: Path, plan: MergePlan, state: str, replace: bool) -> 
 
 def write_small_files(out: Path, plan: MergePlan, options: MergeOptions) -> None:
     """Config, generation config, tokenizer and chat template, code of the model's own, and index."""
-    for path in _small_files(plan.base):
-        _copy(path, out)
     tokenizer = options.tokenizer or _adapters_tokenizer(plan)
-    if tokenizer is not None:
-        for path in _small_files(tokenizer):
+    for directory in (plan.base, *([tokenizer] if tokenizer else [])):
+        for path in _small_files(directory):
             _copy(path, out)
     config = json.loads((plan.base / "config.json").read_text())
     _change(config, plan.config_changes)
@@ -81,10 +81,8 @@ def _small_files(directory: Path) -> list[Path]:
 
 
 def _adapters_tokenizer(plan: MergePlan) -> Path | None:
-    for step in reversed(plan.steps):
-        if (step.path / TOKENIZER_MARK).is_file():
-            return step.path
-    return None
+    paths = (step.path for step in reversed(plan.steps))
+    return next((path for path in paths if (path / TOKENIZER_MARK).is_file()), None)
 
 
 def _copy(path: Path, out: Path) -> None:
@@ -105,18 +103,9 @@ def _change(config: dict[str, Any], changes: Any) -> None:
 
 
 def _index(plan: MergePlan) -> dict[str, Any]:
-    weight_map = {t.name: shard.file for shard in plan.shards for t in shard.tensors}
-    parameters = sum(
-        shard_bytes // DTYPE_BYTES[tensor.dtype]
-        for shard in plan.shards
-        for tensor in shard.tensors
-        for shard_bytes in [_bytes(tensor)]
-    )
+    weight_map = {tensor.name: shard.file for shard in plan.shards for tensor in shard.tensors}
+    parameters = sum(tensor.source.elements for tensor in plan.tensors)
     return {
         "metadata": {"total_size": plan.bytes, "total_parameters": parameters},
         "weight_map": dict(sorted(weight_map.items())),
     }
-
-
-def _bytes(tensor: Any) -> int:
-    return tensor.source.elements * DTYPE_BYTES[tensor.dtype]

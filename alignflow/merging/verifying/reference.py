@@ -1,38 +1,84 @@
-"""Logits of a model that does not fit the memory: one decoder layer in float32 at a time.
+"""Base plus adapters, nothing merged: what a merged model is compared with.
 
-Parameters are views of the memory-mapped files; a layer's are widened to float32 when its turn
-comes and given back after it. What stays in float32 is embedding, head and norms.
+Where the model does not fit the memory, one decoder layer is in float32 at a time: parameters are
+views of the memory-mapped files, a layer's are widened when its turn comes and given back after it.
+What stays in float32 is embedding, head and norms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from alignflow.errors import ArtifactError
-from alignflow.merging import names
-from alignflow.merging.adapter import AdapterStep, read_adapter
-from alignflow.merging.arithmetic import dequantized
-from alignflow.merging.modules import empty_model, quantized_modules
-from alignflow.merging.reader import Reader
-from alignflow.merging.stacking import adapted, as_merged
-from alignflow.models.headers import FLOATS, Located, read_checkpoint
+from alignflow.merging.planning import names
+from alignflow.merging.planning.adapter import AdapterStep, read_adapter
+from alignflow.merging.planning.quantized import empty_model, quantized_modules
+from alignflow.merging.writing.arithmetic import dequantized
+from alignflow.merging.writing.reader import Reader
+from alignflow.models.headers import FLOATS, Located, read_tensors
+from alignflow.models.loading import quiet
 
 INSTEAD = "Verify on a machine whose memory holds the model in float32, or merge with --no-verify."
 NARROW = (torch.bfloat16, torch.float16)
 Wide = Callable[[], Tensor]
 
 
-class Mapped(NamedTuple):
-    """A model on the memory-mapped files."""
+def adapted(model: Any, steps: Sequence[AdapterStep]) -> Any:
+    """The model with the adapters of all steps active, each delta times its weight; nothing merged.
 
-    model: Any
-    wide: dict[int, Wide]
-    """By the id of a layer's parameter: what computes its float32 values."""
+    Raises:
+        ArtifactError: PEFT does not take an adapter on this model.
+    """
+    members = [member for step in steps for member in step.members]
+    for number, (path, weight) in enumerate(members):
+        name = f"adapter{number}"
+        try:
+            with quiet():
+                model = _loaded(model, path, name)
+        except (ValueError, KeyError, RuntimeError) as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ArtifactError(
+                f"{path}: PEFT cannot load this adapter, so the merge cannot be verified ({first})."
+                " Mend the adapter, or merge with --no-verify."
+            ) from error
+        for module in model.modules():
+            if isinstance(module, LoraLayer) and name in module.scaling:
+                module.scaling[name] *= weight
+    if len(members) > 1:
+        model.base_model.set_adapter([f"adapter{number}" for number in range(len(members))])
+    return model
+
+
+def _loaded(model: Any, path: Path, name: str) -> Any:
+    if not isinstance(model, PeftModel):
+        return PeftModel.from_pretrained(model, str(path), adapter_name=name)
+    model.load_adapter(str(path), name)
+    return model
+
+
+def as_merged(model: Any, merged: Mapping[str, Any]) -> Any:
+    """A base with the vocabulary and the untied head that a merged model's config has.
+
+    Args:
+        model: The base, loaded.
+        merged: The merged model's config, or what it changes of the base's.
+    """
+    rows, size = model.get_input_embeddings().weight.shape[0], merged.get("vocab_size")
+    if size and size not in (model.config.vocab_size, rows):
+        with quiet():
+            model.resize_token_embeddings(size, mean_resizing=False)
+    if merged.get("tie_word_embeddings") is False and model.config.tie_word_embeddings:
+        head = model.get_output_embeddings()
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
+    return model
 
 
 @torch.no_grad()
@@ -59,7 +105,7 @@ def streamed_logits(
     longest = max(map(len, probes))  # padding stands behind what a causal model reads
     ids = torch.tensor([[*probe, *[0] * (longest - len(probe))] for probe in probes])
     logits = model(input_ids=ids, use_cache=False).logits.float()
-    return [found[: len(probe)] for found, probe in zip(logits, probes, strict=True)]
+    return [padded[: len(probe)] for padded, probe in zip(logits, probes, strict=True)]
 
 
 def demand_streamable(
@@ -111,8 +157,9 @@ def _demand_sums(adapters: list[AdapterStep]) -> None:
             )
 
 
-def _mapped(directory: Path, quantization: str | None) -> Mapped:
-    located = {t.name: t for ts in read_checkpoint(directory).values() for t in ts}
+def _mapped(directory: Path, quantization: str | None) -> tuple[Any, dict[int, Wide]]:
+    """The model on the memory-mapped files, and what computes a layer's parameter in float32, by its id."""
+    located = read_tensors(directory)
     model, reader = empty_model(directory), Reader()
     packed = set(quantized_modules(directory)) if quantization else set()
     layers = {id(p) for layer in _layers(model) for p in layer.parameters()}
@@ -127,14 +174,14 @@ def _mapped(directory: Path, quantization: str | None) -> Mapped:
         if in_turn and (tensor.dtype != torch.float32 or isinstance(values, _Dequantized)):
             wide[name] = values
     for name, buffer in model.named_buffers():
-        if (found := names.find(name, located)) is not None:
-            state[name] = reader.tensor(located[found]).to(buffer.dtype, copy=True)
+        if (known := names.find(name, located)) is not None:
+            state[name] = reader.tensor(located[known]).to(buffer.dtype, copy=True)
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     by_name = dict(model.named_parameters())
-    return Mapped(model, {id(by_name[name]): values for name, values in wide.items()})
+    return model, {id(by_name[name]): values for name, values in wide.items()}
 
 
 class _Dequantized(NamedTuple):
@@ -173,14 +220,17 @@ class _Experts(NamedTuple):
 
 
 def _values(
-    directory: Path, name: str, shape: tuple[int, ...], located: Mapping[str, Located],
+    directory: Path,
+    name: str,
+    shape: tuple[int, ...],
+    located: Mapping[str, Located],
     reader: Reader,
-) -> tuple[Tensor, Wide]:  # fmt: skip
+) -> tuple[Tensor, Wide]:
     """What stands for a parameter out of its turn, taking no memory, and its float32 values."""
-    found = names.find(name, located)
-    if found is not None and located[found].shape == shape:
-        _demand_float(directory, located[found])
-        tensor = reader.tensor(located[found])
+    known = names.find(name, located)
+    if known is not None and located[known].shape == shape:
+        _demand_float(directory, located[known])
+        tensor = reader.tensor(located[known])
         return tensor, tensor.float
     module, _, leaf = name.rpartition(".")
     on_disk = names.experts_on_disk(module, leaf, located) or []
