@@ -23,8 +23,10 @@ def vocabulary_difference(base: Path, other: Path) -> str | None:
         return None
     ours, theirs = map(_tokens, files)
     for token in sorted(ours.keys() | theirs.keys()):
-        if ours.get(token) != theirs.get(token):
-            return f"its id {theirs.get(token)} is the base model's {ours.get(token)}: {token!r}"
+        places = [ids.get(token) for ids in (theirs, ours)]
+        if places[0] != places[1]:
+            named = ["no token" if place is None else f"id {place}" for place in places]
+            return f"{token!r} is {named[0]} of it, {named[1]} of the base model"
     return None
 
 
