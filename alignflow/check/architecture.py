@@ -129,7 +129,7 @@ def base_shape(
     """A model's shape as far as it can be known here, and what is wrong with its files."""
     if directory is None:
         shape = shape_from_name(model.source)
-        stage = "prepare" if field == "base_model" else field.partition(".")[0]
+        stage = field.rpartition(".")[0] or "prepare"
         text = f"{model.source} is not on this machine; its files are checked by `{stage}`."
         return shape, [note(field, text)]
     try:

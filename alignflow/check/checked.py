@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -15,14 +15,15 @@ from alignflow.check.architecture import (
     context_findings,
     target_findings,
 )
-from alignflow.check.findings import Finding, exit_code, raise_errors, raised
+from alignflow.check.findings import Finding, error, exit_code, raise_errors, raised, warning
 from alignflow.check.merging import adapter_merge_findings, merge_findings
-from alignflow.check.model_files import model_directory, refusals
-from alignflow.check.named_models import named_models
+from alignflow.check.model_files import model_directory, read_config, refusals
 from alignflow.check.needs import Needs, need_findings, needs_of
 from alignflow.check.rows import SourceRows, is_elsewhere, row_findings, source_findings
 from alignflow.check.rules import recipe_findings
 from alignflow.check.template import template_findings
+from alignflow.data.plain_tokenizer import has_tokenizer, vocabulary_problem
+from alignflow.data.template import load_template, special_tokens
 from alignflow.errors import AlignflowError
 from alignflow.files import digest_directory
 from alignflow.recipe import Recipe
@@ -125,7 +126,7 @@ def surroundings(recipe: Recipe) -> Surroundings:
         findings += merge_findings(recipe, directory, shape)
     if recipe.tuning.init_adapter:
         findings += _adapter_seen(recipe, directory, shape)
-    named, problems = named_models(recipe, directory)
+    named, problems = _named_models(recipe, directory)
     return Surroundings(
         directory=directory, shape=shape, named=named, findings=[*findings, *problems]
     )
@@ -156,6 +157,53 @@ def _adapter_seen(recipe: Recipe, directory: Path | None, shape: Shape | None) -
     if directory is not None and recipe.merge is not None and exit_code(findings) == 0:
         findings += adapter_merge_findings(directory, adapter)
     return findings
+
+
+def _named_models(recipe: Recipe, base: Path | None) -> tuple[dict[str, Shape], list[Finding]]:
+    """Shapes of the models by field of the recipe, and what is wrong with them.
+
+    `base` is the base model's directory; None where it is not on this machine.
+    """
+    shapes, findings = dict[str, Shape](), list[Finding]()
+    for stage, section in recipe.training_sections.items():
+        for name, model in section.models().items():
+            field = f"{stage}.{name}"
+            try:
+                directory = model_directory(model, field)
+            except AlignflowError as problem:
+                findings.append(raised(problem))
+                continue
+            shape, problems = base_shape(model, directory, field)
+            if shape is not None:
+                shapes[field] = shape
+            if directory is not None and not is_hub_id(model.source):
+                problems += refusals(directory, field)
+            if directory is not None and base is not None and exit_code(problems) == 0:
+                problems += _compared(recipe, field, directory, base)
+            findings += problems
+    return shapes, findings
+
+
+def _compared(recipe: Recipe, field: str, directory: Path, base: Path) -> Iterator[Finding]:
+    """Whether a model has the base's tokens, which are all that a stage gives it to read."""
+    override = recipe.base_model.chat_template
+    ours, theirs = (
+        load_template(base, Path(override) if override else None),
+        load_template(directory),
+    )
+    ends = [
+        special_tokens(read_config(place / "tokenizer_config.json")).get("eos_token")
+        for place in (base, directory)
+        if has_tokenizer(place)
+    ]
+    if problem := vocabulary_problem(base, directory):
+        yield error(field, problem)
+    elif len(ends) < 2:
+        yield warning(field, "its tokens are not compared: there is no tokenizer.json.")
+    elif ends[0] != ends[1]:
+        yield warning(field, f"ends a response with {ends[1]!r}, the base model with {ends[0]!r}.")
+    elif ours and theirs and ours.digest != theirs.digest:
+        yield warning(field, "has another chat template than the one in force, which it reads.")
 
 
 def _digest(recipe: Recipe, directory: Path) -> str:

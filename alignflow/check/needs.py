@@ -13,13 +13,7 @@ from alignflow.check.findings import Finding, error, warning
 from alignflow.check.merging import merged_bytes
 from alignflow.check.ppo_rules import model_count, trained_count
 from alignflow.errors import DiskSpaceError
-from alignflow.recipe import (
-    TRAINING_STAGES,
-    PPOSection,
-    Recipe,
-    RewardedSection,
-    TrainingSection,
-)
+from alignflow.recipe import TRAINING_STAGES, PPOSection, Recipe, RewardedSection, TrainingSection
 from alignflow.stages.device import (
     available_bytes,
     first_micro_batch,
@@ -81,12 +75,7 @@ class Needs(Record):
 
 
 def needs_of(
-    recipe: Recipe,
-    shape: Shape,
-    home: Path,
-    *,
-    download: bool,
-    named: Mapping[str, Shape] | None = None,
+    recipe: Recipe, shape: Shape, home: Path, *, download: bool, named: Mapping[str, Shape]
 ) -> Needs:
     """The estimate.
 
@@ -97,7 +86,6 @@ def needs_of(
         download: Whether the base model has yet to be downloaded.
         named: Shapes of the models beside the base, by field of the recipe.
     """
-    named = named or {}
     full = recipe.tuning.mode == "full"
     trainable = shape.parameters if full else shape.adapter_parameters(recipe.tuning)
     value_bytes = 2 if resolve_dtype(recipe) == "bfloat16" else 4
@@ -106,8 +94,8 @@ def needs_of(
         parameters=shape.parameters,
         trainable_parameters=trainable,
         stages=[
-            _stage_need(recipe, name, section, shape, trainable, value_bytes, named)
-            for name, section in recipe.training_sections.items()
+            _stage_need(recipe, name, shape, trainable, value_bytes, named)
+            for name in recipe.training_sections
         ],
         disk_bytes=_disk_bytes(recipe, shape, trainable)
         + (shape.weight_bytes if download else 0)
@@ -117,7 +105,7 @@ def needs_of(
     )
 
 
-def frozen_bytes(recipe: Recipe, shape: Shape, value: int) -> int:
+def _frozen_bytes(recipe: Recipe, shape: Shape, value: int) -> int:
     """Weights of a model that does not train, in the compute type or quantized."""
     if recipe.tuning.mode != "qlora":
         return shape.parameters * value
@@ -126,15 +114,9 @@ def frozen_bytes(recipe: Recipe, shape: Shape, value: int) -> int:
 
 
 def _stage_need(
-    recipe: Recipe,
-    name: str,
-    section: TrainingSection,
-    shape: Shape,
-    trainable: int,
-    value: int,
-    named: Mapping[str, Shape],
+    recipe: Recipe, name: str, shape: Shape, trainable: int, value: int, named: Mapping[str, Shape]
 ) -> StageNeed:
-    weights = frozen_bytes(recipe, shape, value)
+    section, weights = recipe.training_sections[name], _frozen_bytes(recipe, shape, value)
     ppo = section if isinstance(section, PPOSection) else None
     copies = model_count(ppo) if ppo else 2 if holds_reference(recipe, name) else 1
     if isinstance(section, RewardedSection) and not ppo and section.uses_reward_model:
@@ -150,11 +132,8 @@ def _stage_need(
         trained = trainable * (moved * moving + kept * (copies - moving))
     if ppo and recipe.tuning.mode == "lora" and value == FLOAT32_BYTES:
         weights += shape.parameters * value  # kept while the adapter is merged in to generate
-    weights += sum(
-        frozen_bytes(recipe, named[field], value)
-        for field in (f"{name}.{model}" for model in section.models())
-        if field in named
-    )
+    beside = [other for field, other in named.items() if field.startswith(f"{name}.")]
+    weights += sum(_frozen_bytes(recipe, other, value) for other in beside)
     responses = 2 if TRAINING_STAGES[name].trains_on_pairs else 1
     row = _row_bytes(recipe, section.max_length, shape, value) * responses
     head = 0 if name == "reward" else HEAD_TOKENS * (shape.vocabulary or USUAL_VOCABULARY) * 4

@@ -13,7 +13,6 @@ from pydantic import Field
 
 from alignflow.check.findings import Finding, advice, error, note, raised, warning
 from alignflow.check.sandbox import GIB, run_limited
-from alignflow.check.tokenizer import PlainTokenizer, has_tokenizer
 from alignflow.data.forms import (
     BadRow,
     Demonstration,
@@ -25,6 +24,7 @@ from alignflow.data.forms import (
 )
 from alignflow.data.lengths import LIMITED_PARTS, limits_of, readers_of, within_context
 from alignflow.data.pairs import preference_pair, single_rating
+from alignflow.data.plain_tokenizer import PlainTokenizer, has_tokenizer
 from alignflow.data.reading import RawRow, read_source
 from alignflow.data.row_forms import COLUMNS, EVALUATION_PROMPT
 from alignflow.data.template import load_template

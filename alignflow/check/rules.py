@@ -7,12 +7,11 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from alignflow.check.findings import Finding, advice, error, warning
+from alignflow.check.findings import Finding, advice, error, raised, warning
 from alignflow.check.ppo_rules import ppo_findings
 from alignflow.check.retrain_rules import retrain_findings
-from alignflow.check.sampling_rules import sampling_findings
 from alignflow.check.trainer_arguments import trainer_argument_findings
-from alignflow.errors import DataError
+from alignflow.errors import DataError, RecipeError
 from alignflow.evaluation.metric_modules import TEXT_METRICS, compares_responses
 from alignflow.recipe import (
     DATA_PARTS,
@@ -20,11 +19,15 @@ from alignflow.recipe import (
     ORPOSection,
     PPOSection,
     Recipe,
+    RewardedSection,
     SimPOSection,
     TrainingSection,
     TuningSection,
 )
 from alignflow.recipe.names import is_hub_id
+from alignflow.recipe.online import SampledSection
+from alignflow.recipe.resolve import resolve_function
+from alignflow.recipe.rewards import EXECUTION
 
 LOSSES = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
@@ -53,7 +56,7 @@ def recipe_findings(recipe: Recipe, *, small_model: bool) -> list[Finding]:
         *_metric_findings(recipe),
         *_loss_findings(recipe.section_of("dpo")),
         *_reference_free_advice(recipe),
-        *sampling_findings(recipe),
+        *_sampling_findings(recipe),
         *ppo_findings(recipe),
         *retrain_findings(recipe, TEXT_METRICS),
         *(
@@ -150,6 +153,28 @@ def _loss_findings(dpo: TrainingSection | None) -> Iterator[Finding]:
         yield advice(
             "dpo.beta", f"is {dpo.beta}; usual are 0.01 (drifts far) to 0.5 (stays close)."
         )
+
+
+def _sampling_findings(recipe: Recipe) -> Iterator[Finding]:
+    section, method = recipe.settings(SampledSection), recipe.method
+    if section is not None and section.max_new_tokens >= section.max_length:
+        yield error(
+            f"{method}.max_new_tokens",
+            f"is {section.max_new_tokens} of max_length {section.max_length}, which leaves no room "
+            "for a prompt; raise max_length.",
+        )
+    for term in section.rewards if isinstance(section, RewardedSection) else ():
+        if term.is_function:
+            try:
+                resolve_function(term.source, f"{method}.rewards")
+            except RecipeError as problem:
+                yield raised(problem)
+        elif term.source == EXECUTION and not recipe.data.prompts:
+            yield error(
+                f"{method}.rewards",
+                "names execution, which compares with targets, but data.prompts is empty; name "
+                "prompts with a `target` each.",
+            )
 
 
 def _reference_free_advice(recipe: Recipe) -> Iterator[Finding]:

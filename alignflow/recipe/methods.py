@@ -50,10 +50,10 @@ class TrainingStage(NamedTuple):
         return self.parts == PAIRS
 
     @property
-    def names_models(self) -> bool:
-        """Whether the section names a model beside the base, which the stage may have to fetch."""
-        fields = self.section.model_fields.values()
-        return any(field.annotation is ModelSource for field in fields)
+    def named_models(self) -> list[str]:
+        """Fields of the section that name a model beside the base, which the stage may fetch."""
+        fields = self.section.model_fields.items()
+        return [name for name, field in fields if field.annotation is ModelSource]
 
 
 METHODS: dict[str, TrainingStage] = {
@@ -161,7 +161,10 @@ class Stage(NamedTuple):
 
 STAGES: dict[str, Stage] = {
     "prepare": Stage("alignflow.data.prepare:run", on_device=False, online=True),
-    **{name: Stage(row.entry, online=row.names_models) for name, row in TRAINING_STAGES.items()},
+    **{
+        name: Stage(row.entry, online=bool(row.named_models))
+        for name, row in TRAINING_STAGES.items()
+    },
     "evaluate": Stage("alignflow.evaluation.suite:run"),
     "judge": Stage("alignflow.gate.judge_model:run", online=True),
     "merge": Stage("alignflow.merging.stage:run"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from alignflow.recipe.rewards import REWARD_MODEL, RewardTerm, WatchSection
 from alignflow.recipe.sources import ModelSource
@@ -243,10 +243,3 @@ class DistillSection(SampledSection):
 
     teacher: ModelSource
     """A model with the base model's vocabulary. An adapter is merged first (`alignflow merge`)."""
-
-    @field_validator("teacher")
-    @classmethod
-    def _reads_the_students_prompts(cls, value: ModelSource) -> ModelSource:
-        if value.chat_template is not None:
-            raise ValueError("a teacher reads the student's prompts; leave chat_template out")
-        return value

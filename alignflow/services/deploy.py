@@ -15,7 +15,7 @@ from alignflow.check.findings import raise_errors
 from alignflow.check.rules import recipe_findings
 from alignflow.errors import RecipeError
 from alignflow.ledger.inbox import default_inbox
-from alignflow.recipe import DATA_PARTS, METHODS, Recipe, require_retrain
+from alignflow.recipe import DATA_PARTS, METHODS, TRAINING_STAGES, Recipe, require_retrain
 from alignflow.recipe.file import load_recipe
 from alignflow.recipe.names import DATA_SUFFIXES
 from alignflow.settings import Settings
@@ -26,6 +26,7 @@ PATH_FIELDS = (
     "base_model.source", "base_model.chat_template", "tuning.init_adapter",
     "evaluation.metrics", "evaluation.json_schema", "ppo.watch.metric",
     *(f"{method}.rewards.source" for method in METHODS), "retrain.judge.model.source",
+    *(f"{stage}.{name}.source" for stage, row in TRAINING_STAGES.items() for name in row.named_models),
 )  # fmt: skip
 """Fields, beside `data`, that may name a file or a directory."""
 
@@ -96,12 +97,7 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     for part in DATA_PARTS:
         for source in values.get("data", {}).get(part, ()):
             source["source"] = _absolute_data(source["source"], folder)
-    models = (
-        f"{stage}.{field}.source"
-        for stage, section in recipe.training_sections.items()
-        for field in section.models()
-    )
-    for field in (*PATH_FIELDS, *models):
+    for field in PATH_FIELDS:
         _move(values, field.split("."), folder)
     return Recipe.model_validate(values)
 

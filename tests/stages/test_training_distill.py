@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl.trainer.distillation_config import DistillationConfig
 from trl.trainer.distillation_trainer import DistillationTrainer, _chunked_divergence_loss
 
-from alignflow.errors import ArtifactError, RecipeError
+from alignflow.errors import RecipeError
 from alignflow.files import digest_directory
 from alignflow.models.loading import load_base, quiet, read_base
 from alignflow.recipe.online import DistillSection
@@ -202,14 +202,9 @@ def test_a_policy_that_is_its_teacher_has_nothing_to_learn(
     assert logged(spec, "loss") == pytest.approx([0.0] * 3, abs=1e-6)
 
 
-def test_a_teacher_that_changed_or_speaks_otherwise_is_refused(
-    taught: MakeTaught, tmp_path: Path
-) -> None:
+def test_a_teacher_that_speaks_otherwise_is_refused(taught: MakeTaught, tmp_path: Path) -> None:
     other = build_tiny_base(tmp_path / "other")
-    spec = taught(other)
     file = other / "tokenizer.json"
     file.write_text(file.read_text().replace("<|user|>", "<|human|>"))
-    with pytest.raises(ArtifactError, match=r"distill.teacher: .* is not what it was"):
-        run_stage(spec)
-    with pytest.raises(RecipeError, match=r"'<\|human\|>' is id 3 of it, no token of the base"):
+    with pytest.raises(RecipeError, match=r"'<\|human\|>' has id 3 in it, None in the base"):
         run_stage(taught(other))

@@ -130,8 +130,11 @@ def test_weights_of_rewards_are_added_up(prepared: Artifact, tmp_path: Path, sho
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"min_reward": 0.0}, r"the highest reward is -\d+, rft.min_reward is 0.0"),
-        ({"max_new_tokens": 1, "num_generations": 1}, "none ended"),
+        (
+            {"min_reward": 0.0},
+            r"above rft.min_reward 0.0; the best of \d+ that ended is worth -\d+.0",
+        ),
+        ({"max_new_tokens": 1, "num_generations": 1}, "the best of 0 that ended is worth None"),
     ],
 )
 def test_where_nothing_is_good_enough_it_says_what_was_there(

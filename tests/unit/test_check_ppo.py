@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from alignflow.check.ppo_rules import model_count, ppo_findings, trained_count
-from alignflow.check.sampling_rules import sampling_findings
+from alignflow.check.rules import recipe_findings
 from alignflow.recipe import PPOSection, Recipe
 from alignflow.stages.spec import StageResult
 from alignflow.training.reward_gate import weakness
@@ -35,7 +35,8 @@ def with_prompts(**data: Any) -> dict[str, Any]:
 
 
 def said(found: Recipe) -> str:
-    findings = [*sampling_findings(found), *ppo_findings(found)]
+    findings = [f for f in recipe_findings(found, small_model=True) if f.level == "error"]
+    findings += [f for f in ppo_findings(found) if f.level != "error"]
     return "\n".join(f"{finding.level} {finding.line}" for finding in findings)
 
 

@@ -17,9 +17,8 @@ from trl.trainer.distillation_config import DistillationConfig
 from trl.trainer.distillation_trainer import DistillationTrainer
 
 from alignflow.data.base import fetch_base
-from alignflow.data.vocabulary import vocabulary_difference
-from alignflow.errors import ArtifactError, RecipeError
-from alignflow.files import digest_directory
+from alignflow.data.plain_tokenizer import vocabulary_problem
+from alignflow.errors import RecipeError
 from alignflow.models.loading import BaseModel, load_base
 from alignflow.recipe.online import DistillSection
 from alignflow.stages.params import TrainingParams
@@ -37,21 +36,11 @@ class Distill(OnPrompts[DistillSection]):
     """Learns a teacher's probabilities on its own responses."""
 
     section, configuration, trainer = DistillSection, DistillationConfig, Trainer
-    logged: ClassVar = {
-        "loss": "loss",
-        "entropy": "entropy",
-        "response_tokens": "completions/mean_length",
-        "unfinished_rate": "completions/clipped_ratio",
-    }
+    logged: ClassVar = {"loss": "loss", **OnPrompts.logged}
 
     def arguments(self) -> dict[str, Any]:
-        """The divergence, and how responses are sampled."""
-        section = self.job.section
-        return {
-            "beta": REVERSE_KL,
-            "max_completion_length": section.max_new_tokens,
-            "temperature": section.temperature,
-        }
+        """The divergence."""
+        return {**super().arguments(), "beta": REVERSE_KL}
 
     def options(self) -> dict[str, Any]:
         """The teacher too."""
@@ -62,22 +51,13 @@ def teacher_of(job: Job[DistillSection]) -> Any:
     """The frozen teacher, in the types of a frozen base.
 
     Raises:
-        ArtifactError: It is no longer what it was when the run was planned.
         RecipeError: It has another vocabulary, or cannot be fetched.
     """
-    record, path = TrainingParams.of(job.spec).models["teacher"], job.spec.paths.get("teacher")
-    directory = fetch_base(record.model_dump(), path, "distill.teacher")
-    if path is not None and digest_directory(directory) != record.digest:
-        raise ArtifactError(
-            f"distill.teacher: {directory} is not what it was when the run began (digest "
-            f"{record.digest[:12]}). Put that model back, or run the recipe again."
-        )
-    if difference := vocabulary_difference(Path(job.base.path), directory):
-        raise RecipeError(
-            f"distill.teacher: {record.source} has another vocabulary than the base model: "
-            f"{difference}. Name a model of the same family and vocabulary."
-        )
-    teacher = BaseModel(path=str(directory), source=record.source, digest=record.digest)
+    record = TrainingParams.of(job.spec).models["teacher"].model_dump()
+    directory = fetch_base(record, job.spec.paths.get("teacher"), "distill.teacher")
+    if problem := vocabulary_problem(Path(job.base.path), directory):
+        raise RecipeError(f"distill.teacher: {directory} {problem}")
+    teacher = BaseModel(path=str(directory), source=record["source"], digest=record["digest"])
     model = load_base(teacher, dtype=job.dtype, quantization=job.quantization)
     return model.requires_grad_(False)
 
