@@ -36,7 +36,7 @@ FLOORS = (
     ("training.methods",),
     ("tracking",),
     ("gate",),
-    ("check",),
+    ("checking",),
     ("pipeline",),
     ("lineage",),
     ("services",),

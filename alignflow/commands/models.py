@@ -35,7 +35,7 @@ def evaluate(
       alignflow evaluate .alignflow/artifacts/merge/KEY/model --recipe my.yaml
       alignflow evaluate my-adapter --base Qwen/Qwen3-0.6B --recipe my.yaml --json
     """  # noqa: D301 (click's mark)
-    from alignflow.check.checked import preflight
+    from alignflow.checking.checked import preflight
     from alignflow.pipeline.existing_model import judge_model, judging_recipe, require_model
     from alignflow.recipe.file import load_recipe
     from alignflow.settings import resolve_home

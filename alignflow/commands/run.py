@@ -36,7 +36,7 @@ def run(
       alignflow run my.yaml --set seed=1 --set dpo.beta=0.2 --home /data/alignflow
       alignflow run my.yaml --json > report.json
     """  # noqa: D301 (click's mark)
-    from alignflow.check.checked import preflight
+    from alignflow.checking.checked import preflight
     from alignflow.recipe.file import load_recipe
     from alignflow.settings import resolve_home
 

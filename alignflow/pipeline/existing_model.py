@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignflow.check.model_files import read_config, refusals
+from alignflow.checking.model_files import read_config, refusals
 from alignflow.data.base import fetch_base
 from alignflow.data.template import load_template
 from alignflow.errors import ArtifactError, DataError, RecipeError
@@ -179,7 +179,7 @@ def require_model(directory: Path) -> None:
         ArtifactError: There is neither a model nor an adapter.
         RecipeError: It holds pickles, links out of it, or names code.
     """
-    from alignflow.check.findings import raise_errors
+    from alignflow.checking.findings import raise_errors
 
     if not (directory / "config.json").is_file() and not is_adapter(directory):
         raise ArtifactError(

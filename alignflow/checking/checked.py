@@ -8,20 +8,20 @@ from pathlib import Path
 
 from pydantic import Field
 
-from alignflow.check.architecture import (
+from alignflow.checking.architecture import (
     Shape,
     adapter_findings,
     base_shape,
     context_findings,
     target_findings,
 )
-from alignflow.check.findings import Finding, exit_code, raise_errors, raised
-from alignflow.check.merging import adapter_merge_findings, merge_findings
-from alignflow.check.model_files import model_directory, refusals
-from alignflow.check.needs import Needs, need_findings, needs_of
-from alignflow.check.rows import SourceRows, is_elsewhere, row_findings, source_findings
-from alignflow.check.rules import recipe_findings
-from alignflow.check.template import template_findings
+from alignflow.checking.findings import Finding, exit_code, raise_errors, raised
+from alignflow.checking.merging import adapter_merge_findings, merge_findings
+from alignflow.checking.model_files import model_directory, refusals
+from alignflow.checking.needs import Needs, need_findings, needs_of
+from alignflow.checking.rows import SourceRows, is_elsewhere, row_findings, source_findings
+from alignflow.checking.rules import recipe_findings
+from alignflow.checking.template import template_findings
 from alignflow.errors import AlignflowError
 from alignflow.files import digest_directory
 from alignflow.recipe import Recipe
