@@ -40,7 +40,7 @@ FLOORS = (
     ("training.methods",),
     ("tracking",),
     ("gate",),
-    ("check",),
+    ("checking",),
     ("pipeline",),
     ("lineage",),
     ("services",),

@@ -13,8 +13,8 @@ from alignflow.commands.options import Home, Json, Overrides
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from alignflow.check.checked import Check
-    from alignflow.check.rows import SourceRows
+    from alignflow.checking.checked import Check
+    from alignflow.checking.rows import SourceRows
 
 LABELS = {
     "error": ("error", "bold red"),
@@ -47,7 +47,7 @@ def check(
       alignflow check my.yaml --set tuning.rank=64 --full
       alignflow check deployments/recipes/*.yaml --json
     """  # noqa: D301 (click's mark)
-    from alignflow.check.checked import check_file
+    from alignflow.checking.checked import check_file
     from alignflow.settings import resolve_home
 
     place = resolve_home(home)
@@ -123,7 +123,7 @@ def _source_line(rows: SourceRows) -> str:
 
 
 def _need_lines(found: Check) -> list[str]:
-    from alignflow.check.needs import gib
+    from alignflow.checking.needs import gib
 
     needs = found.needs
     if needs is None:

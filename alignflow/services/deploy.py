@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from alignflow.check.findings import raise_errors
-from alignflow.check.rules import recipe_findings
+from alignflow.checking.findings import raise_errors
+from alignflow.checking.rules import recipe_findings
 from alignflow.errors import RecipeError
 from alignflow.ledger.inbox import default_inbox
 from alignflow.recipe import DATA_PARTS, METHODS, Recipe, require_retrain

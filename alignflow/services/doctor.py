@@ -17,7 +17,7 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from alignflow.check.needs import (
+from alignflow.checking.needs import (
     GIB,
     LIBRARIES_BYTES,
     NF4_BYTES,

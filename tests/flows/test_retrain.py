@@ -23,10 +23,11 @@ from retrain_cases import (
 from alignflow.errors import DataError
 from alignflow.gate import contest
 from alignflow.ledger import champion, lineage, pending_events, promote
+from alignflow.lineage import gating
 from alignflow.lineage.by_hand import promote_by_hand, roll_back_by_hand
 from alignflow.lineage.registry import Registry, reconcile
 from flows.retrain import retrain
-from tasks import approval, gating
+from tasks import approval
 
 
 @pytest.fixture(autouse=True)

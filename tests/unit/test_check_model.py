@@ -11,10 +11,10 @@ import pytest
 from check_cases import changed, checked, edit_json, errors, lines, model_copy
 
 from alignflow.builtin import base_model_directory
-from alignflow.check.architecture import read_shape, shape_from_name
-from alignflow.check.checked import preflight
-from alignflow.check.model_files import model_directory, refusals
-from alignflow.check.needs import Needs, need_findings, needs_of
+from alignflow.checking.architecture import read_shape, shape_from_name
+from alignflow.checking.checked import preflight
+from alignflow.checking.model_files import model_directory, refusals
+from alignflow.checking.needs import Needs, need_findings, needs_of
 from alignflow.errors import DiskSpaceError, RecipeError
 from alignflow.files import digest_directory
 from alignflow.models.headers import header_bytes

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from alignflow.check.ppo_rules import model_count, ppo_findings, trained_count
+from alignflow.checking.ppo_rules import model_count, ppo_findings, trained_count
 from alignflow.recipe import PPOSection, Recipe
 from alignflow.stages.spec import StageResult
 from alignflow.training.reward_gate import weakness

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from check_cases import checked, demonstrations, errors, lines, model_copy, write_rows
 
-from alignflow.check import template as template_module
-from alignflow.check.sandbox import run_limited
-from alignflow.check.template import template_findings
+from alignflow.checking import template as template_module
+from alignflow.checking.sandbox import run_limited
+from alignflow.checking.template import template_findings
 from alignflow.errors import DataError
 
 
@@ -29,7 +29,7 @@ def test_lengths_are_those_of_prepare(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     from alignflow.builtin import base_model_directory
-    from alignflow.check.tokenizer import PlainTokenizer
+    from alignflow.checking.tokenizer import PlainTokenizer
 
     directory = base_model_directory("freight-base")
     ours, theirs = PlainTokenizer(directory), AutoTokenizer.from_pretrained(str(directory))
@@ -181,5 +181,5 @@ def test_an_error_of_the_child_keeps_its_exit_code() -> None:
     payload = {"directory": "/nowhere", "override": "/nowhere.jinja"}
     with pytest.raises(DataError, match="cannot be read"):
         run_limited(
-            "alignflow.check.template:probe", payload, seconds=20, memory_bytes=2**30, what="it"
+            "alignflow.checking.template:probe", payload, seconds=20, memory_bytes=2**30, what="it"
         )

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from check_cases import changed
 
-from alignflow.check.findings import Finding, exit_code, raised
-from alignflow.check.rules import LOSSES, recipe_findings
-from alignflow.check.trainer_arguments import known_arguments
+from alignflow.checking.findings import Finding, exit_code, raised
+from alignflow.checking.rules import LOSSES, recipe_findings
+from alignflow.checking.trainer_arguments import known_arguments
 from alignflow.errors import DataError, RecipeError
 from alignflow.evaluation.metric_modules import OURS, TEXT_METRICS, load_module
 from alignflow.recipe import Recipe

@@ -9,9 +9,9 @@ import pytest
 from check_cases import changed
 from pydantic import ValidationError
 
-from alignflow.check.findings import exit_code
-from alignflow.check.rules import recipe_findings
-from alignflow.check.trainer_arguments import known_arguments
+from alignflow.checking.findings import exit_code
+from alignflow.checking.rules import recipe_findings
+from alignflow.checking.trainer_arguments import known_arguments
 from alignflow.data.lengths import limits_of, within_context
 from alignflow.pipeline.plan import stage_spec
 from alignflow.pipeline.report import key_figure

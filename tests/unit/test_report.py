@@ -68,13 +68,13 @@ def report(tmp_path: Path) -> dict[str, Any]:
         outcome(finished(tmp_path, "merge", StageResult())),
     ]
     mlflow = {"tracking_uri": "sqlite:///x.db", "experiment": "tiny", "run_id": "r"}
-    return build_report(RECIPE, "tiny-1", "completed", 12.3456, stages, tmp_path, mlflow)
+    return build_report(RECIPE, "tiny-1", "completed", 12.3456, stages, mlflow)
 
 
 def test_the_json_has_the_promised_keys(report: dict[str, Any]) -> None:
     assert list(report) == [
         "schema", "run_id", "recipe", "recipe_digest", "status", "seconds", "stages",
-        "evaluation", "evaluation_intervals", "adapter", "merged_model", "mlflow",
+        "evaluation", "evaluation_intervals", "adapter", "merged_model", "registered_model", "mlflow",
     ]  # fmt: skip
     assert report["schema"] == 1
     assert list(report["stages"][0]) == [
@@ -131,7 +131,7 @@ def test_the_page_shows_what_a_merge_certificate_measured_and_no_more(
 ) -> None:
     certificate = CERTIFICATE | {"figures": figures}
     made = finished(tmp_path, "merge", StageResult(details={"certificate": certificate}))
-    found = build_report(RECIPE, "r", "completed", 1.0, [outcome(made)], tmp_path, {
+    found = build_report(RECIPE, "r", "completed", 1.0, [outcome(made)], {
         "tracking_uri": None, "experiment": "tiny", "run_id": None,
     })  # fmt: skip
     page = (write_report(tmp_path, found) / "report.html").read_text()
@@ -143,7 +143,7 @@ def test_a_run_that_failed_before_anything_was_made_has_a_report_too(tmp_path: P
         StageOutcome(stage="prepare", state="failed", error="no data [here]", exit_code=65),
         StageOutcome(stage="sft", state="skipped"),
     ]
-    found = build_report(RECIPE, "r", "failed", 1.0, stages, tmp_path, {"tracking_uri": None})
+    found = build_report(RECIPE, "r", "failed", 1.0, stages, {"tracking_uri": None})
     assert found["evaluation"] == {} and found["adapter"] is None and found["merged_model"] is None
     assert "no data [here]" in (write_report(tmp_path, found) / "report.html").read_text()
     assert "no data [here]" in printed(found)

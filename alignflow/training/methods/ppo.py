@@ -161,8 +161,8 @@ def train(
             state.update += 1
             if state.update % section.logging_steps == 0 or state.update == updates:
                 events.metrics(state.update, state.metrics)
-            due = watch is not None and watch.due(state.update, updates)
-            better = due and look(job, setting, state, watch)
+            due = watch if watch is not None and watch.due(state.update, updates) else None
+            better = due is not None and look(job, setting, state, due)
             if state.update % section.save_steps == 0 or stop.asked or better:
                 save_checkpoint(job.checkpoints, roles, optimizer, state)
             if stop.asked and state.update < updates:

@@ -7,10 +7,10 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from alignflow.check.findings import Finding, advice, error, warning
-from alignflow.check.ppo_rules import ppo_findings
-from alignflow.check.retrain_rules import retrain_findings
-from alignflow.check.trainer_arguments import trainer_argument_findings
+from alignflow.checking.findings import Finding, advice, error, warning
+from alignflow.checking.ppo_rules import ppo_findings
+from alignflow.checking.retrain_rules import retrain_findings
+from alignflow.checking.trainer_arguments import trainer_argument_findings
 from alignflow.errors import DataError
 from alignflow.evaluation.metric_modules import TEXT_METRICS, compares_responses
 from alignflow.recipe import (

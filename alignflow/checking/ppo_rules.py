@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from alignflow.check.findings import Finding, advice, error, note, raised
+from alignflow.checking.findings import Finding, advice, error, note, raised
 from alignflow.errors import RecipeError
 from alignflow.evaluation.metric_modules import compares_responses
 from alignflow.recipe import PPOSection, Recipe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from alignflow.check.findings import Finding, error, raised
+from alignflow.checking.findings import Finding, error, raised
 from alignflow.errors import AlignflowError
 from alignflow.recipe import JudgeSection, Recipe
 from alignflow.recipe.names import is_hub_id

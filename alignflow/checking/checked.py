@@ -8,25 +8,26 @@ from pathlib import Path
 
 from pydantic import Field
 
-from alignflow.check.architecture import (
+from alignflow.checking.architecture import (
     Shape,
     adapter_findings,
     base_shape,
     context_findings,
     target_findings,
 )
-from alignflow.check.findings import Finding, exit_code, raise_errors, raised
-from alignflow.check.merging import adapter_merge_findings, merge_findings
-from alignflow.check.model_files import model_directory, refusals
-from alignflow.check.needs import Needs, need_findings, needs_of
-from alignflow.check.rows import SourceRows, is_elsewhere, row_findings, source_findings
-from alignflow.check.rules import recipe_findings
-from alignflow.check.template import template_findings
+from alignflow.checking.findings import Finding, exit_code, raise_errors, raised
+from alignflow.checking.merging import adapter_merge_findings, merge_findings
+from alignflow.checking.model_files import model_directory, refusals
+from alignflow.checking.needs import Needs, need_findings, needs_of
+from alignflow.checking.rows import SourceRows, is_elsewhere, row_findings, source_findings
+from alignflow.checking.rules import recipe_findings
+from alignflow.checking.template import template_findings
 from alignflow.errors import AlignflowError
 from alignflow.files import digest_directory
 from alignflow.recipe import Recipe
 from alignflow.recipe.file import load_recipe
 from alignflow.recipe.names import is_hub_id
+from alignflow.settings import resolve_home
 from alignflow.stages.spec import Record
 
 SMALL_PARAMETERS = 100_000_000
@@ -36,6 +37,7 @@ class Check(Record):
     """All that is known of a recipe before it runs."""
 
     file: str
+    """Where it was read; its name where it was not read from a file."""
     recipe: str | None = None
     stages: list[str] = Field(default_factory=list)
     findings: list[Finding] = Field(default_factory=list)
@@ -48,6 +50,11 @@ class Check(Record):
     def exit_code(self) -> int:
         """0, or the code that a run would end with."""
         return exit_code(self.findings)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing would stop a run."""
+        return self.exit_code == 0
 
 
 class Surroundings(Record):
@@ -82,6 +89,21 @@ def check_file(
             ],
             seconds=time.monotonic() - started,
         )
+    found = check(recipe, full=full, home=home)
+    return found.model_copy(update={"file": str(path), "seconds": time.monotonic() - started})
+
+
+def check(recipe: Recipe, *, full: bool = False, home: Path | str | None = None) -> Check:
+    """What is wrong with a recipe and what could be better, without loading a model.
+
+    Nothing is raised for what is wrong: `ok` and `findings` say it.
+
+    Args:
+        recipe: From `load_recipe`.
+        full: Read every row, not a sample of 1,000 per source.
+        home: Where results would go; None is ALIGNFLOW_HOME or `.alignflow`.
+    """
+    started = time.monotonic()
     found = surroundings(recipe)
     findings, rows, needs = list(found.findings), [], None
     if exit_code(findings) == 0:
@@ -93,12 +115,18 @@ def check_file(
             findings += judged
     if found.shape is not None:
         download = found.directory is None
-        needs = needs_of(recipe, found.shape, home, download=download)
+        needs = needs_of(recipe, found.shape, resolve_home(home), download=download)
         findings += need_findings(needs, guessed=found.shape.from_name)
     return Check(
-        file=str(path), recipe=recipe.name, stages=recipe.stages, findings=findings,
-        base_model=found.shape, rows=rows, needs=needs, seconds=time.monotonic() - started,
-    )  # fmt: skip
+        file=recipe.name,
+        recipe=recipe.name,
+        stages=recipe.stages,
+        findings=findings,
+        base_model=found.shape,
+        rows=rows,
+        needs=needs,
+        seconds=time.monotonic() - started,
+    )
 
 
 def surroundings(recipe: Recipe) -> Surroundings:
