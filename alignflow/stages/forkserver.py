@@ -260,12 +260,12 @@ def _fork(request: dict[str, Any], line: socket.socket, flow_pid: int) -> int:
 
 
 def _ended(children: set[int]) -> list[tuple[int, int]]:
-    found = []
+    ended = []
     for pid in children:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
-            found.append((pid, os.waitstatus_to_exitcode(status)))
-    return found
+            ended.append((pid, os.waitstatus_to_exitcode(status)))
+    return ended
 
 
 def _say(line: socket.socket, **reply: Any) -> None:

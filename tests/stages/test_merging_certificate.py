@@ -277,9 +277,12 @@ def test_a_resized_vocabulary_is_carried_into_the_config(
         model.resize_token_embeddings(104)
         model.save_pretrained(str(tmp_path / "resized"))
         adapter = write_adapter(
-            tmp_path / "resized", tmp_path / "adapter", r=2, target_modules=["q_proj"],
+            tmp_path / "resized",
+            tmp_path / "adapter",
+            r=2,
+            target_modules=["q_proj"],
             modules_to_save=["embed_tokens", "lm_head"],
-        )  # fmt: skip
+        )
     certificate = merge(base, [AdapterStep(adapter)], tmp_path / "out")
     assert certificate.status == "passed"
     assert json.loads((tmp_path / "out/config.json").read_text())["vocab_size"] == 104
@@ -459,26 +462,37 @@ def test_random_models_and_adapters_merge_to_the_same_bits(seed: int, tmp_path: 
     shape: dict[str, Any] = (
         {"n_embd": hidden, "n_layer": 1}
         if name == "gpt2"
-        else {"hidden_size": hidden, "intermediate_size": draw.choice([40, 96]),
-              "num_hidden_layers": 1, "vocab_size": draw.choice([64, 101])}
-    )  # fmt: skip
+        else {
+            "hidden_size": hidden,
+            "intermediate_size": draw.choice([40, 96]),
+            "num_hidden_layers": 1,
+            "vocab_size": draw.choice([64, 101]),
+        }
+    )
     tied = name in ("gpt2", "gemma") or draw.random() < 0.3
     if name not in ("gpt2", "gemma", "llama"):
         shape |= {"tie_word_embeddings": tied}
     base = write_base(
-        family(name, **shape), tmp_path / "base", draw.choice(["bfloat16", "float16", "float32"]),
-        draw.choice(["20KB", "1GB"]), seed,
-    )  # fmt: skip
+        family(name, **shape),
+        tmp_path / "base",
+        draw.choice(["bfloat16", "float16", "float32"]),
+        draw.choice(["20KB", "1GB"]),
+        seed,
+    )
     targets = draw.sample(FAMILIES[name], draw.randint(1, len(FAMILIES[name])))
     if name != "llama":
         targets = [target for target in targets if target != "wte"] or ["c_attn"]
     lora: dict[str, Any] = {
-        "r": draw.randint(1, 9), "lora_alpha": draw.choice([1, 3, 16]), "target_modules": targets,
-        "use_rslora": draw.random() < 0.5, "use_dora": draw.random() < 0.3,
-        "bias": draw.choice(["none", "all", "lora_only"]), "fan_in_fan_out": name == "gpt2",
+        "r": draw.randint(1, 9),
+        "lora_alpha": draw.choice([1, 3, 16]),
+        "target_modules": targets,
+        "use_rslora": draw.random() < 0.5,
+        "use_dora": draw.random() < 0.3,
+        "bias": draw.choice(["none", "all", "lora_only"]),
+        "fan_in_fan_out": name == "gpt2",
         "rank_pattern": {targets[0]: draw.randint(1, 5)} if draw.random() < 0.4 else {},
         "alpha_pattern": {targets[-1]: draw.randint(1, 5)} if draw.random() < 0.4 else {},
-    }  # fmt: skip
+    }
     if name in ("mixtral", "qwen3_moe") and draw.random() < 0.7:
         fused = draw.sample(["gate_up_proj", "down_proj"], draw.randint(1, 2))
         lora |= {"target_parameters": [f"mlp.experts.{leaf}" for leaf in fused], "use_dora": False}

@@ -25,8 +25,13 @@ def shell(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
     return subprocess.run(
         [sys.executable, "-m", "alignflow.commands.cli", *arguments],
-        capture_output=True, text=True, cwd=cwd, env=environment, timeout=60, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        timeout=60,
+        check=False,
+    )
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -45,7 +50,7 @@ def test_help_teaches_by_examples(command: str, capsys: pytest.CaptureFixture[st
 
 def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from alignflow import cli; cli.exit_code_of(['--help']);"
+        "import sys; from alignflow.commands import cli; cli.exit_code_of(['--help']);"
         "heavy = ('torch', 'transformers', 'prefect', 'mlflow', 'sqlalchemy', 'pydantic');"
         "print([m for m in heavy if m in sys.modules])"
     )
@@ -57,7 +62,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
 def test_check_imports_neither_torch_nor_transformers(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, GOOD)
     code = (
-        "import sys; from alignflow import cli;"
+        "import sys; from alignflow.commands import cli;"
         f"code = cli.exit_code_of(['check', {str(path)!r}, '--home', {str(tmp_path)!r}]);"
         "print(code, [m for m in ('torch', 'transformers', 'trl', 'peft') if m in sys.modules])"
     )
@@ -136,9 +141,10 @@ def test_every_shipped_recipe_passes_without_a_download(
     levels = {finding["level"] for finding in found["recipes"][0]["findings"]}
     assert "error" not in levels
     unasked = [
-        finding for finding in found["recipes"][0]["findings"]
+        finding
+        for finding in found["recipes"][0]["findings"]
         if finding["level"] == "advice" and not finding["field"].endswith("revision")
-    ]  # fmt: skip
+    ]
     assert unasked == []
 
 
@@ -243,13 +249,13 @@ def test_doctor_says_what_works(tmp_path: Path, capsys: pytest.CaptureFixture[st
     facts = {fact["name"]: fact for fact in json.loads(out)["facts"]}
     assert code == 0
     assert facts["torch"]["state"] == "good" and facts["bitsandbytes"]["state"] == "good"
-    assert {"python", "cores", "gpu", "lora", "qlora", "full", "home", "hub"} <= set(facts)
+    assert {"python", "cores", "lock", "gpu", "lora", "qlora", "full", "home", "hub"} <= set(facts)
 
 
 def test_doctor_says_what_is_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from alignflow.services.children import doctor
+    from alignflow.services import doctor
 
     monkeypatch.setattr(doctor, "probe_torch", lambda: {"error": "ImportError: no torch"})
     monkeypatch.setattr(doctor, "LEAST_DISK_BYTES", 2**60)

@@ -162,7 +162,10 @@ def test_without_an_independent_judge_a_person_is_asked() -> None:
     )
     assert verdict(nothing, nothing, judgement=trained).verdict == "inconclusive"
     reward = Scores(model="m", metrics={"reward": {f"p{i}": 1.0 for i in range(200)}})
-    assert verdict(reward, nothing.model_copy(update={"metrics": reward.metrics})).verdict == "inconclusive"  # fmt: skip
+    assert (
+        verdict(reward, nothing.model_copy(update={"metrics": reward.metrics})).verdict
+        == "inconclusive"
+    )
 
 
 def test_a_judge_decides_where_no_metric_does() -> None:
