@@ -94,6 +94,7 @@ def test_headers_tell_the_shape() -> None:
     assert 0.9e6 < shape.parameters < 1.1e6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

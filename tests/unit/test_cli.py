@@ -129,6 +129,7 @@ def test_wrong_input_is_named_with_what_to_do_before_anything_starts(
     assert not (tmp_path / "home" / "artifacts").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_passes_without_a_download(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -216,6 +217,7 @@ def test_generate_refuses_what_is_no_model_and_what_could_run_code(
     assert code == 64 and "can run code" in err
 
 
+@pytest.mark.slow
 def test_generate_answers_with_the_embedded_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +227,7 @@ def test_generate_answers_with_the_embedded_model(
     assert out.strip()
 
 
+@pytest.mark.slow
 def test_evaluate_judges_a_model_that_exists(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,6 +247,7 @@ def test_evaluate_judges_a_model_that_exists(
     assert json.loads(out)["metrics"]["accuracy"] == 0.0
 
 
+@pytest.mark.slow
 def test_doctor_says_what_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = said(capsys, "doctor", "--json", "--home", str(tmp_path))
     facts = {fact["name"]: fact for fact in json.loads(out)["facts"]}

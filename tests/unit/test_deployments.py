@@ -71,6 +71,7 @@ def filled(value: Any, checked: dict[str, Any]) -> Any:
     return checked[match[1]] if match else value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DEPLOYMENTS)
 def test_a_deployments_flow_exists_and_takes_its_parameters(
     name: str, checked: dict[str, Any]
@@ -92,6 +93,7 @@ def test_a_deployments_flow_exists_and_takes_its_parameters(
     }
 
 
+@pytest.mark.slow
 def test_schedules_limits_and_triggers_are_what_prefect_takes() -> None:
     from prefect.client.schemas.objects import ConcurrencyLimitConfig
     from prefect.client.schemas.schedules import SCHEDULE_TYPES
