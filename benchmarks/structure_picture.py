@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Pair = tuple[str, str]
 Point = tuple[float, float]
 
-WIDTH, ROW, BOX_WIDTH, BOX_HEIGHT, MARGIN = 920, 88, 136, 42, 16
+WIDTH, ROW, BOX_WIDTH, BOX_HEIGHT, MARGIN = 920, 88, 150, 42, 16
 SWEEPS = 8
 TOP = "alignflow"
 STYLE = """
@@ -80,8 +80,9 @@ def box(floors: Floors, module: str) -> str:
         return ", ".join(floors.floors[0])
     if place in ("", "__main__"):
         return TOP
-    parent, _, inner = place.partition(".")
-    return place if (Path(__file__).parents[1] / "alignflow" / parent / inner).is_dir() else parent
+    parent = place.rpartition(".")[0]
+    beside_parent = parent and floors.height(parent) == floors.height(place)
+    return parent if beside_parent else place
 
 
 def implied(pair: Pair, pairs: Iterable[Pair]) -> bool:

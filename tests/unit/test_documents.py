@@ -17,7 +17,9 @@ def defined(file: Path) -> set[str]:
     """Functions, classes and methods (`Class.method`) of a file."""
     names = set()
     for node in ast.parse(file.read_text()).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.Assign):  # `run = SFT.run`
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.add(node.name)
             inner = node.body if isinstance(node, ast.ClassDef) else []
             names |= {f"{node.name}.{n.name}" for n in inner if isinstance(n, ast.FunctionDef)}

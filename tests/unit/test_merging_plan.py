@@ -143,11 +143,11 @@ def test_a_directory_with_something_else_is_never_overwritten(tmp_path: Path) ->
 def test_a_disk_that_is_too_small_is_refused_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alignflow.merging import carrying
+    from alignflow.merging.writing import directory
 
     class Full:
         free = 10
 
-    monkeypatch.setattr(carrying.shutil, "disk_usage", lambda _path: Full)
+    monkeypatch.setattr(directory.shutil, "disk_usage", lambda _path: Full)
     with pytest.raises(DiskSpaceError, match="10 bytes are free"):
         merge(write_base(tmp_path / "base"), [], tmp_path / "out", OPTIONS)
