@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install quickstart lint check test-quick test fix lock clean
+.PHONY: help install quickstart lint types check test-quick every-test test fix lock clean
 
 help:
 	@echo "make quickstart   install into $(VENV) and train, align, evaluate and merge a small model"
@@ -38,19 +38,25 @@ lint: $(VENV)/installed-test
 	$(BIN)/codespell alignflow flows tasks tests benchmarks docs README.md CONTRIBUTING.md CHANGELOG.md
 	$(BIN)/python benchmarks/structure.py --picture --check
 
-check: lint
+types: $(VENV)/installed-test
 	$(BIN)/basedpyright --level error
 
+check: lint types
+
 # one thread each: two threads on a busy core cost more than they give
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-quick: lint
 	@# a test that takes long has no place here: give it the marker `slow`
-	$(PYTEST) --dist loadfile -m "not slow" --timeout 20 tests/unit tests/test_repository.py
+	$(PYTEST) -m "not slow" --timeout 30 tests/unit tests/test_repository.py
 
-test: check
-	@# one file at a time per core: what it starts once, such as a server, is started once
-	$(PYTEST) --dist loadfile --no-loadscope-reorder
+every-test: $(VENV)/installed-test
+	@# one file at a time per core, so that what it starts, such as a server, is started once
+	$(PYTEST) --no-loadscope-reorder --durations 20 --durations-min 5
+
+test: lint
+	@# types beside the tests: they take one core most of a minute
+	$(MAKE) --no-print-directory --jobs 2 types every-test
 
 fix: $(VENV)/installed-test
 	$(BIN)/ruff check --fix .
