@@ -23,10 +23,11 @@ from alignflow.settings import Settings
 WORK_POOL = "alignflow"
 PASSED_ON = ("ALIGNFLOW_HOME", "MLFLOW_TRACKING_URI", "HF_HUB_OFFLINE", "HF_HOME")
 PATH_FIELDS = (
-    "base_model.source", "base_model.chat_template", "tuning.init_adapter",
-    "evaluation.metrics", "evaluation.json_schema", "ppo.watch.metric",
-    *(f"{method}.rewards.source" for method in METHODS), "retrain.judge.model.source",
-)  # fmt: skip
+    *("base_model.source", "base_model.chat_template", "tuning.init_adapter"),
+    *("evaluation.metrics", "evaluation.json_schema", "ppo.watch.metric"),
+    *(f"{method}.rewards.source" for method in METHODS),
+    "retrain.judge.model.source",
+)
 """Fields, beside `data`, that may name a file or a directory."""
 
 
@@ -63,15 +64,15 @@ def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
     Raises:
         RecipeError: An address holds a password.
     """
-    found = {name: environment[name] for name in PASSED_ON if name in environment}
-    for name, value in found.items():
+    passed = {name: environment[name] for name in PASSED_ON if name in environment}
+    for name, value in passed.items():
         if "://" in value and urlsplit(value).password:
             raise RecipeError(
                 f"{name} holds a password, which would stand in the deployments for everyone to "
                 "read. Leave it out and give it to workers (MLFLOW_TRACKING_USERNAME and "
                 "MLFLOW_TRACKING_PASSWORD in their environment)."
             )
-    return found
+    return passed
 
 
 def deployed_home() -> Path:

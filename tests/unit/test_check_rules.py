@@ -119,6 +119,7 @@ def test_an_absent_chat_template_is_a_fault_of_the_data() -> None:
     assert exit_code(findings) == 65
 
 
+@pytest.mark.slow
 def test_arguments_are_read_from_the_installed_libraries_without_importing_them() -> None:
     from dataclasses import fields
 
@@ -128,6 +129,7 @@ def test_arguments_are_read_from_the_installed_libraries_without_importing_them(
     assert "output_dir" in RESERVED
 
 
+@pytest.mark.slow
 def test_losses_and_metrics_are_those_there_are() -> None:
     import inspect
 

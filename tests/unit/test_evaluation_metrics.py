@@ -21,6 +21,8 @@ from alignflow.evaluation.metric_modules import (
 )
 from alignflow.recipe import EvaluationSection
 
+pytestmark = pytest.mark.slow  # `evaluate` takes seconds to import
+
 
 def figure(name: str, predictions: list, references: list | None = None, **arguments) -> float:
     return judge(MetricModule(name, load_module(name), arguments), predictions, references).figure
