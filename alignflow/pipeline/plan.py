@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from alignflow.data.lengths import limits_of
-from alignflow.evaluation.metric_modules import own_file
+from alignflow.evaluation.metric_modules import judging_files, own_file
 from alignflow.files import sha256_file
 from alignflow.pipeline.resolve import resolve_data_source
-from alignflow.recipe import DATA_PARTS, DataSource, OnlineSection, PPOSection, Recipe
+from alignflow.recipe import (
+    DATA_PARTS,
+    DataSource,
+    EvaluationSection,
+    OnlineSection,
+    PPOSection,
+    Recipe,
+)
 from alignflow.recipe.resolve import digest_adapter, resolve_base_model, resolve_function
 from alignflow.settings import Settings
 from alignflow.stages.artifacts import Artifact
@@ -157,6 +164,8 @@ def _on_rewards(stage: str) -> Callable[[Recipe, Path, Mapping[str, Artifact]], 
         files = {source: resolve_function(source) for source in named}
         params = _training(recipe, stage)
         params["rewarded_by"] = {source: sha256_file(path) for source, path in files.items()}
+        databases = [file for term in section.rewards for file in term.files]
+        params["rewarded_by"] |= digests_of_files(databases)
         return params, inputs, {source: str(path) for source, path in files.items()}
 
     return build
@@ -165,7 +174,8 @@ def _on_rewards(stage: str) -> Callable[[Recipe, Path, Mapping[str, Artifact]], 
 def _ppo(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
     params, inputs, paths = _on_rewards("ppo")(recipe, home, artifacts)
     if recipe.ppo is not None and recipe.ppo.watch is not None:
-        params["watched_by"] = digests_of_files([recipe.ppo.watch.metric])
+        watched = EvaluationSection(metrics=[recipe.ppo.watch.metric])
+        params["watched_by"] = digests_of_files(judging_files(watched))
     return params, inputs, paths
 
 
@@ -199,10 +209,8 @@ def _evaluate(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> 
 
 
 def judged_by(recipe: Recipe) -> dict[str, str]:
-    """Digests of the files that metrics are computed with: the user's own and the JSON schema."""
-    section = recipe.evaluation
-    named = [*section.metrics, *([section.json_schema] if section.json_schema else [])]
-    return digests_of_files(named)
+    """Digests of the files that metrics are computed with: the user's own, and what metrics read."""
+    return digests_of_files(judging_files(recipe.evaluation))
 
 
 def digests_of_files(names: list[str]) -> dict[str, str]:
