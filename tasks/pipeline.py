@@ -16,7 +16,7 @@ from alignflow.errors import AlignflowError, RecipeError
 from alignflow.pipeline.plan import stage_spec
 from alignflow.pipeline.progress import notify, observed_by
 from alignflow.pipeline.report import build_report, write_report
-from alignflow.recipe import Recipe
+from alignflow.recipe import PPOSection, Recipe
 from alignflow.settings import Settings, resolve_home
 from alignflow.stages import forkserver
 from alignflow.stages.artifacts import Artifact, work_directory
@@ -51,7 +51,7 @@ class PipelineRun:
 
     def in_force(self, stage: str) -> str:
         """`stage`, or what takes its place: the fallback where a reward model is too weak for PPO."""
-        ppo, judge = self.recipe.ppo, self.artifacts.get("reward")
+        ppo, judge = self.recipe.settings(PPOSection), self.artifacts.get("reward")
         if stage != "ppo" or ppo is None or judge is None or self.recipe.fallback is None:
             return stage
         reason = weakness(judge.result, ppo)

@@ -10,14 +10,13 @@ from prefect.concurrency.sync import concurrency
 
 from alignflow.errors import AlignflowError
 from alignflow.files import digest_json
-from alignflow.recipe import METHODS, ComputeSection
+from alignflow.recipe import STAGES, ComputeSection
 from alignflow.stages.device import has_gpu
 from alignflow.stages.spec import StageSpec
 
 FIRST_DELAY_SECONDS = 2.0
 LONGEST_DELAY_SECONDS = 300.0
 GPU_LIMIT = "gpu"
-ON_THE_DEVICE = ("pretrain", "sft", "reward", *METHODS, "evaluate", "judge", "merge")
 PREFECT_TIMEOUT_MARGIN_SECONDS = 120
 
 
@@ -55,7 +54,7 @@ def task_options(stage: str, compute: ComputeSection, *, finished: bool) -> dict
     return {
         "name": stage,
         "task_run_name": stage,
-        "tags": {"stage", *(["gpu"] if stage in ON_THE_DEVICE else [])},
+        "tags": {"stage", *(["gpu"] if STAGES[stage].on_device else [])},
         "retries": compute.retries,
         "retry_delay_seconds": retry_delays(compute.retries),
         "retry_condition_fn": worth_retrying,
@@ -68,7 +67,7 @@ def task_options(stage: str, compute: ComputeSection, *, finished: bool) -> dict
 @contextmanager
 def device_slot(stage: str) -> Iterator[None]:
     """Holds one slot of the `gpu` concurrency limit, if the server has such a limit."""
-    if stage not in ON_THE_DEVICE or not has_gpu():
+    if not STAGES[stage].on_device or not has_gpu():
         yield
         return
     with concurrency(GPU_LIMIT, occupy=1, strict=False):

@@ -14,10 +14,10 @@ MOST_USUAL_PASSES = 4
 
 def ppo_findings(recipe: Recipe) -> Iterator[Finding]:
     """Findings about method ppo; none for another method."""
-    ppo = recipe.ppo
+    ppo = recipe.settings(PPOSection)
     if ppo is None:
         return
-    yield from _errors(recipe, ppo)
+    yield from _errors(ppo)
     if recipe.tuning.mode == "full":
         models = model_count(ppo)
         yield note(
@@ -47,7 +47,7 @@ def ppo_findings(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-def _errors(recipe: Recipe, ppo: PPOSection) -> Iterator[Finding]:
+def _errors(ppo: PPOSection) -> Iterator[Finding]:
     if ppo.trainer_args:
         yield error(
             "ppo.trainer_args", "has no effect: PPO is alignflow's own, not TRL's. Leave it out."

@@ -12,45 +12,29 @@ from alignflow.check.retrain_rules import retrain_findings
 from alignflow.check.trainer_arguments import trainer_argument_findings
 from alignflow.errors import DataError
 from alignflow.evaluation.about import declared, text_metrics
-from alignflow.recipe import DATA_PARTS, DPOSection, Recipe, TuningSection
+from alignflow.recipe import (
+    DATA_PARTS,
+    DPOSection,
+    ORPOSection,
+    PPOSection,
+    Recipe,
+    SimPOSection,
+    TrainingSection,
+    TuningSection,
+)
 from alignflow.recipe.names import is_hub_id
 
-LOSSES = tuple(
-    [
-        "sigmoid",
-        "hinge",
-        "ipo",
-        "exo_pair",
-        "nca_pair",
-        "robust",
-        "bco_pair",
-        "sppo_hard",
-        "aot",
-        "aot_unpaired",
-        "apo_zero",
-        "apo_down",
-        "discopop",
-        "sft",
-        "sigmoid_norm",
-    ]
+LOSSES = (
+    *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard"),
+    *("aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
 )
 SMALLEST_USEFUL_RANK, LARGEST_FORMAT_RANK, REASONING_RANK, LARGEST_USUAL_RANK = 4, 16, 64, 128
 LARGEST_FULL_RATE, SMALLEST_LORA_RATE, LARGEST_LORA_RATE = 5e-5, 5e-6, 1e-3
 """Usual rates for models of at least 100M parameters; smaller ones bear more."""
 
-ADAPTER_FIELDS = tuple(
-    [
-        "rank",
-        "alpha",
-        "target_modules",
-        "rank_pattern",
-        "alpha_pattern",
-        "layers_to_transform",
-        "initialization",
-        "use_rslora",
-        "use_dora",
-        "init_adapter",
-    ]
+ADAPTER_FIELDS = (
+    *("rank", "alpha", "target_modules", "rank_pattern", "alpha_pattern", "layers_to_transform"),
+    *("initialization", "use_rslora", "use_dora", "init_adapter"),
 )
 LARGEST_USUAL_RATIO = 32
 
@@ -64,7 +48,7 @@ def recipe_findings(recipe: Recipe, *, small_model: bool) -> list[Finding]:
     """
     return [
         *judging_findings(recipe),
-        *_loss_findings(recipe.dpo),
+        *_loss_findings(recipe.section_of("dpo")),
         *_reference_free_advice(recipe),
         *ppo_findings(recipe),
         *retrain_findings(recipe, text_metrics()),
@@ -92,8 +76,8 @@ def _template_findings(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-def _loss_findings(dpo: DPOSection | None) -> Iterator[Finding]:
-    if dpo is None:
+def _loss_findings(dpo: TrainingSection | None) -> Iterator[Finding]:
+    if not isinstance(dpo, DPOSection):
         return
     for name in dpo.loss_type:
         if name not in LOSSES:
@@ -119,7 +103,7 @@ def _loss_findings(dpo: DPOSection | None) -> Iterator[Finding]:
 
 
 def _reference_free_advice(recipe: Recipe) -> Iterator[Finding]:
-    orpo, simpo = recipe.orpo, recipe.simpo
+    orpo, simpo = recipe.settings(ORPOSection), recipe.settings(SimPOSection)
     if orpo is not None and not 0.05 <= orpo.beta <= 1:
         yield advice(
             "orpo.beta",
@@ -227,7 +211,8 @@ def _rate_advice(recipe: Recipe) -> Iterator[Finding]:
                 f"{name}.learning_rate",
                 f"is {rate:g}; adapters of large models diverge above {LARGEST_LORA_RATE:g}.",
             )
-        if recipe.tuning.mode != "full" and rate < SMALLEST_LORA_RATE and name != "ppo":
+        adapters = recipe.tuning.mode != "full" and not isinstance(section, PPOSection)
+        if adapters and rate < SMALLEST_LORA_RATE:
             yield advice(
                 f"{name}.learning_rate",
                 f"is {rate:g}, usual for full tuning; adapters take about ten times as much.",

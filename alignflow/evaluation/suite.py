@@ -42,6 +42,7 @@ from alignflow.models.loading import (
 from alignflow.recipe import EvaluationSection
 from alignflow.stages.events import EventWriter
 from alignflow.stages.layout import RESPONSES_FILE, SCORES_FILE
+from alignflow.stages.params import EvaluateParams
 from alignflow.stages.spec import RowAccount, StageResult, StageSpec
 
 SAMPLES = 12
@@ -120,7 +121,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     Raises:
         EvaluationError: A model cannot be scored. There is no zero in place of a score.
     """
-    section = EvaluationSection.model_validate(spec.params["section"])
+    section = EvaluateParams.of(spec).section
     bench = load_bench(spec, section)
     roles = [role for role in section.models if role == "base" or role in spec.inputs]
     if not roles:

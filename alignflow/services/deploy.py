@@ -15,7 +15,7 @@ from alignflow.check.findings import raise_errors
 from alignflow.check.rules import recipe_findings
 from alignflow.errors import RecipeError
 from alignflow.ledger.inbox import default_inbox
-from alignflow.recipe import DATA_PARTS, Recipe, require_retrain
+from alignflow.recipe import DATA_PARTS, METHODS, Recipe, require_retrain
 from alignflow.recipe.file import load_recipe
 from alignflow.recipe.names import DATA_SUFFIXES
 from alignflow.settings import Settings
@@ -26,7 +26,7 @@ PATH_FIELDS = (
     "base_model.source", "base_model.chat_template", "tuning.init_adapter",
     "evaluation.metrics", "evaluation.metrics.*.database", "evaluation.metrics.*.json_schema",
     "evaluation.json_schema", "ppo.watch.metric", "ppo.watch.metric.*.database",
-    *(f"{m}.rewards.{f}" for m in ("ppo", "rloo", "grpo") for f in ("source", "database")),
+    *(f"{method}.rewards.{field}" for method in METHODS for field in ("source", "database")),
     "retrain.judge.model.source",
 )  # fmt: skip
 """Fields, beside `data`, that may name a file or a directory."""

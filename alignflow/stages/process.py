@@ -23,26 +23,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from alignflow.errors import AlignflowError, DiskSpaceError, OutOfMemory, Preempted, StageError
+from alignflow.recipe import STAGES
 from alignflow.stages.artifacts import locked, publish
 from alignflow.stages.events import EVENTS_FILE, EventWriter
 from alignflow.stages.spec import StageResult, StageSpec
 
-STAGES = {
-    "prepare": "alignflow.data.prepare:run",
-    "pretrain": "alignflow.training.methods.pretrain:run",
-    "sft": "alignflow.training.methods.sft:run",
-    "reward": "alignflow.training.methods.reward:run",
-    "dpo": "alignflow.training.methods.dpo:run",
-    "ppo": "alignflow.training.methods.ppo:run",
-    "orpo": "alignflow.training.methods.orpo:run",
-    "simpo": "alignflow.training.methods.simpo:run",
-    "kto": "alignflow.training.methods.kto:run",
-    "rloo": "alignflow.training.methods.rloo:run",
-    "grpo": "alignflow.training.methods.grpo:run",
-    "evaluate": "alignflow.evaluation.suite:run",
-    "judge": "alignflow.gate.judge_model:run",
-    "merge": "alignflow.merging.stage:run",
-}
 TEST_STAGES = "ALIGNFLOW_TEST_STAGES"
 SPEC_FILE = "spec.json"
 LOG_FILE = "log.txt"
@@ -55,8 +40,8 @@ StageFunction = Callable[[StageSpec, Path, EventWriter], StageResult]
 
 def load_stage(stage: str) -> StageFunction:
     """The function behind a stage's name; the tests replace entries by an environment variable."""
-    table = STAGES | json.loads(os.environ.get(TEST_STAGES, "{}"))
-    module, _, name = table[stage].partition(":")
+    replaced = json.loads(os.environ.get(TEST_STAGES, "{}"))
+    module, _, name = (replaced.get(stage) or STAGES[stage].entry).partition(":")
     return getattr(importlib.import_module(module), name)
 
 
