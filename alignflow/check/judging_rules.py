@@ -15,6 +15,7 @@ from alignflow.recipe import EvaluationSection, Recipe, RewardTerm
 from alignflow.recipe.judging import MetricArguments
 from alignflow.recipe.resolve import resolve_function
 from alignflow.recipe.rewards import EXECUTION
+from alignflow.stages.environment import SECRETS_OF_OTHERS
 
 
 def judging_findings(recipe: Recipe) -> Iterator[Finding]:
@@ -58,6 +59,8 @@ def metric_findings(field: str, section: EvaluationSection) -> Iterator[Finding]
 
 def _argument_findings(field: str, arguments: MetricArguments) -> Iterator[Finding]:
     """What this machine lacks for a metric's or a reward's arguments."""
+    for variable in set(arguments.variables) & set(SECRETS_OF_OTHERS):
+        yield error(field, f"{variable} is kept from stages; name a variable of its own.")
     for level, text in arguments.problems():
         yield error(field, text, DataError) if level == "error" else warning(field, text)
 

@@ -45,6 +45,11 @@ class MetricArguments(Section):
         """Paths of what is read, whose digests stand in a stage's key."""
         return []
 
+    @property
+    def variables(self) -> list[str]:
+        """Environment variables that stages need."""
+        return []
+
     def problems(self) -> Iterator[Problem]:
         """What on this machine contradicts them."""
         return iter(())
