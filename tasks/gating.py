@@ -8,16 +8,21 @@ from prefect import get_run_logger, task
 
 from alignflow.errors import StageError
 from alignflow.faults import faultpoint
-from alignflow.gate.contest import Contestants, contest, decides, questions
-from alignflow.gate.gate import Verdict
-from alignflow.gate.judge import JUDGEMENTS_FILE
-from alignflow.gate.judge_questions import judge_spec
-from alignflow.gate.verdict_page import as_page
+from alignflow.gate import (
+    Contestants,
+    Verdict,
+    as_page,
+    contest,
+    decides,
+    judge_spec,
+    questions,
+)
 from alignflow.ledger import champion, set_state
 from alignflow.lineage.retraining import Champion, champion_spec
 from alignflow.recipe import Recipe, require_retrain
 from alignflow.stages.artifacts import Artifact, verify
-from alignflow.tracking.tracking import model_digest
+from alignflow.stages.layout import JUDGEMENTS_FILE
+from alignflow.tracking import model_digest
 from tasks.approval import with_approval
 from tasks.patience import patient
 from tasks.prefect_artifacts import show_markdown

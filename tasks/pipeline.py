@@ -13,6 +13,7 @@ from prefect import get_run_logger
 from prefect.runtime import deployment
 
 from alignflow.errors import AlignflowError, RecipeError
+from alignflow.merging import require_certificate
 from alignflow.pipeline.plan import stage_spec
 from alignflow.pipeline.progress import notify, observed_by
 from alignflow.pipeline.report import build_report, write_report
@@ -24,7 +25,7 @@ from alignflow.stages.events import EVENTS_FILE, read_events
 from alignflow.stages.launch import next_attempt
 from alignflow.stages.outcome import StageOutcome
 from alignflow.stages.spec import StageSpec
-from alignflow.tracking.tracking import Tracker, mlflow_run_of, require_certificate
+from alignflow.tracking import Tracker, mlflow_run_of
 from alignflow.training.reward_gate import weakness
 from tasks.prefect_artifacts import link_mlflow_run
 from tasks.stages import complete_stage

@@ -12,7 +12,7 @@ from prefect.states import Completed
 
 from alignflow.errors import AlignflowError
 from alignflow.faults import faultpoint
-from alignflow.gate.gate import Verdict
+from alignflow.gate import Verdict
 from alignflow.ledger import PromotionRace, champion, promote, release, set_state
 from alignflow.lineage.registry import (
     Reconciled,
@@ -23,7 +23,7 @@ from alignflow.lineage.registry import (
 )
 from alignflow.lineage.retraining import ORIGINAL_STAGES, Champion, founder_spec, model_artifacts
 from alignflow.stages.artifacts import verify
-from alignflow.tracking.tracking import model_digest
+from alignflow.tracking import model_digest
 from tasks.approval import forget_approval
 from tasks.events import send_pending
 from tasks.patience import patient

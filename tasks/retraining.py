@@ -12,8 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from alignflow.data.prepare import DROPPED_FILE
 from alignflow.errors import RecipeError
 from alignflow.faults import faultpoint
-from alignflow.gate.contest import decides, pinned_prompts
-from alignflow.gate.gate import plan
+from alignflow.gate import decides, number_of_prompts, power_of
 from alignflow.ledger import Generation, freeze, generation, mark_dropped, set_state
 from alignflow.ledger import pinned_prompts as held_out_file
 from alignflow.lineage.retraining import (
@@ -185,7 +184,7 @@ def account_for(run: RetrainRun) -> None:
         mark_dropped(run.home, run.plan.preference_set, dropped)
     state = set_state(run.home, run.plan.preference_set, run.plan.model)
     section = require_retrain(run.recipe)
-    power = plan(pinned_prompts(prepare, run.recipe), section.gate, state.looks + 1)
+    power = power_of(number_of_prompts(prepare, run.recipe), section.gate, state.looks + 1)
     run.note(dropped=len(dropped), power=power.model_dump(mode="json"))
     get_run_logger().info("%s", power.text)
     show_markdown(power.text, "gate-power", "What the evaluation set can show, before training.")

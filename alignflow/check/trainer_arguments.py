@@ -12,23 +12,23 @@ from typing import Any
 
 from alignflow.check.findings import Finding, error
 from alignflow.recipe import TRAINING_STAGES
+from alignflow.training.engine.reserved import RESERVED
 
 PARENTS = (
     ("trl/trainer/base_config.py", "_BaseConfig"),
     ("transformers/training_args.py", "TrainingArguments"),
 )
-LAYER = Path(__file__).parents[1] / "training" / "engine" / "common.py"
 
 
 def trainer_argument_findings(stage: str, given: Mapping[str, Any]) -> Iterator[Finding]:
     """Arguments that the stage's class does not have, or that the recipe sets elsewhere."""
     if not given or TRAINING_STAGES[stage].arguments is None:
         return
-    known, reserved = known_arguments(stage), reserved_arguments()
+    known = known_arguments(stage)
     for name, value in given.items():
         field = f"{stage}.trainer_args.{name}"
-        if name in reserved:
-            yield error(field, f"is set by {reserved[name]}; leave it out.")
+        if name in RESERVED:
+            yield error(field, f"is set by {RESERVED[name]}; leave it out.")
         elif known and name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             meant = f" Did you mean {close[0]}?" if close else " Check its name."
@@ -62,14 +62,3 @@ def _fields(file: str, kind: str) -> Iterator[str]:
             for part in node.body:
                 if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
                     yield part.target.id
-
-
-@cache
-def reserved_arguments() -> Mapping[str, str]:
-    """Arguments that the training layer sets, and from which field."""
-    for node in ast.parse(LAYER.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and any(
-            isinstance(target, ast.Name) and target.id == "RESERVED" for target in node.targets
-        ):
-            return ast.literal_eval(node.value)
-    return {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader
 from alignflow.data.groups import PARAPHRASE
 from alignflow.errors import ArtifactError
 from alignflow.evaluation.about import is_rate, leading_figures, lower_is_better
+from alignflow.pipeline.plot import line_plot
 from alignflow.recipe import Recipe
 from alignflow.stages.artifacts import Artifact, read_manifest
 from alignflow.stages.events import EVENTS_FILE, metric_history, read_events
@@ -22,7 +22,6 @@ MODELS = ("base", "sft", "aligned", "merged")
 CURVES_LEADING = ("loss", "eval_loss", "accuracy", "rewards/accuracies", "rewards/margins")
 UNDRAWN = ("num_tokens", "learning_rate")
 CURVES_PER_STAGE = 6
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 300, 150, 54, 10, 22
 
 
 def render_page(report: Mapping[str, Any], recipe: Recipe | None = None) -> str:
@@ -105,34 +104,7 @@ def curves(artifact: Artifact) -> list[dict[str, str]]:
     if artifact.stage in ("evaluate", "merge", "prepare"):
         return []
     order = [n for n in CURVES_LEADING if n in drawn] + sorted(set(drawn) - set(CURVES_LEADING))
-    return [{"name": name, "svg": curve(drawn[name])} for name in order[:CURVES_PER_STAGE]]
-
-
-def curve(points: Mapping[int, float]) -> str:
-    """A line over steps as SVG, with ends of both axes labelled."""
-    steps = sorted(step for step, value in points.items() if math.isfinite(value))
-    values = [points[step] for step in steps]
-    low, high = min(values), max(values)
-    span, width = (high - low) or 1.0, (steps[-1] - steps[0]) or 1
-    right, floor = WIDTH - 8, HEIGHT - BOTTOM
-
-    def at(step: int, value: float) -> str:
-        x = LEFT + (step - steps[0]) / width * (right - LEFT)
-        y = floor - (value - low) / span * (floor - TOP)
-        return f"{x:.1f},{y:.1f}"
-
-    line = " ".join(at(step, value) for step, value in zip(steps, values, strict=True))
-    area = f"{LEFT},{floor} {line} {right},{floor}"
-    middle = (floor + TOP) / 2
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
-        f'<path class="grid" d="M{LEFT},{TOP}H{right}M{LEFT},{middle}H{right}M{LEFT},{floor}H{right}"/>'
-        f'<polygon class="area" points="{area}"/><polyline class="line" points="{line}"/>'
-        f'<text x="{LEFT - 5}" y="{TOP + 4}" text-anchor="end">{high:.3g}</text>'
-        f'<text x="{LEFT - 5}" y="{floor + 3}" text-anchor="end">{low:.3g}</text>'
-        f'<text x="{LEFT}" y="{HEIGHT - 6}">{steps[0]}</text>'
-        f'<text x="{right}" y="{HEIGHT - 6}" text-anchor="end">step {steps[-1]}</text></svg>'
-    )
+    return [{"name": name, "svg": line_plot(drawn[name])} for name in order[:CURVES_PER_STAGE]]
 
 
 def _samples(artifacts: Mapping[str, Artifact]) -> list[dict[str, str]]:

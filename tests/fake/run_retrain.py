@@ -15,7 +15,7 @@ from pathlib import Path
 from retrain_cases import retrain_recipe
 
 from alignflow.stages import forkserver
-from alignflow.tracking.tracking import import_mlflow
+from alignflow.tracking import import_mlflow
 from flows.retrain import retrain
 from tasks import policy
 
