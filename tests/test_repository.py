@@ -22,6 +22,7 @@ CORE = [
 ]
 FLOORS = (
     ("errors", "files", "settings", "faults"),
+    ("sql",),
     ("builtin",),
     ("recipe",),
     ("stages",),
