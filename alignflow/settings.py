@@ -27,9 +27,9 @@ class Settings(BaseSettings):
     """Postgres database of the ledger; None keeps it in SQLite in the home."""
 
 
-def resolve_home(home: Path | None) -> Path:
+def resolve_home(home: Path | str | None) -> Path:
     """`home` as given, else ALIGNFLOW_HOME, else `.alignflow` here; absolute."""
-    return (home or Settings().home).expanduser().absolute()
+    return Path(home or Settings().home).expanduser().absolute()
 
 
 def without_password(address: str) -> str:

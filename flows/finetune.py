@@ -7,8 +7,9 @@ from typing import Any
 
 from prefect import flow
 
+from alignflow.pipeline.run import PipelineRun, new_run_id, watched
 from alignflow.recipe import Recipe
-from tasks.pipeline import pipeline
+from tasks.driver import PREFECT, demand_home
 
 
 @flow(name="finetune", flow_run_name="{recipe.name}")
@@ -23,7 +24,8 @@ def finetune(recipe: Recipe, home: Path | None = None, run_id: str | None = None
             mounts; None takes ALIGNFLOW_HOME.
         run_id: Names the run's report; None makes one of the recipe's name and the time.
     """
-    with pipeline(recipe, home, run_id) as run:
+    place = demand_home(home)
+    with watched(PipelineRun(recipe, place, run_id or new_run_id(recipe.name), PREFECT)) as run:
         for stage in recipe.stages:
             run.complete(run.in_force(stage))
     return run.report

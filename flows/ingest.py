@@ -8,9 +8,9 @@ from typing import Any
 from prefect import flow
 
 from alignflow.recipe import Recipe, require_retrain
+from tasks.driver import demand_home
 from tasks.events import send_pending
 from tasks.intake import take_in_complete
-from tasks.pipeline import demand_home
 
 
 @flow(name="ingest", flow_run_name="{recipe.name}")

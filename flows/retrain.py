@@ -8,20 +8,14 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
+from alignflow.lineage.gating import agreed, gated
+from alignflow.lineage.look import Waiting, look
+from alignflow.lineage.run import RetrainRun
+from alignflow.lineage.settling import begin_lineage, project, register, repair, settle
+from alignflow.pipeline.run import watched
 from alignflow.recipe import Recipe
+from tasks.driver import PREFECT, demand_home, ended, nothing_to_do
 from tasks.events import send_pending
-from tasks.gating import agreed, gated
-from tasks.pipeline import demand_home, watched
-from tasks.promotion import (
-    ended,
-    found_lineage,
-    nothing_to_do,
-    projected,
-    registered,
-    repair,
-    settled,
-)
-from tasks.retraining import RetrainRun, look
 
 
 @flow(name="retrain", flow_run_name="{recipe.name}-{reason}")
@@ -39,18 +33,21 @@ def retrain(
         reason: Why it was started, for people: schedule, preferences, by hand.
     """
     place = demand_home(home)
-    repair(place, recipe.registered_model)
-    plan = look(recipe, place)
-    if plan.action == "wait":
+    repair(place, recipe.registered_model, PREFECT)
+    work = look(recipe, place, PREFECT)
+    if isinstance(work, Waiting):
         send_pending(place)
-        return nothing_to_do(plan)
-    with watched(RetrainRun(plan, place, reason)) as run:
-        for stage in plan.recipe.stages:
+        return nothing_to_do(work)
+    with watched(RetrainRun(work, place, reason, PREFECT)) as run:
+        for stage in work.recipe.stages:
             run.complete(run.in_force(stage))
-        registered(run)
-        found_lineage(run)
-        while not settled(run, agreed(run, gated(run))):
-            continue
-    projected(run)
+        register(run)
+        begin_lineage(run)
+        settled = False
+        while not settled:  # where another run promotes its candidate first, the gate is due again
+            decided = gated(run)
+            decided = agreed(run, decided)
+            settled = settle(run, decided)
+    project(run)
     send_pending(place)
     return ended(run)

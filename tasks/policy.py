@@ -6,35 +6,53 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
 
-from alignflow.errors import AlignflowError
 from alignflow.files import digest_json
+from alignflow.pipeline import retries
 from alignflow.recipe import STAGES, ComputeSection
 from alignflow.stages.device import has_gpu
 from alignflow.stages.spec import StageSpec
 
-FIRST_DELAY_SECONDS = 2.0
-LONGEST_DELAY_SECONDS = 300.0
 GPU_LIMIT = "gpu"
 PREFECT_TIMEOUT_MARGIN_SECONDS = 120
 
 
-def worth_retrying(_task: Any, _task_run: Any, state: Any) -> bool:
-    """Whether another attempt may help: out of memory, preemption and unexplained failures."""
+def error_of(state: Any) -> BaseException | None:
+    """What a task's state failed with."""
     try:
         state.result()
-    except AlignflowError as error:
-        return error.retried
-    except Exception:
-        return False
-    return False
+    except Exception as error:
+        return error
+    return None
 
 
-def retry_delays(retries: int, first_seconds: float | None = None) -> list[float]:
-    """Seconds before each further attempt: fourfold each time, at most five minutes."""
-    first = FIRST_DELAY_SECONDS if first_seconds is None else first_seconds
-    return [min(first * 4**attempt, LONGEST_DELAY_SECONDS) for attempt in range(retries)]
+def worth_retrying(_task: Any, _task_run: Any, state: Any) -> bool:
+    """Whether another attempt at a stage may help."""
+    error = error_of(state)
+    return error is not None and retries.worth_retrying(error)
+
+
+def may_come_back(_task: Any, _task_run: Any, state: Any) -> bool:
+    """Whether asking a registry or a judge again may help."""
+    error = error_of(state)
+    return error is not None and retries.may_come_back(error)
+
+
+def step_options(name: str, *, patient: bool) -> dict[str, Any]:
+    """Options of the task of a step beside the stages.
+
+    Args:
+        name: Of the task and its run.
+        patient: Whether it talks to what may be away for a while: the model registry, a judge.
+    """
+    options = {"name": name, "task_run_name": name, "cache_policy": NO_CACHE}
+    if not patient:
+        return options
+    delays = list(retries.PATIENT_DELAYS_SECONDS)
+    again = {"retries": len(delays), "retry_delay_seconds": delays}
+    return options | again | {"retry_condition_fn": may_come_back}
 
 
 def by_stage_key(_context: Any, parameters: dict[str, Any]) -> str:
@@ -56,7 +74,7 @@ def task_options(stage: str, compute: ComputeSection, *, finished: bool) -> dict
         "task_run_name": stage,
         "tags": {"stage", *(["gpu"] if STAGES[stage].on_device else [])},
         "retries": compute.retries,
-        "retry_delay_seconds": retry_delays(compute.retries),
+        "retry_delay_seconds": retries.retry_delays(compute.retries),
         "retry_condition_fn": worth_retrying,
         # alignflow.stages.launch keeps compute.timeout_seconds; this is for a launcher that hangs.
         "timeout_seconds": compute.timeout_seconds + PREFECT_TIMEOUT_MARGIN_SECONDS,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from alignflow.commands.options import Home, Json, Overrides
+
+if TYPE_CHECKING:
+    from alignflow.pipeline.existing_model import Evaluation
 
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Directory of a merged model or of an adapter.")
@@ -35,20 +38,17 @@ def evaluate(
       alignflow evaluate .alignflow/artifacts/merge/KEY/model --recipe my.yaml
       alignflow evaluate my-adapter --base Qwen/Qwen3-0.6B --recipe my.yaml --json
     """  # noqa: D301 (click's mark)
-    from alignflow.check.checked import preflight
-    from alignflow.pipeline.existing_model import judge_model, judging_recipe, require_model
+    from alignflow.pipeline import existing_model
     from alignflow.recipe.file import load_recipe
-    from alignflow.settings import resolve_home
 
     loaded = load_recipe(recipe, overrides or [])
-    require_model(model)
-    judged = judging_recipe(loaded, model, base)
-    preflight(judged, str(recipe))
-    found = judge_model(model, judged, resolve_home(home), progress=_show_progress)
+    judged = existing_model.evaluate(
+        model, loaded, base=base, home=home, name=str(recipe), progress=_show_progress
+    )
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(judged.model_dump(mode="json")))
     else:
-        _print(found)
+        _print(judged)
 
 
 def _show_progress(done: int, total: int) -> None:
@@ -56,7 +56,7 @@ def _show_progress(done: int, total: int) -> None:
         typer.echo(f"\r{done} of {total} responses", nl=done == total, err=True)
 
 
-def _print(found: dict[str, Any]) -> None:
+def _print(judged: Evaluation) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -66,8 +66,8 @@ def _print(found: dict[str, Any]) -> None:
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column("95 %")
-    for name, value in found["metrics"].items():
-        low, high = found["intervals"].get(name, (None, None))
+    for name, value in judged.metrics.items():
+        low, high = judged.intervals.get(name, (None, None))
         spread = f"{as_text(name, low)} to {as_text(name, high)}" if low is not None else ""
         table.add_row(name, as_text(name, value), spread)
     Console().print(table)
@@ -91,8 +91,16 @@ def generate(
       alignflow generate .alignflow/artifacts/merge/KEY/model "How many trucks are in Lyon?"
       alignflow generate my-adapter "Hello" --base Qwen/Qwen3-0.6B --temperature 0.8
     """  # noqa: D301 (click's mark)
-    from alignflow.pipeline.existing_model import Question, answer, require_model
+    from alignflow.pipeline import existing_model
 
-    require_model(model)
-    text = sys.stdin.read() if prompt == "-" else prompt
-    typer.echo(answer(model, Question(text, system, max_new_tokens, temperature, seed), base))
+    existing_model.require_model(model)
+    response = existing_model.generate(
+        model,
+        sys.stdin.read() if prompt == "-" else prompt,
+        system=system,
+        base=base,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    typer.echo(response)

@@ -36,7 +36,7 @@ def run(
       alignflow run my.yaml --set seed=1 --set dpo.beta=0.2 --home /data/alignflow
       alignflow run my.yaml --json > report.json
     """  # noqa: D301 (click's mark)
-    from alignflow.check.checked import preflight
+    from alignflow.checking.checked import preflight
     from alignflow.recipe.file import load_recipe
     from alignflow.settings import resolve_home
 
@@ -57,8 +57,8 @@ def _run(recipe: Recipe, home: Path, json_to: Any) -> None:
     os.environ.update(prefect_environment(home))  # before prefect is imported
     wait_for_server = start_temporary_server(home)  # comes up during the imports
     from alignflow.pipeline.progress import shown_on
+    from alignflow.pipeline.run import new_run_id
     from flows.finetune import finetune
-    from tasks.pipeline import new_run_id
 
     import_mlflow()
     wait_for_server()

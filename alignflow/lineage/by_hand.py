@@ -22,7 +22,7 @@ class Moved(NamedTuple):
     alias: Reconciled
 
 
-class Found(NamedTuple):
+class NamedModel(NamedTuple):
     """A merged model that a person named, and what is known of its training."""
 
     merge: Path
@@ -47,11 +47,11 @@ def promote_by_hand(home: Path, source: str, model: str | None, reason: str) -> 
         DataError: The rows it was trained on are in another snapshot by now.
         PromotionRace: Somebody else promoted in this moment.
     """
-    found = _find(home, source)
-    name = model or found.model
+    named = _named_model(home, source)
+    name = model or named.model
     if name is None:
         raise RecipeError(f"{source} does not say whose champion it is to be; give --model NAME.")
-    merge = verified_model(found.merge)
+    merge = verified_model(named.merge)
     head = champion(home, name) if has_ledger(home) else None
     Registry(home, name).require_version(merge)
     made = promote(
@@ -61,8 +61,8 @@ def promote_by_hand(home: Path, source: str, model: str | None, reason: str) -> 
         digest=model_digest(merge),
         artifacts=_artifacts(merge, head),
         reason=f"by hand: {reason}",
-        name=found.preference_set,
-        snapshot=found.snapshot,
+        name=named.preference_set,
+        snapshot=named.snapshot,
     )
     return Moved(made, reconcile(home, name))
 
@@ -94,17 +94,17 @@ def roll_back_by_hand(home: Path, model: str, number: int | None, reason: str) -
     return Moved(made, reconcile(home, model))
 
 
-def _find(home: Path, source: str) -> Found:
+def _named_model(home: Path, source: str) -> NamedModel:
     if Path(source).is_dir():
-        return Found(Path(source).absolute(), None, None, "default")
+        return NamedModel(Path(source).absolute(), None, None, "default")
     report = load_report(home, source)
-    merges = [entry for entry in report["stages"] if entry["stage"] == "merge"]
-    if not merges or merges[0]["artifact"] is None:
+    merge = next((stage.artifact for stage in report.stages if stage.stage == "merge"), None)
+    if merge is None:
         raise RecipeError(f"run {source} merged no model, so there is nothing to promote.")
-    retrain = report.get("retrain") or {}
-    return Found(
-        Path(merges[0]["artifact"]),
-        retrain.get("model") or report.get("registered_model") or report["recipe"],
+    retrain = report.retrain or {}
+    return NamedModel(
+        merge,
+        report.get("registered_model") or retrain.get("model") or report["recipe"],
         retrain.get("snapshot"),
         retrain.get("preference_set", "default"),
     )
@@ -117,7 +117,7 @@ MADE_BY = ("pretrain", "sft", "aligned")
 def _artifacts(merge: Artifact, head: Generation | None) -> dict[str, str]:
     """What made the model, by stage; base and SFT model of the lineage stay where it has none of its own."""
     inputs = merge.spec.inputs
-    found = {"merge": merge.path, "prepare": inputs["data"].path}
-    found |= {ref.stage: ref.path for role, ref in inputs.items() if role in MADE_BY}
+    own = {"merge": merge.path, "prepare": inputs["data"].path}
+    own |= {ref.stage: ref.path for role, ref in inputs.items() if role in MADE_BY}
     theirs = head.artifacts if head is not None else {}
-    return {**{stage: theirs[stage] for stage in ORIGINAL_STAGES if stage in theirs}, **found}
+    return {**{stage: theirs[stage] for stage in ORIGINAL_STAGES if stage in theirs}, **own}

@@ -1,22 +1,29 @@
-"""Judging and asking a model that exists already, in this process: a merged one or an adapter."""
+"""Judging, asking and merging models that exist already, in this process."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Literal, overload
 
-from alignflow.check.model_files import read_config, refusals
+from alignflow.checking.checked import preflight
+from alignflow.checking.findings import raise_errors
+from alignflow.checking.model_files import read_config, refusals
 from alignflow.data.base import fetch_base
 from alignflow.data.template import load_template
 from alignflow.errors import ArtifactError, DataError, RecipeError
 from alignflow.pipeline.plan import stage_spec
 from alignflow.recipe import METHODS, ModelSource, Recipe, TuningSection
 from alignflow.recipe.resolve import resolve_base_model
+from alignflow.settings import resolve_home
 from alignflow.stages.artifacts import Artifact
 from alignflow.stages.device import resolve_dtype
 from alignflow.stages.environment import NO_TELEMETRY, QUIET_LIBRARIES
+from alignflow.stages.spec import Record
+
+if TYPE_CHECKING:
+    from alignflow.merging.certificate import Certificate
 
 ADAPTER_CONFIG, RECORD = "adapter_config.json", "base_model.json"
 
@@ -62,22 +69,45 @@ def judging_recipe(recipe: Recipe, model: Path, base: str | None) -> Recipe:
     )
 
 
-def judge_model(
-    model: Path, recipe: Recipe, home: Path, *, progress: Callable[[int, int], None]
-) -> dict[str, Any]:
-    """Figures and their 95 % intervals.
+class Evaluation(Record):
+    """What a model can do, on the evaluation data and metrics of a recipe."""
+
+    model: str
+    """Its absolute directory."""
+    recipe: str
+    metrics: dict[str, float | None]
+    """Rates are fractions from 0 to 1."""
+    intervals: dict[str, tuple[float, float]]
+    """95 % bootstrap intervals over prompts."""
+
+
+def evaluate(
+    model: Path | str,
+    recipe: Recipe,
+    *,
+    base: str | None = None,
+    home: Path | str | None = None,
+    name: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Judges a model on the evaluation data and metrics of a recipe.
 
     Args:
-        model: Directory of a merged model or an adapter.
-        recipe: From `judging_recipe`.
-        home: Where the prepared prompts are kept.
+        model: Directory of a merged model or of an adapter.
+        recipe: Says what to judge on, and how.
+        base: Base model of an adapter; None is the one its files name.
+        home: Where the prepared prompts are kept; None is ALIGNFLOW_HOME or `.alignflow`.
+        name: Names the recipe in messages.
         progress: Called with the number of responses so far and in all.
 
     Raises:
         AlignflowError: The data cannot be prepared, or the model not loaded or scored.
     """
+    directory = require_model(Path(model))
+    recipe = judging_recipe(recipe, directory, base)
+    preflight(recipe, name or recipe.name)
     _quiet()
-    prepared = _prepared(recipe, home)
+    prepared = _prepared(recipe, resolve_home(home))
     from alignflow.evaluation.measure import intervals, load_job, measure, responses
     from alignflow.models.loading import (
         load_adapter,
@@ -88,24 +118,26 @@ def judge_model(
     )
 
     job = load_job(prepared.directory, recipe.evaluation, recipe.seed)
-    if is_adapter(model):
-        base = read_base(prepared.directory)
+    if is_adapter(directory):
+        record = read_base(prepared.directory)
         quantization = "nf4" if recipe.tuning.mode == "qlora" else None
-        loaded = load_base(base, dtype=resolve_dtype(recipe), quantization=quantization)
-        loaded = load_adapter(loaded, model, base).eval()
+        loaded = load_base(record, dtype=resolve_dtype(recipe), quantization=quantization)
+        loaded = load_adapter(loaded, directory, record).eval()
     else:
-        loaded = load_merged(model)
+        loaded = load_merged(directory)
     tokenizer = load_tokenizer(prepared.directory)
-    total = responses(job)
-    found = measure(loaded, tokenizer, job, lambda done: progress(done, total))
-    return {
-        "model": str(model.absolute()),
-        "recipe": recipe.name,
-        "metrics": found.metrics,
-        "intervals": intervals(
-            found.outcomes, resamples=recipe.evaluation.bootstrap_resamples, seed=recipe.seed
-        ),
-    }
+    total, told = responses(job), progress or (lambda *_: None)
+    measured = measure(loaded, tokenizer, job, lambda done: told(done, total))
+    section = recipe.evaluation
+    spread = intervals(measured.outcomes, resamples=section.bootstrap_resamples, seed=recipe.seed)
+    return Evaluation.model_validate(
+        {
+            "model": str(directory.absolute()),
+            "recipe": recipe.name,
+            "metrics": measured.metrics,
+            "intervals": spread,
+        }
+    )
 
 
 def _prepared(recipe: Recipe, home: Path) -> Artifact:
@@ -114,79 +146,167 @@ def _prepared(recipe: Recipe, home: Path) -> Artifact:
     return run_stage(stage_spec(recipe, "prepare", home, {}))
 
 
-class Question(NamedTuple):
-    """What a model is asked."""
+@overload
+def generate(
+    model: Path | str,
+    prompt: str,
+    *,
+    system: str | None = None,
+    base: str | None = None,
+    max_new_tokens: int = 256,
+    temperature: float | None = None,
+    seed: int = 0,
+) -> str: ...
 
-    prompt: str
-    system: str | None
-    max_new_tokens: int
-    temperature: float | None
-    seed: int
+
+@overload
+def generate(
+    model: Path | str,
+    prompt: Sequence[str],
+    *,
+    system: str | None = None,
+    base: str | None = None,
+    max_new_tokens: int = 256,
+    temperature: float | None = None,
+    seed: int = 0,
+) -> list[str]: ...
 
 
-def answer(model: Path, question: Question, base: str | None) -> str:
-    """The model's response.
+def generate(
+    model: Path | str,
+    prompt: str | Sequence[str],
+    *,
+    system: str | None = None,
+    base: str | None = None,
+    max_new_tokens: int = 256,
+    temperature: float | None = None,
+    seed: int = 0,
+) -> str | list[str]:
+    """A model's response to a user message, or its responses to several.
+
+    Args:
+        model: Directory of a merged model or of an adapter.
+        prompt: A user message, or several that are answered on their own.
+        system: A system message before each.
+        base: Base model of an adapter; None is the one its files name.
+        max_new_tokens: Longest response.
+        temperature: Sample at this temperature; None is greedy.
+        seed: Of the sampling.
 
     Raises:
         ArtifactError: There is no model in the directory.
-        DataError: Its tokenizer has no chat template, or that rejects the messages.
+        DataError: Its chat template rejects the messages.
     """
+    directory = require_model(Path(model))
     _quiet()
     from transformers import AutoTokenizer
 
-    from alignflow.models.generate import generate
+    from alignflow.models.generate import generate as respond
     from alignflow.models.loading import BaseModel, load_adapter, load_base, load_merged
 
-    if is_adapter(model):
-        source = base_of(model, base)
+    place = directory
+    if is_adapter(directory):
+        source = base_of(directory, base)
         resolved = resolve_base_model(source)
         named = {"source": source.source, "digest": resolved.digest}
-        directory = fetch_base(named, resolved.path)
-        record = BaseModel(path=str(directory), source=source.source, digest=resolved.digest)
+        place = fetch_base(named, resolved.path)
+        record = BaseModel(path=str(place), source=source.source, digest=resolved.digest)
         loaded = load_base(record, dtype="float32", quantization=None)
-        loaded = load_adapter(loaded, model, record).eval()
+        loaded = load_adapter(loaded, directory, record).eval()
     else:
-        directory, loaded = model, load_merged(model)
-    home = model if (model / "tokenizer_config.json").is_file() else directory
-    tokenizer = AutoTokenizer.from_pretrained(str(home), trust_remote_code=False)
-    ids = tokenizer.encode(_rendered(home, question), add_special_tokens=False)
-    (response,) = generate(
-        loaded, tokenizer, [list(ids)], max_new_tokens=question.max_new_tokens, batch_size=1,
-        temperature=question.temperature, seed=question.seed,
-    )  # fmt: skip
-    return response
+        loaded = load_merged(directory)
+    if (directory / "tokenizer_config.json").is_file():
+        place = directory
+    tokenizer = AutoTokenizer.from_pretrained(str(place), trust_remote_code=False)
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    texts = [_rendered(place, text, system) for text in prompts]
+    texts_as_ids = [list(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+    responses = respond(
+        loaded,
+        tokenizer,
+        texts_as_ids,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    return responses[0] if isinstance(prompt, str) else responses
 
 
-def _rendered(directory: Path, question: Question) -> str:
+def merge(
+    base: Path | str,
+    adapter: Path | str,
+    out: Path | str,
+    *,
+    weight: float = 1.0,
+    combine: Mapping[str, float] | None = None,
+    then: Sequence[Path | str] = (),
+    qlora_base: Literal["dequantized", "original"] | None = None,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    verify: bool = True,
+) -> Certificate:
+    """Merges an adapter into its base in bounded memory, and certifies the result.
+
+    Args:
+        base: Directory or Hub id of the base model.
+        adapter: Directory or Hub id of the adapter.
+        out: Directory of the merged model.
+        weight: Scales the adapter's delta.
+        combine: Further adapters of the same base and their weights, whose deltas are added.
+        then: Adapters merged after it, each trained on the preceding result.
+        qlora_base: For an adapter trained on NF4: the weights it is merged into; None is as its
+            stage says.
+        dtype: Type of the merged weights; `auto` keeps the base's.
+        verify: Compare logits of merged and base plus adapter.
+
+    Raises:
+        CertificateError: The result differs from base plus adapter.
+        RecipeError: The arguments contradict each other.
+    """
+    _quiet()
+    from alignflow.merging import demand_passed, requested
+    from alignflow.merging import merge as write_merged
+
+    asked = requested(
+        str(base),
+        (str(adapter), weight),
+        combine=[(name, share) for name, share in (combine or {}).items()],
+        then=[str(path) for path in then],
+        qlora_base=qlora_base,
+        dtype=dtype,
+        verify=verify,
+    )
+    return demand_passed(write_merged(asked.base, asked.steps, Path(out), asked.options), Path(out))
+
+
+def _rendered(directory: Path, prompt: str, system: str | None) -> str:
     from alignflow.data.template import TemplateRejects
 
     template = load_template(directory)
     if template is None:
-        return question.prompt
-    messages = [{"role": "user", "content": question.prompt}]
-    if question.system:
-        messages.insert(0, {"role": "system", "content": question.system})
+        return prompt
+    messages = [{"role": "user", "content": prompt}]
+    if system:
+        messages.insert(0, {"role": "system", "content": system})
     try:
         return template.render(messages, add_generation_prompt=True)
     except TemplateRejects as error:
         raise DataError(f"{directory}: its chat template rejects the messages: {error}.") from error
 
 
-def require_model(directory: Path) -> None:
-    """Refuses what is no model directory, or one that could run code.
+def require_model(directory: Path) -> Path:
+    """The directory; refused where it holds no model, or one that could run code.
 
     Raises:
         ArtifactError: There is neither a model nor an adapter.
         RecipeError: It holds pickles, links out of it, or names code.
     """
-    from alignflow.check.findings import raise_errors
-
     if not (directory / "config.json").is_file() and not is_adapter(directory):
         raise ArtifactError(
             f"{directory} holds no model (neither config.json nor {ADAPTER_CONFIG}). Give the "
             "directory of a merged model or of an adapter; `alignflow show` names both."
         )
     raise_errors(str(directory), refusals(directory, ""))
+    return directory
 
 
 def _quiet() -> None:

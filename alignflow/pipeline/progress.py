@@ -1,14 +1,16 @@
-"""Who is told of stages and their events in this process: the terminal, MLflow, Prefect.
+"""Who is told of stages and their events: the terminal or notebook, and MLflow.
 
-Prefect's tasks take JSON only, so observers are registered here and not passed along.
+Prefect's flows and tasks take JSON only, so observers join a context and are not passed along.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -40,26 +42,42 @@ class Observer(Protocol):
     def stage_ended(self, outcome: StageOutcome) -> None: ...
 
 
-_observers: list[Observer] = []
+class Observers:
+    """Everyone who is told in this context; one that fails is logged and passed over."""
 
+    def __init__(self) -> None:
+        self._each: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
 
-@contextmanager
-def observed_by(observer: Observer) -> Iterator[None]:
-    """Tells `observer` of everything that happens inside the block."""
-    _observers.append(observer)
-    try:
-        yield
-    finally:
-        _observers.remove(observer)
-
-
-def notify(method: str, *arguments: Any) -> None:
-    """Calls a method of every observer."""
-    for observer in list(_observers):
+    @contextmanager
+    def joined_by(self, observer: Observer) -> Iterator[None]:
+        """Tells `observer` of everything that happens inside the block."""
+        before = self._each.set((*self._each.get(), observer))
         try:
-            getattr(observer, method)(*arguments)
-        except Exception:
-            logger.warning("an observer failed in %s", method, exc_info=True)
+            yield
+        finally:
+            self._each.reset(before)
+
+    def stage_started(self, spec: StageSpec) -> None:
+        """A stage begins, or is about to be found finished."""
+        self._tell(lambda observer: observer.stage_started(spec))
+
+    def stage_event(self, spec: StageSpec, event: Mapping[str, Any]) -> None:
+        """A line of a stage's `events.jsonl`."""
+        self._tell(lambda observer: observer.stage_event(spec, event))
+
+    def stage_ended(self, outcome: StageOutcome) -> None:
+        """A stage is done, failed or passed over."""
+        self._tell(lambda observer: observer.stage_ended(outcome))
+
+    def _tell(self, call: Callable[[Observer], None]) -> None:
+        for observer in self._each.get():
+            try:
+                call(observer)
+            except Exception:
+                logger.warning("%s failed", type(observer).__name__, exc_info=True)
+
+
+observers = Observers()
 
 
 def _figures(outcome: StageOutcome, at_most: int = 3) -> str:
@@ -155,9 +173,12 @@ class Bars:
 
 @contextmanager
 def shown_on(console: Console) -> Iterator[None]:
-    """Shows the stages of a run on `console`: bars on a terminal, a line per stage elsewhere."""
-    if not console.is_terminal:
-        with observed_by(Lines(console)):
+    """Shows the stages of a run: bars on a terminal or in a notebook, a line per stage elsewhere.
+
+    In a notebook rich draws with ipywidgets; without them there is a line per stage.
+    """
+    if not (console.is_terminal or (console.is_jupyter and _has_widgets())):
+        with observers.joined_by(Lines(console)):
             yield
         return
     columns = (
@@ -170,5 +191,19 @@ def shown_on(console: Console) -> Iterator[None]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}"),
     )
-    with Progress(*columns, console=console) as progress, observed_by(Bars(progress)):
+    with Progress(*columns, console=console) as progress, observers.joined_by(Bars(progress)):
         yield
+
+
+@contextmanager
+def shown_if(wanted: bool) -> Iterator[None]:
+    """Shows the stages on stderr, or in the notebook that the block runs in, if that is wanted."""
+    if not wanted:
+        yield
+        return
+    with shown_on(Console(stderr=True)):
+        yield
+
+
+def _has_widgets() -> bool:
+    return importlib.util.find_spec("ipywidgets") is not None

@@ -10,17 +10,22 @@ import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from alignflow.errors import RecipeError
+from alignflow.evaluation.about import is_rate
 from alignflow.files import atomic_write_json, atomic_write_text, digest_json
-from alignflow.pipeline.report_page import render_page
+from alignflow.pipeline.report_page import loss_curves, render_cell, render_page
 from alignflow.recipe import METHODS, Recipe
-from alignflow.stages.outcome import StageOutcome
-from alignflow.stages.spec import RowAccount
+from alignflow.stages.layout import ADAPTER, MODEL
+from alignflow.stages.outcome import StageOutcome, StageState
+from alignflow.stages.spec import Record, RowAccount
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SCHEMA = 1
 POLICY_STAGES = ("pretrain", "sft", *METHODS)
@@ -29,13 +34,119 @@ BEFORE = {"sft": ("base",), "merge": ("aligned",), **dict.fromkeys(METHODS, ("sf
 AFTER = {"sft": "sft", "merge": "merged", **dict.fromkeys(METHODS, "aligned")}
 
 
+class StageReport(Record):
+    """One stage of a run."""
+
+    stage: str
+    key: str | None
+    """Names its work; None for a stage that was not planned."""
+    state: StageState
+    seconds: float
+    """Wall time in this run, retries included."""
+    attempts: int
+    artifact: Path | None
+    """Directory of what it made."""
+    mlflow_run_id: str | None
+    metrics: dict[str, float | None]
+    """Final figures; rates are fractions from 0 to 1."""
+    rows: RowAccount
+    error: str = ""
+    """Why it failed or was passed over."""
+
+
+class Report(dict[str, Any]):
+    """What happened in a run: the content of its `report.json`, with a name for what is in it.
+
+    In a notebook it shows itself; `report["..."]` is the JSON as it stands in the file.
+    """
+
+    @property
+    def run_id(self) -> str:
+        """Names the run; `load_report` finds it again."""
+        return self["run_id"]
+
+    @property
+    def status(self) -> str:
+        """`completed`, `failed`, `cancelled` or `suspended`."""
+        return self["status"]
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run."""
+        return self["seconds"]
+
+    @property
+    def stages(self) -> list[StageReport]:
+        """What became of each stage, in order."""
+        return [StageReport.model_validate(stage) for stage in self["stages"]]
+
+    @property
+    def evaluation(self) -> dict[str, dict[str, float]]:
+        """Model (`base`, `sft`, `aligned`, `merged`) to metric to figure."""
+        return self["evaluation"]
+
+    @property
+    def intervals(self) -> dict[str, dict[str, tuple[float, float]]]:
+        """Model to metric to its 95 % bootstrap interval over prompts."""
+        judged = self["evaluation_intervals"].items()
+        return {model: {name: (*ends,) for name, ends in of.items()} for model, of in judged}
+
+    @property
+    def adapter(self) -> Path | None:
+        """Directory of the last policy's adapter; of its weights after full tuning."""
+        return Path(self["adapter"]) if self["adapter"] else None
+
+    @property
+    def merged_model(self) -> Path | None:
+        """Directory of the merged model, which loads without alignflow."""
+        return Path(self["merged_model"]) if self["merged_model"] else None
+
+    @property
+    def mlflow(self) -> dict[str, str | None]:
+        """`tracking_uri`, `experiment` and `run_id`."""
+        return self["mlflow"]
+
+    @property
+    def retrain(self) -> dict[str, Any] | None:
+        """What a retrain decided: `verdict`, `outcome`, `gate`, `generation` and more."""
+        return self.get("retrain")
+
+    def plot(self) -> Figure:
+        """Loss curves of the stages that trained: `savefig` it, or let the notebook show it."""
+        from matplotlib import pyplot
+
+        curves = loss_curves(self)
+        figure, axes = pyplot.subplots(
+            1,
+            max(len(curves), 1),
+            figsize=(4 * max(len(curves), 1), 3),
+            squeeze=False,
+            layout="constrained",
+        )
+        for axis, (stage, losses) in zip(axes[0], curves.items(), strict=False):
+            for name, points in losses.items():
+                axis.plot(list(points), list(points.values()), label=name)
+            axis.set(title=stage, xlabel="step", ylabel="loss")
+            axis.legend()
+        pyplot.close(figure)  # a notebook shows what the cell returns, not this figure twice
+        return figure
+
+    def __repr__(self) -> str:
+        states = ", ".join(f"{stage.stage} {stage.state}" for stage in self.stages)
+        return f"<Report {self.run_id}: {self.status} in {self.seconds:.1f} s; {states}>"
+
+    def _repr_html_(self) -> str:
+        return render_cell(
+            self, {stage["stage"]: key_figure(stage, self) for stage in self["stages"]}
+        )
+
+
 def build_report(
     recipe: Recipe,
     run_id: str,
     status: str,
     seconds: float,
     stages: Sequence[StageOutcome],
-    home: Path,
     mlflow: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What happened in a run, as JSON.
@@ -46,10 +157,8 @@ def build_report(
         status: `completed`, `failed` or `cancelled`.
         seconds: Wall time of the whole run.
         stages: What became of each stage, in order.
-        home: Directory of all results.
         mlflow: `tracking_uri`, `experiment` and `run_id`.
     """
-    del home  # artifacts are named by absolute paths
     evaluation, intervals = _evaluation(stages)
     return {
         "schema": SCHEMA,
@@ -63,6 +172,7 @@ def build_report(
         "evaluation_intervals": intervals,
         "adapter": _trained(stages),
         "merged_model": _merged(stages),
+        "registered_model": recipe.registered_model,
         "mlflow": dict(mlflow),
     }
 
@@ -99,21 +209,23 @@ def _evaluation(
 
 def _trained(stages: Iterable[StageOutcome]) -> str | None:
     """Directory of the last policy's adapter; of its weights after full tuning."""
-    found = None
-    for outcome in stages:
-        if outcome.stage in POLICY_STAGES and outcome.artifact:
-            for folder in ("adapter", "model"):
-                if (outcome.artifact / folder).is_dir():
-                    found = str(outcome.artifact / folder)
-                    break
-    return found
+    made = [
+        folder
+        for outcome in stages
+        if outcome.stage in POLICY_STAGES and outcome.artifact
+        for folder in [_first_folder(outcome.artifact, ADAPTER, MODEL)]
+        if folder
+    ]
+    return made[-1] if made else None
 
 
 def _merged(stages: Iterable[StageOutcome]) -> str | None:
-    for outcome in stages:
-        if outcome.stage == "merge" and outcome.artifact and (outcome.artifact / "model").is_dir():
-            return str(outcome.artifact / "model")
-    return None
+    made = (stage.artifact for stage in stages if stage.stage == "merge" and stage.artifact)
+    return next((folder for path in made if (folder := _first_folder(path, MODEL))), None)
+
+
+def _first_folder(directory: Path, *names: str) -> str | None:
+    return next((str(directory / name) for name in names if (directory / name).is_dir()), None)
 
 
 def run_directory(home: Path, run_id: str) -> Path:
@@ -135,18 +247,18 @@ def write_report(home: Path, report: Mapping[str, Any], recipe: Recipe | None = 
     return directory
 
 
-def load_report(home: Path, run_id: str) -> dict[str, Any]:
+def load_report(home: Path | str, run_id: str) -> Report:
     """A run's report.
 
     Raises:
         RecipeError: There is no such run, or its report is damaged; the message lists recent runs.
     """
-    path = run_directory(home, run_id) / "report.json"
+    path = run_directory(Path(home), run_id) / "report.json"
     try:
-        return json.loads(path.read_text())
+        return Report(json.loads(path.read_text()))
     except OSError:
-        recent = sorted((home / "runs").glob("*/report.json"), key=lambda p: -p.stat().st_mtime)
-        names = ", ".join(found.parent.name for found in recent[:5]) or "none"
+        recent = sorted(path.parent.parent.glob("*/report.json"), key=lambda p: -p.stat().st_mtime)
+        names = ", ".join(other.parent.name for other in recent[:5]) or "none"
         raise RecipeError(f"There is no run {run_id} in {home}. Recent runs: {names}.") from None
     except ValueError as error:
         raise RecipeError(f"{path} is damaged ({error}). Run the recipe again.") from error
@@ -187,8 +299,7 @@ def as_text(metric: str, value: float | None) -> str:
     """A rate in per cent, another figure with three digits."""
     if value is None:
         return "-"
-    rate = metric.endswith(("accuracy", "rate", "match", "validity")) and 0 <= value <= 1
-    return f"{value:.1%}" if rate else f"{value:.3g}"
+    return f"{value:.1%}" if is_rate(metric, value) else f"{value:.3g}"
 
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:

@@ -7,41 +7,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, Template
 
+from alignflow.data.groups import PARAPHRASE
 from alignflow.errors import ArtifactError
+from alignflow.evaluation.about import is_rate, leading_figures, lower_is_better
 from alignflow.pipeline.plot import line_plot
 from alignflow.recipe import Recipe
 from alignflow.stages.artifacts import Artifact, read_manifest
 from alignflow.stages.events import EVENTS_FILE, metric_history, read_events
 
-TEMPLATE = "report.html.j2"
+PAGE, CELL = "report.html.j2", "report_cell.html.j2"
 MODELS = ("base", "sft", "aligned", "merged")
-LEADING = (
-    "accuracy",
-    "sampled_accuracy",
-    "paraphrase_accuracy",
-    "unsafe_rate",
-    "chatter_rate",
-    "win_rate",
-    "kl_to_sft",
-    "perplexity_general",
-    "response_length",
-)
 CURVES_LEADING = ("loss", "eval_loss", "accuracy", "rewards/accuracies", "rewards/margins")
+LOSSES, UNTRAINED = ("loss", "eval_loss"), ("prepare", "evaluate", "merge")
 UNDRAWN = ("num_tokens", "learning_rate")
 CURVES_PER_STAGE = 6
-LOWER_IS_BETTER = ("unsafe_rate", "chatter_rate", "perplexity_general", "kl_to_sft")
 
 
 def render_page(report: Mapping[str, Any], recipe: Recipe | None = None) -> str:
     """The page of a report. Artifacts that are gone are left out."""
     artifacts = _artifacts(report)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template(TEMPLATE).render(
+    return _template(PAGE).render(
         report=report,
         models=[model for model in MODELS if model in report["evaluation"]],
         leading=metric_rows(report, leading=True),
@@ -54,15 +41,31 @@ def render_page(report: Mapping[str, Any], recipe: Recipe | None = None) -> str:
     )
 
 
+def render_cell(report: Mapping[str, Any], figures: Mapping[str, str]) -> str:
+    """A report as a notebook shows it: its stages with a figure each, and the leading metrics."""
+    return _template(CELL).render(
+        report=report,
+        figures=figures,
+        models=[model for model in MODELS if model in report["evaluation"]],
+        leading=metric_rows(report, leading=True),
+    )
+
+
+def _template(name: str) -> Template:
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template(name)
+
+
 def _artifacts(report: Mapping[str, Any]) -> dict[str, Artifact]:
-    found = {}
+    artifacts = {}
     for stage in report["stages"]:
         if stage["artifact"]:
             try:
-                found[stage["stage"]] = read_manifest(Path(stage["artifact"]))
+                artifacts[stage["stage"]] = read_manifest(Path(stage["artifact"]))
             except (ArtifactError, OSError):
                 continue
-    return found
+    return artifacts
 
 
 def _detail(artifacts: Mapping[str, Artifact], stage: str, name: str) -> Any:
@@ -75,13 +78,12 @@ def metric_rows(report: Mapping[str, Any], *, leading: bool) -> list[dict[str, A
     evaluation, intervals = report["evaluation"], report["evaluation_intervals"]
     models = [model for model in MODELS if model in evaluation]
     names = dict.fromkeys(name for model in models for name in evaluation[model])
-    chosen = (
-        [n for n in LEADING if n in names] if leading else [n for n in names if n not in LEADING]
-    )
+    first = leading_figures(PARAPHRASE)
+    chosen = [n for n in first if n in names] if leading else [n for n in names if n not in first]
     return [
         {
             "name": name,
-            "lower_is_better": name in LOWER_IS_BETTER,
+            "lower_is_better": lower_is_better(name),
             "cells": [
                 _cell(name, evaluation[model].get(name), intervals.get(model, {}).get(name))
                 for model in models
@@ -92,9 +94,9 @@ def metric_rows(report: Mapping[str, Any], *, leading: bool) -> list[dict[str, A
 
 
 def _cell(name: str, value: float | None, interval: list[float] | None) -> dict[str, Any]:
-    rate = name.endswith(("accuracy", "rate", "match", "validity"))
     if value is None:
         return {"text": "-", "interval": "", "bar": None}
+    rate = is_rate(name, value)
     low_high = ""
     if interval:
         low, high = interval
@@ -110,18 +112,28 @@ def curves(artifact: Artifact) -> list[dict[str, str]]:
     """Curves of a stage's metrics over its steps."""
     history = metric_history(read_events(artifact.directory / EVENTS_FILE))
     drawn = {n: points for n, points in history.items() if len(points) > 2 and n not in UNDRAWN}
-    if artifact.stage in ("evaluate", "merge", "prepare"):
+    if artifact.stage in UNTRAINED:
         return []
     order = [n for n in CURVES_LEADING if n in drawn] + sorted(set(drawn) - set(CURVES_LEADING))
     return [{"name": name, "svg": line_plot(drawn[name])} for name in order[:CURVES_PER_STAGE]]
 
 
+def loss_curves(report: Mapping[str, Any]) -> dict[str, dict[str, dict[int, float]]]:
+    """Stage to the losses that it has over its steps, of stages that trained and are still there."""
+    return {
+        stage: losses
+        for stage, artifact in _artifacts(report).items()
+        if stage not in UNTRAINED
+        for history in [metric_history(read_events(artifact.directory / EVENTS_FILE))]
+        if (losses := {name: history[name] for name in LOSSES if name in history})
+    }
+
+
 def _samples(artifacts: Mapping[str, Artifact]) -> list[dict[str, str]]:
     """Sample answers of the evaluation, side by side; targets in JSON as their answer alone."""
-    found = (
-        _detail(artifacts, "evaluate", "samples") or _detail(artifacts, "merge", "samples") or []
-    )
-    return [{**sample, "target": _answer_in(sample["target"])} for sample in found]
+    stages = ("evaluate", "merge")
+    samples = next((shown for name in stages if (shown := _detail(artifacts, name, "samples"))), [])
+    return [{**sample, "target": _answer_in(sample["target"])} for sample in samples]
 
 
 def _answer_in(target: str) -> str:

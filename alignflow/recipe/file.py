@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -56,12 +57,37 @@ def _is_list(value: Any) -> TypeGuard[list[Any]]:
     return isinstance(value, list)
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a file, with `path.to.field=value` overrides on top.
+def load_recipe(
+    source: Path | str | Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str] = ()
+) -> Recipe:
+    """The recipe in a file or a mapping, with overrides on top.
+
+    Args:
+        source: A file (YAML), or the fields themselves.
+        overrides: `{"dpo.beta": 0.2}`, or as the command line has them: `["dpo.beta=0.2"]`.
 
     Raises:
         RecipeError: Names every problem: file and line, field, value, what to do.
     """
+    if isinstance(overrides, Mapping):
+        overrides = [f"{name}={json.dumps(value)}" for name, value in overrides.items()]
+    if isinstance(source, Mapping):
+        path, places, values = Path("recipe"), {}, copy.deepcopy(dict(source))
+    else:
+        path = Path(source)
+        places, values = _read_fields(path)
+    for override in overrides:
+        places[_override(values, override)] = f"--set {override}"
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        lines = list(_problems(path, places, values, error))
+        lines += _hidden_problems(path, places, values, error)
+        raise RecipeError("\n".join(dict.fromkeys(lines))) from error
+
+
+def _read_fields(path: Path) -> tuple[dict[FieldPath, str], dict[str, Any]]:
+    """Where each field of a file stands, and the values."""
     text = _read(path)
     node = _compose(path, text)
     places = {field: f"{path}:{line}" for field, line in _lines(node)}
@@ -73,14 +99,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(
             f"{path}: a recipe is a mapping of fields; this is {type(values).__name__}."
         )
-    for override in overrides:
-        places[_override(values, override)] = f"--set {override}"
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        lines = list(_problems(path, places, values, error))
-        lines += _hidden_problems(path, places, values, error)
-        raise RecipeError("\n".join(dict.fromkeys(lines))) from error
+    return places, values
 
 
 def _read(path: Path) -> str:

@@ -107,14 +107,14 @@ def new_home(folder: Path, mlflow_store: Path) -> Path:
 
 def use_fakes(monkeypatch: pytest.MonkeyPatch, orders: Path) -> None:
     """Stages of this test are fakes that obey the files in `orders`."""
+    from alignflow.pipeline import retries
     from alignflow.stages import forkserver
-    from tasks import policy
 
     monkeypatch.setenv("ALIGNFLOW_TEST_STAGES", json.dumps(FAKE_STAGES))
-    monkeypatch.setenv("PYTHONPATH", str(RUN_FLOW.parent))
+    monkeypatch.setenv("PYTHONPATH", str(RUN_FLOW.parent), prepend=os.pathsep)
     monkeypatch.setenv("FAKE_ORDERS", str(orders))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(policy, "FIRST_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(retries, "FIRST_DELAY_SECONDS", 0.0)
     monkeypatch.setattr(
         forkserver, "Forkserver", partial(forkserver.Forkserver, preload=("fake_stages",))
     )

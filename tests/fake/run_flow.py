@@ -8,11 +8,11 @@ from pathlib import Path
 
 from fake_runs import fake_recipe
 
+from alignflow.pipeline import retries
 from alignflow.stages import forkserver
 from flows.finetune import finetune
-from tasks import policy
 
 if __name__ == "__main__":
-    policy.FIRST_DELAY_SECONDS = 0.0
+    retries.FIRST_DELAY_SECONDS = 0.0
     forkserver.Forkserver = partial(forkserver.Forkserver, preload=("fake_stages",))  # type: ignore[assignment, misc]
     finetune(fake_recipe(), home=Path(sys.argv[1]))

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from retrain_cases import retrain_recipe
 
+from alignflow.pipeline import retries
 from alignflow.stages import forkserver
 from alignflow.tracking import import_mlflow
 from flows.retrain import retrain
-from tasks import policy
 
 
 def serve() -> None:
@@ -54,6 +54,6 @@ def run(home: Path, fault: str) -> None:
 
 if __name__ == "__main__":
     import_mlflow()
-    policy.FIRST_DELAY_SECONDS = 0.0
+    retries.FIRST_DELAY_SECONDS = 0.0
     forkserver.Forkserver = partial(forkserver.Forkserver, preload=("fake_stages",))  # type: ignore[assignment, misc]
     serve()

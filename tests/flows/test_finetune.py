@@ -14,11 +14,12 @@ from fake_runs import STAGES, executions, fake_recipe, new_home, states, use_fak
 
 from alignflow.errors import AlignflowError, CertificateError, DataError, RecipeError
 from alignflow.pipeline.report import load_report
+from alignflow.pipeline.retries import retry_delays
 from alignflow.stages.artifacts import artifact_directory
 from alignflow.stages.events import EVENTS_FILE, read_events
 from alignflow.stages.spec import StageSpec
 from flows.finetune import finetune
-from tasks.policy import retry_delays, worth_retrying
+from tasks.policy import worth_retrying
 
 
 @pytest.fixture(autouse=True)

@@ -23,10 +23,11 @@ from retrain_cases import (
 from alignflow.errors import DataError
 from alignflow.gate import contest
 from alignflow.ledger import champion, lineage, pending_events, promote
+from alignflow.lineage import gating
 from alignflow.lineage.by_hand import promote_by_hand, roll_back_by_hand
 from alignflow.lineage.registry import Registry, reconcile
 from flows.retrain import retrain
-from tasks import approval, gating
+from tasks import approval
 
 
 @pytest.fixture(autouse=True)
@@ -65,8 +66,13 @@ def test_a_lineage_from_its_founding_to_its_second_generation(home: Path, orders
     assert second["retrain"]["continues"] == 1 and second["retrain"]["replayed"] == 6
     assert "sft" not in states(second)
     assert executions(orders)[len(before) :] == [
-        "prepare", "reward", "dpo", "evaluate", "merge", "evaluate",
-    ]  # fmt: skip
+        "prepare",
+        "reward",
+        "dpo",
+        "evaluate",
+        "merge",
+        "evaluate",
+    ]
     assert head(home) == 2 and where(home) == (0, 0, 65)
     assert "nothing" not in second["retrain"]["outcome"]
 

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 from stage_runs import logged, run_stage
 
-from alignflow.check.rules import LOSSES
+from alignflow.checking.rules import LOSSES
 from alignflow.recipe import DPOSection
 from alignflow.recipe.training import SMOOTHED_LOSSES
 from alignflow.stages.spec import StageSpec

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from alignflow.builtin import base_model_directory
-from alignflow.check.checked import Check, check_file
-from alignflow.check.findings import Finding
+from alignflow.checking.checked import Check, check_file
+from alignflow.checking.findings import Finding
 
 GOOD: dict[str, Any] = {
     "name": "small",

@@ -8,8 +8,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from alignflow.check.ppo_rules import model_count, ppo_findings, trained_count
-from alignflow.check.rules import recipe_findings
+from alignflow.checking.judging_rules import judging_findings
+from alignflow.checking.ppo_rules import (
+    model_count,
+    ppo_findings,
+    sampling_findings,
+    trained_count,
+)
 from alignflow.recipe import PPOSection, Recipe
 from alignflow.stages.spec import StageResult
 from alignflow.training.reward_gate import weakness
@@ -35,8 +40,7 @@ def with_prompts(**data: Any) -> dict[str, Any]:
 
 
 def said(found: Recipe) -> str:
-    findings = [f for f in recipe_findings(found, small_model=True) if f.level == "error"]
-    findings += [f for f in ppo_findings(found) if f.level != "error"]
+    findings = [*judging_findings(found), *sampling_findings(found), *ppo_findings(found)]
     return "\n".join(f"{finding.level} {finding.line}" for finding in findings)
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from check_cases import checked, demonstrations, errors, lines, model_copy, write_rows
 
-from alignflow.check import template as template_module
-from alignflow.check.sandbox import run_limited
-from alignflow.check.template import template_findings
+from alignflow.checking import template as template_module
+from alignflow.checking.sandbox import run_limited
+from alignflow.checking.template import template_findings
 from alignflow.errors import DataError
+
+pytestmark = pytest.mark.slow  # each check reads the tokenizer in a child
 
 
 def test_the_embedded_job_is_accounted_for(tmp_path: Path) -> None:
@@ -181,5 +183,5 @@ def test_an_error_of_the_child_keeps_its_exit_code() -> None:
     payload = {"directory": "/nowhere", "override": "/nowhere.jinja"}
     with pytest.raises(DataError, match="cannot be read"):
         run_limited(
-            "alignflow.check.template:probe", payload, seconds=20, memory_bytes=2**30, what="it"
+            "alignflow.checking.template:probe", payload, seconds=20, memory_bytes=2**30, what="it"
         )

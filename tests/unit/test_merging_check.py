@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from check_cases import changed, checked, edit_json, lines, model_copy
 
-from alignflow.check.architecture import read_shape
-from alignflow.check.merging import merged_bytes
-from alignflow.check.needs import needs_of
+from alignflow.checking.architecture import read_shape
+from alignflow.checking.merging import merged_bytes
+from alignflow.checking.needs import needs_of
 from alignflow.errors import ArtifactError
 from alignflow.merging import MergeOptions, check_base
 from alignflow.models.headers import header_bytes

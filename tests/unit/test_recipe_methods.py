@@ -9,9 +9,9 @@ import pytest
 from check_cases import changed
 from pydantic import ValidationError
 
-from alignflow.check.findings import exit_code
-from alignflow.check.rules import recipe_findings
-from alignflow.check.trainer_arguments import known_arguments
+from alignflow.checking.findings import exit_code
+from alignflow.checking.rules import recipe_findings
+from alignflow.checking.trainer_arguments import known_arguments
 from alignflow.data.lengths import limits_of, within_context
 from alignflow.pipeline.plan import stage_spec
 from alignflow.pipeline.report import key_figure
@@ -66,7 +66,10 @@ def test_a_method_runs_the_stages_it_needs(made: Recipe, stages: list[str]) -> N
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"method": "orpo", "dpo": None, "orpo": {}, "data__preferences": None}, "data.preferences"),
+        (
+            {"method": "orpo", "dpo": None, "orpo": {}, "data__preferences": None},
+            "data.preferences",
+        ),
         ({"method": "rloo", "dpo": None, "rloo": {}}, "rloo.rewards names the reward model"),
         (
             {"method": "grpo", "dpo": None, "grpo": {"batch_size": 10, "num_generations": 4}},
@@ -81,7 +84,7 @@ def test_a_method_runs_the_stages_it_needs(made: Recipe, stages: list[str]) -> N
             "this stage makes a new adapter",
         ),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_together_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         recipe(**fields)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from alignflow.check.architecture import Shape, resolved_targets
-from alignflow.check.findings import Finding, error
+from alignflow.checking.architecture import Shape, resolved_targets
+from alignflow.checking.findings import Finding, error
 from alignflow.errors import AlignflowError
 from alignflow.recipe import Recipe
 

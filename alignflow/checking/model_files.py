@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from alignflow.check.findings import Finding, error
+from alignflow.checking.findings import Finding, error
 from alignflow.errors import AlignflowError, ArtifactError, RecipeError
 from alignflow.models.headers import checkpoint_files
 from alignflow.recipe import ModelSource

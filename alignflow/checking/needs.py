@@ -8,10 +8,10 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from alignflow.check.architecture import USUAL_LAYERS, Shape, guessed_width
-from alignflow.check.findings import Finding, error, warning
-from alignflow.check.merging import merged_bytes
-from alignflow.check.ppo_rules import model_count, trained_count
+from alignflow.checking.architecture import USUAL_LAYERS, Shape, guessed_width
+from alignflow.checking.findings import Finding, error, warning
+from alignflow.checking.merging import merged_bytes
+from alignflow.checking.ppo_rules import model_count, trained_count
 from alignflow.errors import DiskSpaceError
 from alignflow.recipe import TRAINING_STAGES, PPOSection, Recipe, RewardedSection, TrainingSection
 from alignflow.stages.device import (

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from alignflow.check.findings import Finding, advice, error, note
-from alignflow.evaluation.metric_modules import compares_responses
-from alignflow.recipe import PPOSection, Recipe
+from alignflow.checking.findings import Finding, advice, error, note
+from alignflow.checking.judging_rules import metric_findings
+from alignflow.evaluation.about import lower_is_better
+from alignflow.recipe import EvaluationSection, PPOSection, Recipe
+from alignflow.recipe.online import SampledSection
 
 MOST_USUAL_PASSES = 4
+
+
+def sampling_findings(recipe: Recipe) -> Iterator[Finding]:
+    """Findings about any method that samples; none for another."""
+    section = recipe.settings(SampledSection)
+    if section is not None and section.max_new_tokens >= section.max_length:
+        yield error(
+            f"{recipe.method}.max_new_tokens",
+            f"is {section.max_new_tokens} of max_length {section.max_length}, which leaves no room "
+            "for a prompt; raise max_length.",
+        )
 
 
 def ppo_findings(recipe: Recipe) -> Iterator[Finding]:
@@ -51,12 +64,14 @@ def _errors(ppo: PPOSection) -> Iterator[Finding]:
         yield error(
             "ppo.trainer_args", "has no effect: PPO is alignflow's own, not TRL's. Leave it out."
         )
-    if ppo.watch is not None and not compares_responses(ppo.watch.metric):
-        yield error(
-            "ppo.watch.metric",
-            f"{ppo.watch.metric!r} is neither a metric of responses nor a file; write it like an "
-            "entry of evaluation.metrics.",
-        )
+    if ppo.watch is not None:
+        watched = EvaluationSection(metrics=[ppo.watch.metric])
+        yield from metric_findings("ppo.watch.metric", watched)
+        if lower_is_better(ppo.watch.name):
+            yield error(
+                "ppo.watch.metric",
+                f"is {ppo.watch.name!r}, the better the lower; watch keeps the highest.",
+            )
 
 
 def model_count(ppo: PPOSection) -> int:

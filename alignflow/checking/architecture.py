@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from alignflow.check.findings import Finding, error, note, warning
-from alignflow.check.model_files import read_config
+from alignflow.checking.findings import Finding, error, note, warning
+from alignflow.checking.model_files import read_config
 from alignflow.errors import ArtifactError, RecipeError
 from alignflow.models.headers import Located, read_checkpoint, read_header
 from alignflow.recipe import TARGET_PRESETS, ModelSource, Recipe, TuningSection

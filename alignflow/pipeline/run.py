@@ -1,4 +1,4 @@
-"""Around the stages of one run: who watches them, and the report, however the run ends."""
+"""One run of a recipe: its stages in order, who watches them, and the report however it ends."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prefect import get_run_logger
-from prefect.runtime import deployment
-
-from alignflow.errors import AlignflowError, RecipeError
+from alignflow.checking.checked import preflight
+from alignflow.errors import AlignflowError
 from alignflow.merging import require_certificate
+from alignflow.pipeline.driver import IN_PROCESS, Driver
 from alignflow.pipeline.plan import stage_spec
-from alignflow.pipeline.progress import notify, observed_by
-from alignflow.pipeline.report import build_report, write_report
+from alignflow.pipeline.progress import observers, shown_if
+from alignflow.pipeline.report import Report, build_report, write_report
 from alignflow.recipe import PPOSection, Recipe
-from alignflow.settings import Settings, resolve_home
+from alignflow.settings import resolve_home
 from alignflow.stages import forkserver
 from alignflow.stages.artifacts import Artifact, work_directory
 from alignflow.stages.events import EVENTS_FILE, read_events
@@ -27,8 +26,6 @@ from alignflow.stages.outcome import StageOutcome
 from alignflow.stages.spec import StageSpec
 from alignflow.tracking import Tracker, mlflow_run_of
 from alignflow.training.reward_gate import weakness
-from tasks.prefect_artifacts import link_mlflow_run
-from tasks.stages import complete_stage
 
 AnyRun = TypeVar("AnyRun", bound="PipelineRun")
 
@@ -36,15 +33,15 @@ AnyRun = TypeVar("AnyRun", bound="PipelineRun")
 class PipelineRun:
     """One run of a recipe: its artifacts so far and what became of each stage."""
 
-    def __init__(self, recipe: Recipe, home: Path, run_id: str) -> None:
+    def __init__(self, recipe: Recipe, home: Path, run_id: str, driver: Driver) -> None:
         self.recipe = recipe
         self.home = home
         self.run_id = run_id
+        self.driver = driver
         self.artifacts: dict[str, Artifact] = {}
         self.outcomes: dict[str, StageOutcome] = {}
-        self.report: dict[str, Any] = {}
-        self.notes: dict[str, Any] = {}
-        """What the report has beside the stages."""
+        self.report = Report()
+        """Filled when the run is closed."""
         self.tracker = Tracker(recipe, home, run_id)
         self.status_if_left = "cancelled"
         self._planned = list(recipe.stages)
@@ -62,7 +59,7 @@ class PipelineRun:
         method = self.recipe.method
         self._planned.insert(self._planned.index(stage) + 1, method)
         text = f"{reason} ppo.on_weak_reward is {method}, so {method} takes PPO's place."
-        get_run_logger().warning("%s", text)
+        self.driver.log.warning("%s", text)
         self._ended(StageOutcome(stage=stage, state="skipped", error=text))
         return method
 
@@ -77,8 +74,8 @@ class PipelineRun:
         spec = None
         try:
             spec = self.spec_of(stage)
-            notify("stage_started", spec)
-            artifact, cached = complete_stage(spec, self.recipe.compute)
+            observers.stage_started(spec)
+            artifact, cached = self.driver.complete_stage(spec, self.recipe.compute)
             if stage == "merge":
                 require_certificate(artifact.directory / "model")
         except BaseException as error:
@@ -94,14 +91,18 @@ class PipelineRun:
     def aside(self, spec: StageSpec) -> Artifact:
         """Has a stage done that is about another model than the run's, beside its own stages."""
         started = time.monotonic()
-        notify("stage_started", spec)
-        artifact, cached = complete_stage(spec, self.recipe.compute)
-        notify("stage_ended", _done(artifact, cached, time.monotonic() - started))
+        observers.stage_started(spec)
+        artifact, cached = self.driver.complete_stage(spec, self.recipe.compute)
+        observers.stage_ended(_done(artifact, cached, time.monotonic() - started))
         return artifact
 
     def _ended(self, outcome: StageOutcome) -> None:
         self.outcomes[outcome.stage] = outcome
-        notify("stage_ended", outcome)
+        observers.stage_ended(outcome)
+
+    def additions(self) -> dict[str, Any]:
+        """What the report has beside the stages."""
+        return {}
 
     def close(self, status: str) -> None:
         """Builds and writes the report and hands it to MLflow."""
@@ -112,21 +113,19 @@ class PipelineRun:
             for stage in self._planned
             for outcome in [self.outcomes.get(stage) or StageOutcome(stage=stage, state="skipped")]
         ]
-        seconds = time.monotonic() - self._started
         built = build_report(
             recipe=self.recipe,
             run_id=self.run_id,
             status=status,
-            seconds=seconds,
+            seconds=time.monotonic() - self._started,
             stages=stages,
-            home=self.home,
             mlflow=tracker.place(),
         )
-        self.report = {**built, **self.notes}
-        write_report(self.home, self.report, self.recipe)
-        tracker.finish(status, self.report, self.home / "runs" / self.run_id)
+        self.report = Report(built | self.additions())
+        folder = write_report(self.home, self.report, self.recipe)
+        tracker.finish(status, self.report, folder)
         if address := tracker.address():
-            link_mlflow_run(address)
+            self.driver.link(address)
 
     def _mlflow_run(self, outcome: StageOutcome) -> str | None:
         return mlflow_run_of(self.home, outcome.stage, outcome.key) if outcome.key else None
@@ -160,22 +159,10 @@ def _failed(
 
 
 @contextmanager
-def pipeline(recipe: Recipe, home: Path | None, run_id: str | None) -> Iterator[PipelineRun]:
-    """A run of `recipe`; its report is written however the block ends.
-
-    Raises:
-        RecipeError: A deployed flow was given no absolute home.
-    """
-    run = PipelineRun(recipe, demand_home(home), run_id or new_run_id(recipe.name))
-    with watched(run):
-        yield run
-
-
-@contextmanager
 def watched(run: AnyRun) -> Iterator[AnyRun]:
     """`run`, seen by MLflow; its report is written however the block ends."""
     status = None
-    with forkserver.ended_after(), run.tracker, observed_by(run.tracker):
+    with forkserver.ended_after(), run.tracker, observers.joined_by(run.tracker):
         try:
             yield run
             status = "completed"
@@ -191,13 +178,31 @@ def new_run_id(name: str) -> str:
     return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
-def demand_home(home: Path | None) -> Path:
-    """The absolute home. A deployed flow runs in a temporary clone, so it must be told one."""
-    given = home or Settings().home
-    if deployment.id and not given.expanduser().is_absolute():
-        raise RecipeError(
-            f"The flow's home is {given}, a relative path, but a deployed flow runs in a "
-            "temporary directory. Set the parameter `home` or ALIGNFLOW_HOME to an absolute "
-            "directory on storage that every worker mounts."
-        )
-    return resolve_home(home)
+def run(
+    recipe: Recipe,
+    *,
+    home: Path | str | None = None,
+    run_id: str | None = None,
+    progress: bool = True,
+) -> Report:
+    """Prepares data, fine-tunes, aligns, evaluates and merges as a recipe says, in this process.
+
+    What was done before, here or by `alignflow run`, is not done again. A stage that may succeed at
+    another attempt is tried again as `compute.retries` says. MLflow has the run; Prefect does not.
+    A run that fails or is interrupted leaves its report too, for `load_report`.
+
+    Args:
+        recipe: From `load_recipe`.
+        home: Directory of all results; None is ALIGNFLOW_HOME or `.alignflow`.
+        run_id: Names the report; None makes one of the recipe's name and the time.
+        progress: Show a bar per stage on stderr or in the notebook.
+
+    Raises:
+        AlignflowError: The recipe is refused, or a stage failed for good.
+    """
+    preflight(recipe, recipe.name)
+    this = PipelineRun(recipe, resolve_home(home), run_id or new_run_id(recipe.name), IN_PROCESS)
+    with shown_if(progress), watched(this):
+        for stage in recipe.stages:
+            this.complete(this.in_force(stage))
+    return this.report

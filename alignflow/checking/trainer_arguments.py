@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from alignflow.check.findings import Finding, error
+from alignflow.checking.findings import Finding, error
 from alignflow.recipe import TRAINING_STAGES
 from alignflow.training.engine.reserved import RESERVED
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import Field
 
-from alignflow.check.findings import Finding, advice, error, note, raised, warning
-from alignflow.check.sandbox import GIB, run_limited
+from alignflow.checking.findings import Finding, advice, error, note, raised, warning
+from alignflow.checking.sandbox import GIB, run_limited
 from alignflow.data.forms import (
     BadRow,
     Demonstration,
@@ -129,7 +129,7 @@ def row_findings(
     }
     try:
         answers = run_limited(
-            "alignflow.check.rows:look", payload, memory_bytes=MEMORY_BYTES,
+            "alignflow.checking.rows:look", payload, memory_bytes=MEMORY_BYTES,
             seconds=FULL_SECONDS if full else SAMPLE_SECONDS, what="Reading the rows",
         )  # fmt: skip
     except AlignflowError as problem:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from alignflow.check.findings import Finding, error, note, raised, warning
-from alignflow.check.sandbox import GIB, run_limited
+from alignflow.checking.findings import Finding, error, note, raised, warning
+from alignflow.checking.sandbox import GIB, run_limited
 from alignflow.data.template import (
     ChatTemplate,
     Message,
@@ -36,7 +36,7 @@ def template_findings(directory: Path, override: str | None, *, needed: bool) ->
     payload = {"directory": str(directory), "override": override}
     try:
         found = run_limited(
-            "alignflow.check.template:probe", payload, seconds=SECONDS, memory_bytes=MEMORY_BYTES,
+            "alignflow.checking.template:probe", payload, seconds=SECONDS, memory_bytes=MEMORY_BYTES,
             what=f"{FIELD}: rendering a conversation of two messages",
         )  # fmt: skip
     except AlignflowError as problem:

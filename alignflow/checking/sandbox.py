@@ -1,6 +1,6 @@
 """Running what a stranger wrote (a chat template, rows of any size) in a child with limits.
 
-python -m alignflow.check.sandbox alignflow.check.template:probe  < payload.json  > result.json
+python -m alignflow.checking.sandbox alignflow.checking.template:probe  < payload.json  > result.json
 """
 
 from __future__ import annotations

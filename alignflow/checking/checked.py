@@ -8,20 +8,20 @@ from pathlib import Path
 
 from pydantic import Field
 
-from alignflow.check.architecture import (
+from alignflow.checking.architecture import (
     Shape,
     adapter_findings,
     base_shape,
     context_findings,
     target_findings,
 )
-from alignflow.check.findings import Finding, error, exit_code, raise_errors, raised, warning
-from alignflow.check.merging import adapter_merge_findings, merge_findings
-from alignflow.check.model_files import model_directory, read_config, refusals
-from alignflow.check.needs import Needs, need_findings, needs_of
-from alignflow.check.rows import SourceRows, is_elsewhere, row_findings, source_findings
-from alignflow.check.rules import recipe_findings
-from alignflow.check.template import template_findings
+from alignflow.checking.findings import Finding, error, exit_code, raise_errors, raised, warning
+from alignflow.checking.merging import adapter_merge_findings, merge_findings
+from alignflow.checking.model_files import model_directory, read_config, refusals
+from alignflow.checking.needs import Needs, need_findings, needs_of
+from alignflow.checking.rows import SourceRows, is_elsewhere, row_findings, source_findings
+from alignflow.checking.rules import recipe_findings
+from alignflow.checking.template import template_findings
 from alignflow.data.plain_tokenizer import has_tokenizer, vocabulary_problem
 from alignflow.data.template import load_template, special_tokens
 from alignflow.errors import AlignflowError
@@ -29,6 +29,7 @@ from alignflow.files import digest_directory
 from alignflow.recipe import Recipe
 from alignflow.recipe.file import load_recipe
 from alignflow.recipe.names import is_hub_id
+from alignflow.settings import resolve_home
 from alignflow.stages.spec import Record
 
 SMALL_PARAMETERS = 100_000_000
@@ -38,6 +39,7 @@ class Check(Record):
     """All that is known of a recipe before it runs."""
 
     file: str
+    """Where it was read; its name where it was not read from a file."""
     recipe: str | None = None
     stages: list[str] = Field(default_factory=list)
     findings: list[Finding] = Field(default_factory=list)
@@ -50,6 +52,11 @@ class Check(Record):
     def exit_code(self) -> int:
         """0, or the code that a run would end with."""
         return exit_code(self.findings)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing would stop a run."""
+        return self.exit_code == 0
 
 
 class Surroundings(Record):
@@ -86,6 +93,21 @@ def check_file(
             ],
             seconds=time.monotonic() - started,
         )
+    found = check(recipe, full=full, home=home)
+    return found.model_copy(update={"file": str(path), "seconds": time.monotonic() - started})
+
+
+def check(recipe: Recipe, *, full: bool = False, home: Path | str | None = None) -> Check:
+    """What is wrong with a recipe and what could be better, without loading a model.
+
+    Nothing is raised for what is wrong: `ok` and `findings` say it.
+
+    Args:
+        recipe: From `load_recipe`.
+        full: Read every row, not a sample of 1,000 per source.
+        home: Where results would go; None is ALIGNFLOW_HOME or `.alignflow`.
+    """
+    started = time.monotonic()
     found = surroundings(recipe)
     findings, rows, needs = list(found.findings), [], None
     if exit_code(findings) == 0:
@@ -97,12 +119,20 @@ def check_file(
             findings += judged
     if found.shape is not None:
         download = found.directory is None
-        needs = needs_of(recipe, found.shape, home, download=download, named=found.named)
+        needs = needs_of(
+            recipe, found.shape, resolve_home(home), download=download, named=found.named
+        )
         findings += need_findings(needs, guessed=found.shape.from_name)
     return Check(
-        file=str(path), recipe=recipe.name, stages=recipe.stages, findings=findings,
-        base_model=found.shape, rows=rows, needs=needs, seconds=time.monotonic() - started,
-    )  # fmt: skip
+        file=recipe.name,
+        recipe=recipe.name,
+        stages=recipe.stages,
+        findings=findings,
+        base_model=found.shape,
+        rows=rows,
+        needs=needs,
+        seconds=time.monotonic() - started,
+    )
 
 
 def surroundings(recipe: Recipe) -> Surroundings:
@@ -160,50 +190,45 @@ def _adapter_seen(recipe: Recipe, directory: Path | None, shape: Shape | None) -
 
 
 def _named_models(recipe: Recipe, base: Path | None) -> tuple[dict[str, Shape], list[Finding]]:
-    """Shapes of the models by field of the recipe, and what is wrong with them.
-
-    `base` is the base model's directory; None where it is not on this machine.
-    """
+    """Shapes of the models beside the base by field of the recipe, and what is wrong with them."""
     shapes, findings = dict[str, Shape](), list[Finding]()
     for stage, section in recipe.training_sections.items():
         for name, model in section.models().items():
             field = f"{stage}.{name}"
             try:
                 directory = model_directory(model, field)
+                shape, problems = base_shape(model, directory, field)
+                findings += problems
+                if directory is not None and not is_hub_id(model.source):
+                    findings += refusals(directory, field)
+                if directory is not None and base is not None and exit_code(findings) == 0:
+                    findings += _compared(recipe, field, directory, base)
             except AlignflowError as problem:
                 findings.append(raised(problem))
                 continue
-            shape, problems = base_shape(model, directory, field)
-            if shape is not None:
-                shapes[field] = shape
-            if directory is not None and not is_hub_id(model.source):
-                problems += refusals(directory, field)
-            if directory is not None and base is not None and exit_code(problems) == 0:
-                problems += _compared(recipe, field, directory, base)
-            findings += problems
+            shapes |= {field: shape} if shape is not None else {}
     return shapes, findings
 
 
 def _compared(recipe: Recipe, field: str, directory: Path, base: Path) -> Iterator[Finding]:
     """Whether a model has the base's tokens, which are all that a stage gives it to read."""
-    override = recipe.base_model.chat_template
-    ours, theirs = (
-        load_template(base, Path(override) if override else None),
-        load_template(directory),
-    )
-    ends = [
-        special_tokens(read_config(place / "tokenizer_config.json")).get("eos_token")
-        for place in (base, directory)
-        if has_tokenizer(place)
-    ]
+    both = [place for place in (base, directory) if has_tokenizer(place)]
+    configs = [read_config(place / "tokenizer_config.json") for place in both]
+    ends = [special_tokens(config).get("eos_token") for config in configs]
     if problem := vocabulary_problem(base, directory):
         yield error(field, problem)
-    elif len(ends) < 2:
+    elif len(both) < 2:
         yield warning(field, "its tokens are not compared: there is no tokenizer.json.")
     elif ends[0] != ends[1]:
         yield warning(field, f"ends a response with {ends[1]!r}, the base model with {ends[0]!r}.")
-    elif ours and theirs and ours.digest != theirs.digest:
-        yield warning(field, "has another chat template than the one in force, which it reads.")
+    else:
+        override = recipe.base_model.chat_template
+        ours, theirs = (
+            load_template(base, Path(override) if override else None),
+            load_template(directory),
+        )
+        if ours and theirs and ours.digest != theirs.digest:
+            yield warning(field, "has another chat template than the one in force, which it reads.")
 
 
 def _digest(recipe: Recipe, directory: Path) -> str:

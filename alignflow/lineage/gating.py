@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from prefect import get_run_logger, task
+from typing import NamedTuple
 
 from alignflow.errors import StageError
 from alignflow.faults import faultpoint
@@ -18,37 +17,47 @@ from alignflow.gate import (
     questions,
 )
 from alignflow.ledger import champion, set_state
+from alignflow.lineage.look import as_champion
 from alignflow.lineage.retraining import Champion, champion_spec
+from alignflow.lineage.run import RetrainRun
+from alignflow.pipeline.driver import Driver
 from alignflow.recipe import Recipe, require_retrain
 from alignflow.stages.artifacts import Artifact, verify
 from alignflow.stages.layout import JUDGEMENTS_FILE
 from alignflow.tracking import model_digest
-from tasks.approval import with_approval
-from tasks.patience import patient
-from tasks.prefect_artifacts import show_markdown
-from tasks.retraining import RetrainRun, as_champion
 
 
-def gated(run: RetrainRun) -> Verdict:
+class Gated(NamedTuple):
+    """What was decided, and against whom."""
+
+    verdict: Verdict
+    opponent: int
+    """Generation of the champion."""
+
+
+def gated(run: RetrainRun) -> Gated:
     """The verdict on the run's candidate against whoever is the champion now.
 
     Raises:
         StageError: The lineage has ended while the candidate was trained.
     """
-    head = as_champion(champion(run.home, run.plan.model))
+    head = as_champion(champion(run.home, run.work.model))
     if head is None:
-        raise StageError(f"{run.plan.model} has no champion any more. Run the retrain again.")
-    run.opponent = head.generation
+        raise StageError(f"{run.work.model} has no champion any more. Run the retrain again.")
     models = Contestants(
         candidate=model_digest(run.artifacts["merge"]),
         champion=head.digest,
         ours=run.artifacts.get("evaluate"),
         theirs=_scored(run, head) if "evaluate" in run.artifacts else None,
     )
-    verdict = gate_candidate(run.recipe, run.home, models, _answered(run, models))
-    _show(run, verdict)
+    answers = _answered(run, models)
+    verdict = run.driver.patiently(
+        "gate", gate_candidate, run.recipe, run.home, models, answers, run.driver
+    )
+    decided = Gated(verdict, head.generation)
+    _show(run, decided)
     faultpoint("retrain.gated")
-    return verdict
+    return decided
 
 
 def _scored(run: RetrainRun, head: Champion) -> Artifact:
@@ -73,37 +82,39 @@ def _answered(run: RetrainRun, models: Contestants) -> Path | None:
     return run.aside(judge_spec(run.recipe, run.home, asked)).directory / JUDGEMENTS_FILE
 
 
-@task(**patient("gate"))
 def gate_candidate(
-    recipe: Recipe, home: Path, models: Contestants, answers: Path | None
+    recipe: Recipe, home: Path, models: Contestants, answers: Path | None, driver: Driver
 ) -> Verdict:
     """Compares the two; a judge that is away is asked again for what it has not answered yet."""
     name = require_retrain(recipe).preference_set
     looks = set_state(home, name, recipe.registered_model).looks
     verdict = contest(recipe, home, models, looks + 1, answers)
     for reason in verdict.reasons:
-        get_run_logger().info("%s: %s", verdict.verdict, reason)
+        driver.log.info("%s: %s", verdict.verdict, reason)
     return verdict
 
 
-def _show(run: RetrainRun, verdict: Verdict) -> None:
-    run.note(champion=run.opponent, verdict=verdict.verdict, gate=verdict.model_dump(mode="json"))
-    page = as_page(verdict, run.opponent)
-    show_markdown(page, "gate", f"{verdict.verdict}: {verdict.reasons[0]}")
+def _show(run: RetrainRun, decided: Gated) -> None:
+    verdict = decided.verdict
+    run.notes.champion, run.notes.verdict = decided.opponent, verdict.verdict
+    run.notes.gate = verdict
+    page = as_page(verdict, decided.opponent)
+    run.driver.show(page, "gate", f"{verdict.verdict}: {verdict.reasons[0]}")
 
 
-def agreed(run: RetrainRun, verdict: Verdict) -> Verdict:
+def agreed(run: RetrainRun, decided: Gated) -> Gated:
     """The verdict, once a person has agreed to a promotion where the recipe asks for one."""
     run.status_if_left = "suspended"
-    found = with_approval(
-        verdict,
+    verdict = run.driver.approved(
+        decided.verdict,
         require_retrain(run.recipe),
         run.home,
-        run.plan.snapshot,
-        run.opponent,
-        as_page(verdict, run.opponent),
+        run.work.snapshot,
+        decided.opponent,
+        as_page(*decided),
     )
     run.status_if_left = "cancelled"
-    if found != verdict:
-        _show(run, found)
-    return found
+    answered = decided._replace(verdict=verdict)
+    if answered != decided:
+        _show(run, answered)
+    return answered
