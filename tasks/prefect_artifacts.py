@@ -18,12 +18,12 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
+from alignflow.pipeline.report_page import curve
 from alignflow.stages.artifacts import Artifact
 from alignflow.stages.events import EVENTS_FILE, metric_history, read_events
 from alignflow.stages.spec import StageSpec
 
 SECONDS_BETWEEN_UPDATES = 3.0
-PLOT_WIDTH, PLOT_HEIGHT, MARGIN = 640, 280, 44
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class StageArtifacts:
         if len(history.get("loss", {})) > 1:
             _unless_away(
                 create_image_artifact,
-                as_data_uri(line_plot(history["loss"], f"{self._stage} loss by step")),
+                as_data_uri(curve(history["loss"], f"{self._stage} loss by step")),
                 key=f"{self._stage}-loss",
                 description=f"Training loss of {self._stage}.",
             )
@@ -90,37 +90,6 @@ def link_mlflow_run(address: str) -> None:
 def as_data_uri(svg: str) -> str:
     """An image that needs no server to be seen."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
-
-
-def line_plot(points: Mapping[int, float], title: str) -> str:
-    """A line over steps as SVG: two axes, their ends labelled."""
-    steps, values = sorted(points), [points[step] for step in sorted(points)]
-    low, high = min(values), max(values)
-
-    def x(step: int) -> float:
-        return MARGIN + (step - steps[0]) / ((steps[-1] - steps[0]) or 1) * (
-            PLOT_WIDTH - 2 * MARGIN
-        )
-
-    def y(value: float) -> float:
-        return (
-            PLOT_HEIGHT - MARGIN - (value - low) / ((high - low) or 1) * (PLOT_HEIGHT - 2 * MARGIN)
-        )
-
-    line = " ".join(f"{x(step):.1f},{y(points[step]):.1f}" for step in steps)
-    bottom, right = PLOT_HEIGHT - MARGIN, PLOT_WIDTH - MARGIN
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {PLOT_WIDTH} {PLOT_HEIGHT}" '
-        f'width="{PLOT_WIDTH}" height="{PLOT_HEIGHT}" font-family="sans-serif" font-size="12">'
-        f'<rect width="100%" height="100%" fill="white"/>'
-        f'<text x="{PLOT_WIDTH / 2}" y="20" text-anchor="middle" font-size="14">{title}</text>'
-        f'<path d="M{MARGIN},{MARGIN} V{bottom} H{right}" fill="none" stroke="#666"/>'
-        f'<text x="{MARGIN - 4}" y="{MARGIN + 4}" text-anchor="end">{high:.3g}</text>'
-        f'<text x="{MARGIN - 4}" y="{bottom}" text-anchor="end">{low:.3g}</text>'
-        f'<text x="{MARGIN}" y="{bottom + 18}">{steps[0]}</text>'
-        f'<text x="{right}" y="{bottom + 18}" text-anchor="end">step {steps[-1]}</text>'
-        f'<polyline points="{line}" fill="none" stroke="#1f6feb" stroke-width="2"/></svg>'
-    )
 
 
 def _uuid(value: Any) -> UUID:

@@ -108,7 +108,7 @@ def _own_recipe(stored: str | None, deployed: Recipe, snapshot: str, driver: Dri
             "(retrain.preference_set)."
         )
     if own != deployed:
-        driver.log.warning(
+        driver.log().warning(
             "%s is resumed with the recipe it was frozen with, which is not the deployed one; if "
             "that recipe cannot finish, `alignflow prefs withdraw %s` gives its rows back",
             snapshot,

@@ -54,61 +54,40 @@ class StageReport(Record):
 
 
 class Report(dict[str, Any]):
-    """What happened in a run: the content of its `report.json`, with a name for what is in it.
+    """What happened in a run: the content of its `report.json`, and a name for each entry.
 
-    In a notebook it shows itself; `report["..."]` is the JSON as it stands in the file.
+    In a notebook it shows itself.
     """
 
-    @property
-    def run_id(self) -> str:
-        """Names the run; `load_report` finds it again."""
-        return self["run_id"]
+    run_id: str
+    """Names the run; `load_report` finds it again."""
+    recipe: str
+    """Its name."""
+    status: str
+    """`completed`, `failed`, `cancelled` or `suspended`."""
+    seconds: float
+    """Wall time of the run."""
+    evaluation: dict[str, dict[str, float]]
+    """Model (`base`, `sft`, `aligned`, `merged`) to metric to figure."""
+    evaluation_intervals: dict[str, dict[str, list[float]]]
+    """Model to metric to the ends of its 95 % bootstrap interval over prompts."""
+    adapter: str | None
+    """Directory of the last policy's adapter; of its weights after full tuning."""
+    merged_model: str | None
+    """Directory of the merged model, which loads without alignflow."""
+    mlflow: dict[str, str | None]
+    """`tracking_uri`, `experiment` and `run_id`."""
+    retrain: dict[str, Any] | None = None
+    """What a retrain decided: `verdict`, `outcome`, `gate`, `generation` and more."""
 
-    @property
-    def status(self) -> str:
-        """`completed`, `failed`, `cancelled` or `suspended`."""
-        return self["status"]
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of the run."""
-        return self["seconds"]
+    def __init__(self, content: Mapping[str, Any] | None = None) -> None:
+        super().__init__(content or {})
+        self.__dict__.update({name: self[name] for name in Report.__annotations__ if name in self})
 
     @property
     def stages(self) -> list[StageReport]:
         """What became of each stage, in order."""
         return [StageReport.model_validate(stage) for stage in self["stages"]]
-
-    @property
-    def evaluation(self) -> dict[str, dict[str, float]]:
-        """Model (`base`, `sft`, `aligned`, `merged`) to metric to figure."""
-        return self["evaluation"]
-
-    @property
-    def intervals(self) -> dict[str, dict[str, tuple[float, float]]]:
-        """Model to metric to its 95 % bootstrap interval over prompts."""
-        judged = self["evaluation_intervals"].items()
-        return {model: {name: (*ends,) for name, ends in of.items()} for model, of in judged}
-
-    @property
-    def adapter(self) -> Path | None:
-        """Directory of the last policy's adapter; of its weights after full tuning."""
-        return Path(self["adapter"]) if self["adapter"] else None
-
-    @property
-    def merged_model(self) -> Path | None:
-        """Directory of the merged model, which loads without alignflow."""
-        return Path(self["merged_model"]) if self["merged_model"] else None
-
-    @property
-    def mlflow(self) -> dict[str, str | None]:
-        """`tracking_uri`, `experiment` and `run_id`."""
-        return self["mlflow"]
-
-    @property
-    def retrain(self) -> dict[str, Any] | None:
-        """What a retrain decided: `verdict`, `outcome`, `gate`, `generation` and more."""
-        return self.get("retrain")
 
     def plot(self) -> Figure:
         """Loss curves of the stages that trained: `savefig` it, or let the notebook show it."""

@@ -141,8 +141,17 @@ def loss_curves(report: Mapping[str, Any]) -> dict[str, dict[str, dict[int, floa
     }
 
 
-def curve(points: Mapping[int, float]) -> str:
-    """A line over steps as SVG, with ends of both axes labelled."""
+ALONE = (
+    'xmlns="http://www.w3.org/2000/svg" width="600" height="300" fill="none" stroke="#1f6feb"',
+    "<style>text {fill: #444; stroke: none; font: 10px sans-serif} .grid {stroke: #ccc} "
+    ".area {fill: #1f6feb; opacity: .1; stroke: none}</style>"
+    '<rect width="100%" height="100%" fill="white" stroke="none"/>',
+)
+"""Attributes and style of a curve that stands in no page."""
+
+
+def curve(points: Mapping[int, float], title: str | None = None) -> str:
+    """A line over steps as SVG, with ends of both axes labelled; an image of its own with a title."""
     steps = sorted(step for step, value in points.items() if math.isfinite(value))
     values = [points[step] for step in steps]
     low, high = min(values), max(values)
@@ -157,8 +166,10 @@ def curve(points: Mapping[int, float]) -> str:
     line = " ".join(at(step, value) for step, value in zip(steps, values, strict=True))
     area = f"{LEFT},{floor} {line} {right},{floor}"
     middle = (floor + TOP) / 2
+    attributes, style = ALONE if title else ("", "")
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" {attributes}>{style}'
+        f"<title>{title or ''}</title>"
         f'<path class="grid" d="M{LEFT},{TOP}H{right}M{LEFT},{middle}H{right}M{LEFT},{floor}H{right}"/>'
         f'<polygon class="area" points="{area}"/><polyline class="line" points="{line}"/>'
         f'<text x="{LEFT - 5}" y="{TOP + 4}" text-anchor="end">{high:.3g}</text>'
