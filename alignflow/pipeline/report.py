@@ -80,8 +80,8 @@ class Report(dict[str, Any]):
     retrain: dict[str, Any] | None = None
     """What a retrain decided: `verdict`, `outcome`, `gate`, `generation` and more."""
 
-    def __init__(self, content: Mapping[str, Any] | None = None) -> None:
-        super().__init__(content or {})
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        super().__init__(content)
         self.__dict__.update({name: self[name] for name in Report.__annotations__ if name in self})
 
     @property
@@ -94,14 +94,9 @@ class Report(dict[str, Any]):
         from matplotlib import pyplot
 
         curves = loss_curves(self)
-        figure, axes = pyplot.subplots(
-            1,
-            max(len(curves), 1),
-            figsize=(4 * max(len(curves), 1), 3),
-            squeeze=False,
-            layout="constrained",
-        )
-        for axis, (stage, losses) in zip(axes[0], curves.items(), strict=False):
+        figure = pyplot.figure(figsize=(4 * max(len(curves), 1), 3), layout="constrained")
+        for number, (stage, losses) in enumerate(curves.items(), 1):
+            axis = figure.add_subplot(1, len(curves), number)
             for name, points in losses.items():
                 axis.plot(list(points), list(points.values()), label=name)
             axis.set(title=stage, xlabel="step", ylabel="loss")
@@ -114,9 +109,8 @@ class Report(dict[str, Any]):
         return f"<Report {self.run_id}: {self.status} in {self.seconds:.1f} s; {states}>"
 
     def _repr_html_(self) -> str:
-        return render_cell(
-            self, {stage["stage"]: key_figure(stage, self) for stage in self["stages"]}
-        )
+        figures = {stage["stage"]: key_figure(stage, self) for stage in self["stages"]}
+        return render_cell(self, figures)
 
 
 def build_report(

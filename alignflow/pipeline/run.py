@@ -39,8 +39,8 @@ class PipelineRun:
         self.driver = driver
         self.artifacts: dict[str, Artifact] = {}
         self.outcomes: dict[str, StageOutcome] = {}
-        self.report = Report()
-        """Filled when the run is closed."""
+        self.report: Report
+        """Once the run is closed."""
         self.tracker = Tracker(recipe, home, run_id)
         self.status_if_left = "cancelled"
         self._planned = list(recipe.stages)
