@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from alignflow.checking.checked import preflight
 from alignflow.checking.findings import raise_errors
@@ -195,7 +195,7 @@ def generate(
     texts = [_rendered(place, text, system) for text in prompts]
     ids = [list(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
     sampling = {"temperature": temperature, "seed": seed}
-    responses = respond(loaded, tokenizer, ids, max_new_tokens=max_new_tokens, **sampling)
+    responses: Any = respond(loaded, tokenizer, ids, max_new_tokens=max_new_tokens, **sampling)
     return responses[0] if isinstance(prompt, str) else responses
 
 
