@@ -110,3 +110,20 @@ BY_EXIT_CODE: dict[int, type[AlignflowError]] = {
 def error_for(exit_code: int, message: str) -> AlignflowError:
     """The exception that a child's exit code stands for; unknown codes are a StageError."""
     return BY_EXIT_CODE.get(exit_code, StageError)(message)
+
+
+OUT_OF_MEMORY_TEXTS = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "defaultcpualloc",
+    "std::bad_alloc",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is one of the ways in which Python, torch or C++ say that memory has run out."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    texts = OUT_OF_MEMORY_TEXTS if isinstance(error, RuntimeError) else ()
+    return any(text in str(error).lower() for text in texts)

@@ -190,13 +190,10 @@ def _watch(process: subprocess.Popen[str], peaks: dict[str, float]) -> None:
 
 def equal_bits(one: Path, other: Path) -> bool:
     """Whether two models have the same tensors, bit for bit, however they are split into files."""
-    from alignflow.merging.reader import Reader
-    from alignflow.models.headers import read_checkpoint
+    from alignflow.merging.writing.reader import Reader
+    from alignflow.models.headers import read_tensors
 
-    first, second = (
-        {t.name: t for tensors in read_checkpoint(directory).values() for t in tensors}
-        for directory in (one, other)
-    )
+    first, second = read_tensors(one), read_tensors(other)
     reader = Reader()
     return set(first) == set(second) and all(
         reader.view(first[name]) == reader.view(second[name]) for name in first

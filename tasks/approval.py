@@ -21,7 +21,7 @@ from prefect.input import RunInput
 from prefect.runtime import deployment, flow_run
 
 from alignflow.files import atomic_write_json
-from alignflow.gate.gate import Verdict
+from alignflow.gate import Verdict
 from alignflow.recipe import RetrainSection
 
 POLL_SECONDS = 5

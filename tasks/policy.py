@@ -11,12 +11,11 @@ from prefect.concurrency.sync import concurrency
 
 from alignflow.files import digest_json
 from alignflow.pipeline import retries
-from alignflow.recipe import METHODS, ComputeSection
+from alignflow.recipe import STAGES, ComputeSection
 from alignflow.stages.device import has_gpu
 from alignflow.stages.spec import StageSpec
 
 GPU_LIMIT = "gpu"
-ON_THE_DEVICE = ("pretrain", "sft", "reward", *METHODS, "evaluate", "judge", "merge")
 PREFECT_TIMEOUT_MARGIN_SECONDS = 120
 
 
@@ -66,7 +65,7 @@ def task_options(stage: str, compute: ComputeSection, *, finished: bool) -> dict
     return {
         "name": stage,
         "task_run_name": stage,
-        "tags": {"stage", *(["gpu"] if stage in ON_THE_DEVICE else [])},
+        "tags": {"stage", *(["gpu"] if STAGES[stage].on_device else [])},
         "retries": compute.retries,
         "retry_delay_seconds": retries.retry_delays(compute.retries),
         "retry_condition_fn": worth_retrying,
@@ -79,7 +78,7 @@ def task_options(stage: str, compute: ComputeSection, *, finished: bool) -> dict
 @contextmanager
 def device_slot(stage: str) -> Iterator[None]:
     """Holds one slot of the `gpu` concurrency limit, if the server has such a limit."""
-    if stage not in ON_THE_DEVICE or not has_gpu():
+    if not STAGES[stage].on_device or not has_gpu():
         yield
         return
     with concurrency(GPU_LIMIT, occupy=1, strict=False):

@@ -18,7 +18,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from alignflow.pipeline.report_page import curve
+from alignflow.pipeline.plot import line_plot
 from alignflow.stages.artifacts import Artifact
 from alignflow.stages.events import EVENTS_FILE, metric_history, read_events
 from alignflow.stages.spec import StageSpec
@@ -66,7 +66,7 @@ class StageArtifacts:
         if len(history.get("loss", {})) > 1:
             _unless_away(
                 create_image_artifact,
-                as_data_uri(curve(history["loss"], f"{self._stage} loss by step")),
+                as_data_uri(line_plot(history["loss"], f"{self._stage} loss by step")),
                 key=f"{self._stage}-loss",
                 description=f"Training loss of {self._stage}.",
             )

@@ -31,7 +31,7 @@ def prefect_server() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database whose tables are made: the migrations take seconds and are MLflow's."""
-    from alignflow.tracking.tracking import Connection
+    from alignflow.tracking import Connection
 
     folder = tmp_path_factory.mktemp("mlflow")
     Connection(f"sqlite:///{folder / 'mlflow.db'}", "template", folder / "mlartifacts").client()

@@ -29,6 +29,10 @@ FLOORS = (
     ("models",),
     ("ledger",),
     ("evaluation",),
+    ("merging.certificate",),
+    ("merging.planning",),
+    ("merging.writing",),
+    ("merging.verifying",),
     ("merging",),
     ("training", "training.reward_gate"),
     ("training.engine",),
@@ -44,7 +48,7 @@ FLOORS = (
     ("__main__", ""),
 )
 """Folders and root modules of `alignflow`, lowest first: imports go down, or stay on their floor."""
-REGISTRIES = {"alignflow/stages/process.py", "alignflow/commands/lazy.py"}
+REGISTRIES = {"alignflow/recipe/methods.py", "alignflow/commands/lazy.py"}
 """Modules that name what lies above them in strings, to be imported when it is asked for."""
 
 

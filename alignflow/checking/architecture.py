@@ -59,10 +59,10 @@ class Shape(Record):
     @property
     def linear(self) -> dict[str, list[tuple[int, int]]]:
         """Leaf name of linear layers to (outputs, inputs) of each."""
-        found: dict[str, list[tuple[int, int]]] = {}
+        sizes: dict[str, list[tuple[int, int]]] = {}
         for name, size in self.modules.items():
-            found.setdefault(_leaf(name), []).append(size)
-        return found
+            sizes.setdefault(_leaf(name), []).append(size)
+        return sizes
 
 
 def guessed_width(parameters: int) -> int:
@@ -80,7 +80,7 @@ def read_shape(directory: Path) -> Shape:
     config = read_config(directory / "config.json")
     text = config.get("text_config")
     inner: dict[str, Any] = text if isinstance(text, dict) else config
-    tensors = [tensor for found in read_checkpoint(directory).values() for tensor in found]
+    tensors = [size for sizes in read_checkpoint(directory).values() for size in sizes]
     return Shape(
         parameters=sum(tensor.elements for tensor in tensors),
         embedding_parameters=sum(t.elements for t in tensors if "embed" in t.name),
@@ -100,14 +100,14 @@ def _whole(config: dict[str, Any], *names: str) -> int | None:
 
 
 def _linear_layers(tensors: list[Located]) -> dict[str, tuple[int, int]]:
-    found: dict[str, tuple[int, int]] = {}
+    layers: dict[str, tuple[int, int]] = {}
     for tensor in tensors:
         module, _, kind = tensor.name.rpartition(".")
         leaf = _leaf(module)
         is_linear = kind == "weight" and len(tensor.shape) == 2 and not NO_LINEAR.search(leaf)
         if is_linear and leaf not in HEADS:
-            found[module] = (tensor.shape[0], tensor.shape[1])
-    return found
+            layers[module] = (tensor.shape[0], tensor.shape[1])
+    return layers
 
 
 def _leaf(name: str) -> str:
@@ -120,9 +120,7 @@ def shape_from_name(source: str) -> Shape | None:
     if match is None:
         return None
     parameters = int(float(match[1]) * (1e9 if match[2] in "Bb" else 1e6))
-    return Shape(
-        parameters=parameters, modules={}, weight_bytes=2 * parameters, from_name=True
-    )  # fmt: skip
+    return Shape(parameters=parameters, modules={}, weight_bytes=2 * parameters, from_name=True)
 
 
 def base_shape(model: ModelSource, directory: Path | None) -> tuple[Shape | None, list[Finding]]:

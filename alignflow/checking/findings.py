@@ -58,7 +58,7 @@ def raised(problem: AlignflowError) -> Finding:
 
 def exit_code(findings: Iterable[Finding]) -> int:
     """The lowest code of the errors: the recipe's before the data's before the disk's; 0 if none."""
-    return min((found.exit_code for found in findings if found.level == "error"), default=0)
+    return min((finding.exit_code for finding in findings if finding.level == "error"), default=0)
 
 
 def raise_errors(where: str, findings: Iterable[Finding]) -> None:
@@ -67,7 +67,7 @@ def raise_errors(where: str, findings: Iterable[Finding]) -> None:
     Raises:
         AlignflowError: Of the kind of the lowest exit code.
     """
-    errors = [found for found in findings if found.level == "error"]
+    errors = [finding for finding in findings if finding.level == "error"]
     if errors:
         kind: Any = BY_EXIT_CODE[exit_code(errors)]
-        raise kind("\n".join(f"{where}: {found.line}" for found in errors))
+        raise kind("\n".join(f"{where}: {finding.line}" for finding in errors))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alignflow.checking.architecture import Shape, resolved_targets
-from alignflow.checking.findings import Finding, error, note
+from alignflow.checking.findings import Finding, error
 from alignflow.errors import AlignflowError
 from alignflow.recipe import Recipe
 
@@ -23,8 +23,7 @@ def merge_findings(recipe: Recipe, base: Path, shape: Shape) -> list[Finding]:
     """
     if recipe.merge is None or recipe.tuning.mode == "full":
         return []
-    from alignflow.merging.feasibility import check_base
-    from alignflow.merging.options import MergeOptions
+    from alignflow.merging import MergeOptions, check_base
 
     options = MergeOptions(
         dtype=recipe.merge.dtype,
@@ -43,11 +42,9 @@ def adapter_merge_findings(base: Path, adapter: Path) -> Iterator[Finding]:
     from alignflow.merging import AdapterStep, MergeOptions, plan
 
     try:
-        planned = plan(base, [AdapterStep(adapter)], MergeOptions())
+        plan(base, [AdapterStep(adapter)], MergeOptions())
     except AlignflowError as problem:
         yield error("merge", problem.message, type(problem))
-    else:
-        yield from (note("merge", text) for text in planned.notes)
 
 
 def merged_bytes(recipe: Recipe, shape: Shape) -> int:

@@ -50,18 +50,18 @@ def cached_on_hub(repository: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        found = try_to_load_from_cache(repository, "config.json", revision=revision)
+        cached = try_to_load_from_cache(repository, "config.json", revision=revision)
     except ValueError as problem:
         raise RecipeError(
             f"base_model: {repository!r} is neither a directory nor a Hub id: {problem}."
         ) from problem
-    if not isinstance(found, str):
+    if not isinstance(cached, str):
         return None
     try:
-        checkpoint_files(Path(found).parent)
+        checkpoint_files(Path(cached).parent)
     except (ArtifactError, OSError, ValueError, KeyError):
         return None
-    return Path(found).parent
+    return Path(cached).parent
 
 
 def refusals(directory: Path, field: str = "base_model") -> list[Finding]:
@@ -69,7 +69,7 @@ def refusals(directory: Path, field: str = "base_model") -> list[Finding]:
     return [
         *_links(directory, field),
         *_pickles(directory, field),
-        *(found for name in CONFIGS for found in _config(directory / name, field)),
+        *(problem for name in CONFIGS for problem in _config(directory / name, field)),
     ]
 
 
@@ -88,16 +88,16 @@ def _links(directory: Path, field: str) -> Iterator[Finding]:
 
 
 def _pickles(directory: Path, field: str) -> Iterator[Finding]:
-    found = sorted(
+    unsafe = sorted(
         path.relative_to(directory).as_posix()
         for path in directory.rglob("*")
         if path.suffix in PICKLES
     )
-    if found:
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    if unsafe:
+        more = f" and {len(unsafe) - 1} more" if len(unsafe) > 1 else ""
         yield error(
             field,
-            f"{directory} holds {found[0]}{more}: files of this kind can run code when they are "
+            f"{directory} holds {unsafe[0]}{more}: files of this kind can run code when they are "
             "read. Convert weights to safetensors, delete the rest.",
         )
 

@@ -13,7 +13,7 @@ from alignflow.checking.findings import Finding, error, warning
 from alignflow.checking.merging import merged_bytes
 from alignflow.checking.ppo_rules import model_count, trained_count
 from alignflow.errors import DiskSpaceError
-from alignflow.recipe import PAIR_STAGES, PPOSection, Recipe, TrainingSection
+from alignflow.recipe import TRAINING_STAGES, OnlineSection, PPOSection, Recipe, TrainingSection
 from alignflow.stages.device import (
     available_bytes,
     first_micro_batch,
@@ -109,8 +109,8 @@ def _stage_need(
     else:
         weights = shape.parameters * value
     ppo = section if isinstance(section, PPOSection) else None
-    copies = model_count(ppo) if ppo else 2 if name in with_reference(recipe) else 1
-    if name in ("rloo", "grpo") and recipe.online is not None and recipe.online.uses_reward_model:
+    copies = model_count(ppo) if ppo else 2 if holds_reference(recipe, name) else 1
+    if isinstance(section, OnlineSection) and section.uses_reward_model:
         copies, weights = copies + 1, weights * 2  # the reward model is a copy of its own
     moving = trained_count(ppo) if ppo else 1
     kept, moved = kept_bytes(recipe), moved_bytes(recipe, section)
@@ -123,7 +123,7 @@ def _stage_need(
         trained = trainable * (moved * moving + kept * (copies - moving))
     if ppo and recipe.tuning.mode == "lora" and value == FLOAT32_BYTES:
         weights += shape.parameters * value  # kept while the adapter is merged in to generate
-    responses = 2 if name in PAIR_STAGES else 1
+    responses = 2 if TRAINING_STAGES[name].trains_on_pairs else 1
     row = _row_bytes(recipe, section.max_length, shape, value) * responses
     head = 0 if name == "reward" else HEAD_TOKENS * (shape.vocabulary or USUAL_VOCABULARY) * 4
     batch = section.batch_size // (ppo.num_mini_batches if ppo else 1)
@@ -140,14 +140,14 @@ def _stage_need(
     )
 
 
-def with_reference(recipe: Recipe) -> tuple[str, ...]:
-    """Stages that hold a reference beside the policy.
+def holds_reference(recipe: Recipe, stage: str) -> bool:
+    """Whether a stage holds a reference beside the policy.
 
     DPO computes its log-probabilities before the first step: with full tuning by the policy itself,
     with adapters by a frozen copy of the adapter.
     """
-    held = ("kto", "rloo", "grpo")
-    return held if recipe.tuning.mode == "full" else (*held, "dpo")
+    held = TRAINING_STAGES[stage].reference
+    return held == "always" or (held == "adapters" and recipe.tuning.mode != "full")
 
 
 def kept_bytes(recipe: Recipe) -> int:
@@ -179,7 +179,8 @@ def _disk_bytes(recipe: Recipe, shape: Shape, trainable: int) -> int:
         * (trained_count(section) if isinstance(section, PPOSection) else 1)
         for section in sections
     )
-    best = CHECKPOINTS if recipe.ppo is not None and recipe.ppo.watch is not None else 0
+    ppo = recipe.settings(PPOSection)
+    best = CHECKPOINTS if ppo is not None and ppo.watch is not None else 0
     merged = merged_bytes(recipe, shape)
     trained = (len(sections) + best) * trainable * kept
     copies = 2 if recipe.tracking.upload == "merged" else 1

@@ -16,7 +16,7 @@ MOST_USUAL_PASSES = 4
 
 def ppo_findings(recipe: Recipe) -> Iterator[Finding]:
     """Findings about method ppo; none for another method."""
-    ppo = recipe.ppo
+    ppo = recipe.settings(PPOSection)
     if ppo is None:
         return
     yield from _errors(recipe, ppo)

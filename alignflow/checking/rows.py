@@ -23,7 +23,7 @@ from alignflow.data.forms import (
     general_text,
     training_prompt,
 )
-from alignflow.data.lengths import PART_READERS, limits_of, within_context
+from alignflow.data.lengths import LIMITED_PARTS, limits_of, readers_of, within_context
 from alignflow.data.pairs import preference_pair, single_rating
 from alignflow.data.reading import RawRow, read_source
 from alignflow.data.row_forms import COLUMNS, EVALUATION_PROMPT
@@ -184,7 +184,7 @@ def _judged(account: SourceRows, allowed: float) -> Iterator[Finding]:
 def _update_findings(recipe: Recipe, accounts: list[SourceRows]) -> Iterator[Finding]:
     """Stages that would make too few updates to learn anything."""
     for name, section in recipe.training_sections.items():
-        part = next((part for part, readers in PART_READERS.items() if name in readers), None)
+        part = next((part for part in LIMITED_PARTS if name in readers_of(part, recipe)), None)
         mine = [account for account in accounts if account.part == part]
         if part is None or not mine or len(mine) != len(getattr(recipe.data, part)):
             continue

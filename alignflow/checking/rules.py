@@ -13,7 +13,16 @@ from alignflow.checking.retrain_rules import retrain_findings
 from alignflow.checking.trainer_arguments import trainer_argument_findings
 from alignflow.errors import DataError
 from alignflow.evaluation.metric_modules import TEXT_METRICS, compares_responses
-from alignflow.recipe import DATA_PARTS, DPOSection, Recipe, TuningSection
+from alignflow.recipe import (
+    DATA_PARTS,
+    DPOSection,
+    ORPOSection,
+    PPOSection,
+    Recipe,
+    SimPOSection,
+    TrainingSection,
+    TuningSection,
+)
 from alignflow.recipe.names import is_hub_id
 
 LOSSES = (
@@ -41,7 +50,7 @@ def recipe_findings(recipe: Recipe, *, small_model: bool) -> list[Finding]:
     """
     return [
         *_metric_findings(recipe),
-        *_loss_findings(recipe.dpo),
+        *_loss_findings(recipe.section_of("dpo")),
         *_reference_free_advice(recipe),
         *ppo_findings(recipe),
         *retrain_findings(recipe, TEXT_METRICS),
@@ -115,8 +124,8 @@ def _template_findings(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-def _loss_findings(dpo: DPOSection | None) -> Iterator[Finding]:
-    if dpo is None:
+def _loss_findings(dpo: TrainingSection | None) -> Iterator[Finding]:
+    if not isinstance(dpo, DPOSection):
         return
     for name in dpo.loss_type:
         if name not in LOSSES:
@@ -142,7 +151,7 @@ def _loss_findings(dpo: DPOSection | None) -> Iterator[Finding]:
 
 
 def _reference_free_advice(recipe: Recipe) -> Iterator[Finding]:
-    orpo, simpo = recipe.orpo, recipe.simpo
+    orpo, simpo = recipe.settings(ORPOSection), recipe.settings(SimPOSection)
     if orpo is not None and not 0.05 <= orpo.beta <= 1:
         yield advice(
             "orpo.beta",
@@ -249,7 +258,8 @@ def _rate_advice(recipe: Recipe) -> Iterator[Finding]:
                 f"{name}.learning_rate",
                 f"is {rate:g}; adapters of large models diverge above {LARGEST_LORA_RATE:g}.",
             )
-        if recipe.tuning.mode != "full" and rate < SMALLEST_LORA_RATE and name != "ppo":
+        adapters = recipe.tuning.mode != "full" and not isinstance(section, PPOSection)
+        if adapters and rate < SMALLEST_LORA_RATE:
             yield advice(
                 f"{name}.learning_rate",
                 f"is {rate:g}, usual for full tuning; adapters take about ten times as much.",

@@ -109,10 +109,10 @@ def status(
 
 def _power(prompts: int) -> str:
     """What a gate that is judged on the hold-out could find, at its defaults."""
-    from alignflow.gate.gate import plan
+    from alignflow.gate import power_of
     from alignflow.recipe import GateSection
 
-    return plan(prompts, GateSection()).text
+    return power_of(prompts, GateSection()).text
 
 
 @prefs_app.command()

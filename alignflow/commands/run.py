@@ -52,7 +52,7 @@ def _run(recipe: Recipe, home: Path, json_to: Any) -> None:
 
     from alignflow.services.prefect_server import start_temporary_server
     from alignflow.stages.environment import prefect_environment
-    from alignflow.tracking.tracking import import_mlflow
+    from alignflow.tracking import import_mlflow
 
     os.environ.update(prefect_environment(home))  # before prefect is imported
     wait_for_server = start_temporary_server(home)  # comes up during the imports

@@ -200,7 +200,7 @@ def prefect_command(host: str, port: int) -> list[str]:
 
 def mlflow_command(host: str, port: int, home: Path) -> list[str]:
     """MLflow's server on the store of the home."""
-    from alignflow.tracking.tracking import local_store
+    from alignflow.tracking import local_store
 
     return [
         *(sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)),

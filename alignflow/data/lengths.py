@@ -4,26 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from alignflow.recipe import PAIR_STAGES, Recipe
+from alignflow.recipe import TRAINING_STAGES, Recipe
 
-PART_READERS = {
-    "sft": ("sft", "orpo"),
-    "preferences": (*PAIR_STAGES, "kto"),
-    "ratings": ("kto",),
-    "prompts": ("ppo", "rloo", "grpo"),
-}
-"""Part to the stages that train on its rows; longer ones are of no use to any."""
+LIMITED_PARTS = ("sft", "preferences", "ratings", "prompts")
+"""Parts whose rows have a longest length. Documents have none: they are packed."""
+
+
+def readers_of(part: str, recipe: Recipe) -> list[str]:
+    """Stages that train on whole rows of a part; longer ones are of no use to any.
+
+    A method that samples reads of preferences the prompts alone, unless its settings say more.
+    """
+    return [
+        stage
+        for stage, row in TRAINING_STAGES.items()
+        if (section := recipe.section_of(stage)) is not None
+        and (
+            part in section.also_reads()
+            or (
+                part in {*sum(row.parts, ()), *row.optional_parts}
+                and not (row.samples and part == "preferences")
+            )
+        )
+    ]
 
 
 def limits_of(recipe: Recipe) -> dict[str, int | None]:
     """Longest row of each part, in tokens: the longest that a stage takes; None where none reads it."""
-    readers = PART_READERS
-    if recipe.ppo is not None and recipe.ppo.nll_weight:
-        readers = {**readers, "preferences": (*readers["preferences"], "ppo")}
     lengths = recipe.lengths
     return {
-        part: max((lengths[stage] for stage in stages if stage in lengths), default=None)
-        for part, stages in readers.items()
+        part: max((lengths[stage] for stage in readers_of(part, recipe)), default=None)
+        for part in LIMITED_PARTS
     }
 
 

@@ -10,13 +10,14 @@ from alignflow.data.groups import HOLDOUT, main_places
 from alignflow.errors import EvaluationError, RecipeError
 from alignflow.evaluation.scores import Scores, read_scores
 from alignflow.files import digest_json
-from alignflow.gate.gate import Judgement, Verdict, gate
-from alignflow.gate.judge import JudgementCache, agreement, compare, judge_name, judge_of
+from alignflow.gate.decision import gate
+from alignflow.gate.judge import JudgementCache, PairJudge, Question, judge_name, judge_of
+from alignflow.gate.primary import JudgedWins
+from alignflow.gate.verdict import Verdict
 from alignflow.ledger import held_out_pairs
 from alignflow.recipe import Recipe, require_retrain
 from alignflow.stages.artifacts import Artifact
-
-RESPONSES_FILE = "responses.parquet"
+from alignflow.stages.layout import RESPONSES_FILE, Prepared
 
 
 class Contestants(NamedTuple):
@@ -57,9 +58,9 @@ def contest(
     ours, theirs = read_scores(models.ours), read_scores(models.theirs)
     candidate = ours["aligned"].model_copy(update={"model": models.candidate})
     champion = next(iter(theirs.values())).model_copy(update={"model": models.champion})
-    judgement = None
+    judged = None
     if decides(recipe) == "judge":
-        judgement = judged(recipe, home, models.ours, models.theirs, answers)
+        judged = _judged(recipe, home, models.ours, models.theirs, answers)
         # The judge was asked for, so no metric that happens to be there takes its place.
         candidate = candidate.model_copy(update={"metrics": {}})
     elif section.metric is not None and section.metric not in candidate.metrics:
@@ -67,10 +68,10 @@ def contest(
             f"retrain.gate.metric is {section.metric!r}, but the evaluation has "
             f"{', '.join(candidate.metrics) or 'no metric by prompt'}. Name one of these."
         )
+    base = ours.get("base")
     return gate(
-        candidate, champion, section,
-        evaluation=pinned, look=look, base=ours.get("base"), judgement=judgement,
-    )  # fmt: skip
+        candidate, champion, section, evaluation=pinned, look=look, base=base, judged=judged
+    )
 
 
 def decides(recipe: Recipe) -> str:
@@ -90,28 +91,24 @@ def _pinned(ours: Artifact, theirs: Artifact) -> str:
     return digests.pop()
 
 
-def judged(
+def _judged(
     recipe: Recipe, home: Path, ours: Artifact, theirs: Artifact, answers: Path | None
-) -> Judgement:
+) -> JudgedWins:
     """Wins of the candidate's greedy responses, and whether the judge agrees with humans."""
     section = require_retrain(recipe).judge
     assert section is not None
-    name, judge = judge_name(section), judge_of(section)
+    name = judge_name(section)
     kept = home / "cache" / "judgements" / f"{digest_json(name)[:16]}.jsonl"
-    cache = JudgementCache(answers or kept)
     at_once = section.endpoint_requests if section.endpoint else 1
-    humans = _human_pairs(recipe, home)
-    return compare(
-        name,
-        judge,
-        _compared(ours, theirs),
-        cache,
-        at_once=at_once,
-        human_agreement=agreement(name, judge, humans, cache, at_once=at_once),
+    judge = PairJudge(name, judge_of(section), JudgementCache(answers or kept), at_once)
+    return JudgedWins(
+        judge=name,
+        human_agreement=judge.agreement(_human_pairs(recipe, home)),
+        wins=judge.compare(_compared(ours, theirs)),
     )
 
 
-def questions(recipe: Recipe, home: Path, models: Contestants) -> list[tuple[str, str, str]]:
+def questions(recipe: Recipe, home: Path, models: Contestants) -> list[Question]:
     """All (prompt, first, second) that `contest` asks a judge about, each pair in both orders."""
     assert models.ours is not None and models.theirs is not None
     responses = _compared(models.ours, models.theirs).items()
@@ -126,7 +123,7 @@ def _compared(ours: Artifact, theirs: Artifact) -> dict[str, tuple[str, str]]:
     return {text: (answer, champion[name][1]) for name, (text, answer) in candidate.items()}
 
 
-def _human_pairs(recipe: Recipe, home: Path) -> list[tuple[str, str, str]]:
+def _human_pairs(recipe: Recipe, home: Path) -> list[Question]:
     """(prompt, chosen, rejected) of the hold-out."""
     return [
         (transcript(pair.prompt), pair.chosen, pair.rejected)
@@ -146,18 +143,18 @@ def _responses(evaluation: Artifact, role: str | None) -> dict[str, tuple[str, s
     }
 
 
-def pinned_prompts(prepare: Artifact, recipe: Recipe) -> int:
+def number_of_prompts(prepare: Artifact, recipe: Recipe) -> int:
     """Different prompts on which the deciding comparison will be made."""
     import pyarrow.parquet as pq
 
-    path = prepare.directory / "evaluation" / "prompts.parquet"
+    path = Prepared(prepare.directory).evaluation
     if not path.is_file():
         return 0
     table = pq.read_table(path, columns=["prompt_ids", "group"])
     groups = table.column("group").to_pylist()
-    judged = decides(recipe) == "judge"
-    places = range(len(groups)) if judged else main_places(groups)
-    if not judged and set(groups) == {HOLDOUT}:
+    by_judge = decides(recipe) == "judge"
+    if not by_judge and set(groups) == {HOLDOUT}:
         return 0
+    places = range(len(groups)) if by_judge else main_places(groups)
     ids = table.column("prompt_ids").to_pylist()
     return len({tuple(ids[place]) for place in places})

@@ -1,7 +1,8 @@
 """A judge of two responses: the recipe's function, a model, or an OpenAI-compatible endpoint.
 
 Every pair is shown in both orders, so that a judge that favours a position finds ties. Answers are
-kept in a file by (judge, prompt, first, second), so that a retry asks for nothing again.
+kept in a file by (judge, prompt, first, second), so that a retry asks for nothing again. A model
+answers in a stage of its own, `judge_model`. No torch here.
 """
 
 from __future__ import annotations
@@ -16,23 +17,24 @@ import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from alignflow.errors import EvaluationError, RecipeError
-from alignflow.files import digest_json
-from alignflow.gate.gate import Judgement
-from alignflow.recipe import JudgeSection
+from alignflow.files import atomic_write_text, digest_json
+from alignflow.recipe import JudgeSection, Recipe, require_retrain
 from alignflow.recipe.resolve import resolve_base_model
+from alignflow.stages.device import resolve_dtype
+from alignflow.stages.spec import StageSpec
 
-Answer = Literal["first", "second", "tie"]
+Choice = Literal["first", "second", "tie"]
 Judge = Callable[[str, str, str], str]
-ANSWERS: dict[str, Answer] = {"a": "first", "b": "second", "tie": "tie", "c": "tie"}
+Question = tuple[str, str, str]
+"""Prompt, first and second response."""
+CHOICES: dict[str, Choice] = {"a": "first", "b": "second", "tie": "tie", "c": "tie"}
 WINS = {"first": 1.0, "second": 0.0, "tie": 0.5}
 KEY_VARIABLE = "ALIGNFLOW_JUDGE_KEY"
 MODEL_FIELD = "retrain.judge.model"
 REPLY_TOKENS = 8
-JUDGEMENTS_FILE = "judgements.jsonl"
-"""What stage `judge` leaves, in the form of `JudgementCache`."""
 TEMPLATE = """{instruction}
 
 [Prompt]
@@ -80,7 +82,7 @@ class JudgementCache:
             self.keep(name, (prompt, first, second), answer)
         return self._answers[key]
 
-    def keep(self, name: str, asked: tuple[str, str, str], answer: str) -> None:
+    def keep(self, name: str, asked: Question, answer: str) -> None:
         """Adds an answer to (prompt, first, second)."""
         key = digest_json([name, *asked])
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,74 +93,39 @@ class JudgementCache:
             self._answers[key] = answer
 
 
-def compare(
-    name: str,
-    judge: Judge,
-    responses: Mapping[str, tuple[str, str]],
-    cache: JudgementCache,
-    *,
-    at_once: int = 1,
-    trained_against: bool = False,
-    human_agreement: float | None = None,
-) -> Judgement:
-    """Judges the candidate's against the champion's response to each prompt, in both orders.
+class PairJudge(NamedTuple):
+    """A judge that is shown each pair of responses in both orders, and asked for nothing twice."""
 
-    Args:
-        name: Identity of the judge, for the cache and the verdict.
-        judge: Says which of two responses is better.
-        responses: Prompt to (candidate's, champion's) response.
-        cache: Answers given before.
-        at_once: Pairs that the judge is asked about at the same time.
-        trained_against: Whether the candidate was optimised against this judge.
-        human_agreement: What `agreement` found.
-    """
-    pairs = [(prompt, ours, theirs) for prompt, (ours, theirs) in responses.items()]
-    wins = dict(zip(responses, _wins(name, judge, pairs, cache, at_once), strict=True))
-    return Judgement(
-        judge=name, wins=wins, trained_against=trained_against, human_agreement=human_agreement
-    )
+    name: str
+    """Identity, for the cache and the verdict."""
+    judge: Judge
+    cache: JudgementCache
+    at_once: int = 1
+    """Pairs that it is asked about at the same time."""
 
+    def compare(self, responses: Mapping[str, tuple[str, str]]) -> dict[str, float]:
+        """Prompt to 1 where the first of its two responses is better, 0 where the second is, 0.5."""
+        pairs = [(prompt, ours, theirs) for prompt, (ours, theirs) in responses.items()]
+        return dict(zip(responses, self._wins(pairs), strict=True))
 
-def _wins(
-    name: str,
-    judge: Judge,
-    pairs: Iterable[tuple[str, str, str]],
-    cache: JudgementCache,
-    at_once: int,
-) -> list[float]:
-    def win(pair: tuple[str, str, str]) -> float:
+    def agreement(self, pairs: Sequence[Question]) -> float | None:
+        """Share of human preferences (prompt, chosen, rejected) that it shares; ties are half."""
+        return sum(self._wins(pairs)) / len(pairs) if pairs else None
+
+    def _wins(self, pairs: Iterable[Question]) -> list[float]:
+        pool = ThreadPoolExecutor(self.at_once)
+        try:
+            return list(pool.map(self._win, pairs))
+        finally:
+            pool.shutdown(cancel_futures=True)  # a judge that is down is not asked about the rest
+
+    def _win(self, pair: Question) -> float:
         prompt, ours, theirs = pair
-        return _win(name, judge, prompt, ours, theirs, cache)
-
-    pool = ThreadPoolExecutor(at_once)
-    try:
-        return list(pool.map(win, pairs))
-    finally:
-        pool.shutdown(cancel_futures=True)  # a judge that is down is not asked about the rest
-
-
-def _win(
-    name: str, judge: Judge, prompt: str, ours: str, theirs: str, cache: JudgementCache
-) -> float:
-    if ours == theirs:
-        return 0.5
-    forward = WINS[cache.ask(name, judge, prompt, ours, theirs)]
-    backward = 1.0 - WINS[cache.ask(name, judge, prompt, theirs, ours)]
-    return forward if forward == backward else 0.5
-
-
-def agreement(
-    name: str,
-    judge: Judge,
-    pairs: Sequence[tuple[str, str, str]],
-    cache: JudgementCache,
-    *,
-    at_once: int = 1,
-) -> float | None:
-    """Share of human preferences (prompt, chosen, rejected) that the judge shares; ties are half."""
-    if not pairs:
-        return None
-    return sum(_wins(name, judge, pairs, cache, at_once)) / len(pairs)
+        if ours == theirs:
+            return 0.5
+        forward = WINS[self.cache.ask(self.name, self.judge, prompt, ours, theirs)]
+        backward = 1.0 - WINS[self.cache.ask(self.name, self.judge, prompt, theirs, ours)]
+        return forward if forward == backward else 0.5
 
 
 def judge_name(section: JudgeSection) -> str:
@@ -191,7 +158,7 @@ def judge_of(section: JudgeSection) -> Judge:
         ) from error
 
 
-def _answered_before(prompt: str, _first: str, _second: str) -> Answer:
+def _answered_before(prompt: str, _first: str, _second: str) -> Choice:
     raise EvaluationError(
         f"stage judge has no answer about {prompt[:80]!r}. Run the retrain again."
     )
@@ -202,7 +169,7 @@ def question(instruction: str, prompt: str, first: str, second: str) -> str:
     return TEMPLATE.format(instruction=instruction, prompt=prompt, first=first, second=second)
 
 
-def _ask_endpoint(section: JudgeSection, prompt: str, first: str, second: str) -> Answer:
+def _ask_endpoint(section: JudgeSection, prompt: str, first: str, second: str) -> Choice:
     content = question(section.instruction, prompt, first, second)
     body = {
         "model": section.endpoint_model,
@@ -226,9 +193,51 @@ def _ask_endpoint(section: JudgeSection, prompt: str, first: str, second: str) -
     return parse(str(reply))
 
 
-def parse(reply: str) -> Answer:
+def parse(reply: str) -> Choice:
     """`tie` where the word stands, else the first of A and B in a reply; a reply with none is a tie."""
     if re.search(r"\btie\b", reply, re.IGNORECASE):
         return "tie"
-    found = re.search(r"\b[AB]\b", reply) or re.search(r"\b[abc]\b", reply)
-    return ANSWERS[found.group().lower()] if found else "tie"
+    letter = re.search(r"\b[AB]\b", reply) or re.search(r"\b[abc]\b", reply)
+    return CHOICES[letter.group().lower()] if letter else "tie"
+
+
+def judge_spec(recipe: Recipe, home: Path, questions: Sequence[Question]) -> StageSpec:
+    """Has the recipe's judge model answer; the same questions to the same model are Cached.
+
+    Raises:
+        RecipeError: The model is not there.
+    """
+    section = require_retrain(recipe).judge
+    assert section is not None and section.model is not None
+    model = resolve_base_model(section.model, MODEL_FIELD)
+    digest = digest_json(questions)
+    return StageSpec(
+        stage="judge",
+        home=str(home),
+        params={
+            "name": judge_name(section),
+            "instruction": section.instruction,
+            "model": {"source": section.model.source, "digest": model.digest},
+            "dtype": resolve_dtype(recipe),
+            "questions": digest,
+        },
+        seed=0,
+        compute=recipe.compute.model_dump(mode="json"),
+        paths={
+            "questions": str(_written(home, digest, questions)),
+            **({"model": model.path} if model.path else {}),
+        },
+    )
+
+
+def _written(home: Path, digest: str, questions: Sequence[Question]) -> Path:
+    path = home / "work" / "judge" / f"{digest[:16]}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(path, "".join(json.dumps(asked) + "\n" for asked in questions))
+    return path
+
+
+def read_questions(spec: StageSpec) -> list[Question]:
+    """What `judge_spec` wrote."""
+    lines = Path(spec.paths["questions"]).read_text().splitlines()
+    return [(prompt, first, second) for prompt, first, second in map(json.loads, lines)]

@@ -14,17 +14,17 @@ from transformers import AutoTokenizer
 
 from alignflow.data.base import fetch_base
 from alignflow.gate.judge import (
-    JUDGEMENTS_FILE,
     MODEL_FIELD,
     REPLY_TOKENS,
     JudgementCache,
     parse,
     question,
+    read_questions,
 )
-from alignflow.gate.judge_questions import read_questions
 from alignflow.models.generate import generate
 from alignflow.models.loading import BaseModel, load_base
 from alignflow.stages.events import EventWriter
+from alignflow.stages.layout import JUDGEMENTS_FILE
 from alignflow.stages.spec import StageResult, StageSpec
 
 BATCH_SIZE = 16

@@ -12,7 +12,7 @@ from alignflow.lineage.registry import Reconciled, Registry, reconcile, verified
 from alignflow.lineage.retraining import ORIGINAL_STAGES
 from alignflow.pipeline.report import load_report
 from alignflow.stages.artifacts import Artifact
-from alignflow.tracking.tracking import model_digest
+from alignflow.tracking import model_digest
 
 
 class Moved(NamedTuple):

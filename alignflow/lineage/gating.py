@@ -7,10 +7,15 @@ from typing import NamedTuple
 
 from alignflow.errors import StageError
 from alignflow.faults import faultpoint
-from alignflow.gate.contest import Contestants, contest, decides, questions
-from alignflow.gate.gate import Verdict
-from alignflow.gate.judge_questions import judge_spec
-from alignflow.gate.verdict_page import as_page
+from alignflow.gate import (
+    Contestants,
+    Verdict,
+    as_page,
+    contest,
+    decides,
+    judge_spec,
+    questions,
+)
 from alignflow.ledger import champion, set_state
 from alignflow.lineage.look import as_champion
 from alignflow.lineage.retraining import Champion, champion_spec
@@ -18,7 +23,7 @@ from alignflow.lineage.run import RetrainRun
 from alignflow.recipe import require_retrain
 from alignflow.stages.artifacts import Artifact, verify
 from alignflow.stages.layout import JUDGEMENTS_FILE
-from alignflow.tracking.tracking import model_digest
+from alignflow.tracking import model_digest
 
 
 class Gated(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from alignflow.errors import RecipeError
 from alignflow.faults import faultpoint
-from alignflow.gate.contest import decides
+from alignflow.gate import decides
 from alignflow.ledger import Generation, freeze, generation, set_state
 from alignflow.ledger import pinned_prompts as pinned_prompts_file
 from alignflow.lineage.retraining import (

@@ -13,14 +13,14 @@ from alignflow.errors import CertificateError
 from alignflow.faults import faultpoint
 from alignflow.ledger import Generation, champion
 from alignflow.ledger.store import has_ledger
+from alignflow.merging import require_certificate
 from alignflow.stages.artifacts import Artifact, verify
 from alignflow.stages.spec import Record
-from alignflow.tracking.tracking import (
+from alignflow.tracking import (
     is_server,
     model_digest,
     new_version,
     registry_client,
-    require_certificate,
     tracking_uri,
 )
 

@@ -8,10 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from alignflow.gate.contest import pinned_prompts as count_pinned_prompts
-from alignflow.gate.gate import Decision, Verdict
-from alignflow.gate.gate import Plan as Power
-from alignflow.gate.gate import plan as power_of
+from alignflow.gate import Power, Verdict, number_of_prompts, power_of
+from alignflow.gate.verdict import Decision
 from alignflow.ledger import mark_dropped, set_state
 from alignflow.lineage.look import Assignment
 from alignflow.lineage.retraining import continued_spec, lineage_artifacts
@@ -93,7 +91,7 @@ class RetrainRun(PipelineRun):
         if dropped:
             mark_dropped(self.home, work.preference_set, dropped)
         state = set_state(self.home, work.preference_set, work.model)
-        prompts = count_pinned_prompts(prepare, self.recipe)
+        prompts = number_of_prompts(prepare, self.recipe)
         power = power_of(prompts, require_retrain(self.recipe).gate, state.looks + 1)
         self.notes.dropped, self.notes.power = len(dropped), power
         self.driver.log().info("%s", power.text)

@@ -20,7 +20,7 @@ from alignflow.lineage.retraining import ORIGINAL_STAGES, Champion, founder_spec
 from alignflow.lineage.run import RetrainRun
 from alignflow.pipeline.driver import Driver
 from alignflow.stages.artifacts import verify
-from alignflow.tracking.tracking import model_digest
+from alignflow.tracking import model_digest
 
 RELEASED: dict[str, Release] = {"reject": "rejected", "inconclusive": "inconclusive"}
 

@@ -1,21 +1,28 @@
 """Merging adapters into their base, streamed, with a certificate that the result is the same.
 
-`plan` works from headers alone and imports no torch; `merge` and `verify` load when first used.
+`planning` says what will be done, `writing` does it, `verifying` compares; `merge` is all three.
+`plan` works from headers alone and imports no torch; `merge` and `verify` load it when they need it.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from alignflow.merging.adapter import AdapterStep
-from alignflow.merging.certificate import CERTIFICATE_FILE, Certificate, Figures, Limits
-from alignflow.merging.merge import merge
-from alignflow.merging.merge_plan import MergePlan
-from alignflow.merging.options import MergeOptions
-from alignflow.merging.planning import plan
+from alignflow.merging.certificate import (
+    CERTIFICATE_FILE,
+    Certificate,
+    Figures,
+    Limits,
+    read_certificate,
+    require_certificate,
+)
+from alignflow.merging.certified_merge import merge
+from alignflow.merging.planning.adapter import AdapterStep, trained_on_nf4
+from alignflow.merging.planning.merge_plan import MergeOptions, MergePlan
+from alignflow.merging.planning.plan import check_base, plan
 
 if TYPE_CHECKING:
-    from alignflow.merging.verifying import verify
+    from alignflow.merging.verifying.comparison import verify
 
 __all__ = [
     "CERTIFICATE_FILE",
@@ -25,15 +32,19 @@ __all__ = [
     "Limits",
     "MergeOptions",
     "MergePlan",
+    "check_base",
     "merge",
     "plan",
+    "read_certificate",
+    "require_certificate",
+    "trained_on_nf4",
     "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name == "verify":
-        from alignflow.merging.verifying import verify
+        from alignflow.merging.verifying.comparison import verify
 
         return verify
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

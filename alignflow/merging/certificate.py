@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
+from alignflow.errors import CertificateError
 from alignflow.files import atomic_write_json
 from alignflow.stages.spec import Record
 
@@ -17,7 +19,9 @@ class Limits(Record):
     """What a certificate may not exceed."""
 
     max_kl: float = 1e-3
+    """Nats per token, of merged against base plus adapter."""
     min_top1_agreement: float = 0.99
+    """Least share of equal most likely tokens."""
 
 
 class Figures(Record):
@@ -77,11 +81,44 @@ def read_certificate(directory: Path) -> Certificate | None:
         return None
 
 
-def status_of(figures: Figures, limits: Limits) -> Literal["passed", "failed"]:
-    """Passed: everything finite, the KL small enough, the most likely tokens the same."""
+def status_of(
+    finite: bool, figures: Figures | None, limits: Limits
+) -> Literal["passed", "failed", "unverified"]:
+    """Passed: everything finite, the KL small enough, the most likely tokens the same.
+
+    Args:
+        finite: Whether every merged weight is.
+        figures: None where the logits were not compared: unverified.
+        limits: What the figures may not exceed.
+    """
+    if not finite:
+        return "failed"
+    if figures is None:
+        return "unverified"
     good = (
         figures.finite
         and figures.kl <= limits.max_kl
         and figures.top1_agreement >= limits.min_top1_agreement
     )
     return "passed" if good else "failed"
+
+
+def require_certificate(model: Path) -> dict[str, Any]:
+    """The merge certificate of a merged model.
+
+    Raises:
+        CertificateError: There is none, or it did not pass.
+    """
+    path = model / CERTIFICATE_FILE
+    try:
+        certificate = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CertificateError(
+            f"{path} is not there or damaged, so the merged model is not registered. "
+            "Run the recipe again; the merge stage writes it."
+        ) from error
+    if certificate.get("status") != "passed":
+        raise CertificateError(
+            f"{path}: the certificate did not pass, so the merged model is not registered."
+        )
+    return certificate

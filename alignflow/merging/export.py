@@ -11,6 +11,7 @@ from typing import Literal
 
 from alignflow.errors import ArtifactError, RecipeError, StageError
 from alignflow.files import atomic_write_json
+from alignflow.merging.certificate import CERTIFICATE_FILE
 
 CONVERTER = "convert_hf_to_gguf.py"
 
@@ -41,7 +42,7 @@ def demand_room(base: Path) -> None:
     Raises:
         ArtifactError: The merged model does not fit the memory, and is quantized as a whole.
     """
-    from alignflow.merging.verifying import fits_memory
+    from alignflow.merging.verifying.comparison import fits_memory
 
     if not fits_memory(base):
         raise ArtifactError(
@@ -59,11 +60,11 @@ def export_model(model: Path, kind: Literal["gguf", "nf4"], llama_cpp: Path | No
     """
     check_export(kind, llama_cpp)
     if kind == "gguf":
-        return to_gguf(model, model.with_name(f"{model.name}.gguf"), llama_cpp or Path())
-    return to_nf4(model, model.with_name(f"{model.name}-nf4"))
+        return _to_gguf(model, model.with_name(f"{model.name}.gguf"), llama_cpp or Path())
+    return _to_nf4(model, model.with_name(f"{model.name}-nf4"))
 
 
-def to_gguf(model: Path, out: Path, llama_cpp: Path) -> str:
+def _to_gguf(model: Path, out: Path, llama_cpp: Path) -> str:
     """Runs llama.cpp's converter on the merged model."""
     command = [sys.executable, str(llama_cpp / CONVERTER), str(model), "--outfile", str(out)]
     done = subprocess.run(
@@ -78,9 +79,9 @@ def to_gguf(model: Path, out: Path, llama_cpp: Path) -> str:
     return f"{out}: {out.stat().st_size:,} bytes, by {llama_cpp / CONVERTER}"
 
 
-def to_nf4(model: Path, out: Path) -> str:
+def _to_nf4(model: Path, out: Path) -> str:
     """Writes the merged model in 4 bits, and how far its logits are from the merged model's."""
-    from alignflow.merging.verifying import compare, logits_of, probe_ids
+    from alignflow.merging.verifying.comparison import compare, logits_of, probe_ids
     from alignflow.models.loading import BaseModel, load_base, load_merged, quiet
 
     if out.exists():
@@ -95,7 +96,7 @@ def to_nf4(model: Path, out: Path) -> str:
     for path in model.iterdir():
         if path.suffix in (".json", ".jinja", ".txt", ".model") and not (out / path.name).exists():
             shutil.copyfile(path, out / path.name)
-    (out / "merge_certificate.json").unlink(missing_ok=True)
+    (out / CERTIFICATE_FILE).unlink(missing_ok=True)
     atomic_write_json(out / "nf4_figures.json", json.loads(figures.model_dump_json()))
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     return (

@@ -10,12 +10,13 @@ from alignflow.evaluation.kept import evaluation_digest, kept_or
 from alignflow.evaluation.measure import Measured, load_job, measure, responses
 from alignflow.evaluation.suite import figures, flat, free_memory, samples, write_responses
 from alignflow.files import digest_json
-from alignflow.merging import AdapterStep, Certificate, Figures, MergeOptions, merge
-from alignflow.merging.verifying import fits_memory
-from alignflow.models.loading import BaseModel, base_of, check_adapter, device, load_tokenizer
+from alignflow.merging import AdapterStep, Certificate, Figures, Limits, MergeOptions, merge
+from alignflow.merging.verifying.comparison import fits_memory
+from alignflow.models.loading import BaseModel, base_of, check_adapter, load_merged, load_tokenizer
 from alignflow.recipe import EvaluationSection, MergeSection
 from alignflow.stages.artifacts import artifact_directory
 from alignflow.stages.events import EventWriter
+from alignflow.stages.layout import ADAPTER, MODEL, RESPONSES_FILE, Prepared
 from alignflow.stages.spec import StageResult, StageSpec
 
 PROBES = 16
@@ -35,75 +36,71 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     """
     section = MergeSection.model_validate(spec.params["section"])
     evaluation = EvaluationSection.model_validate(spec.params["evaluation"])
-    prepared, output = spec.input("data"), work / "output"
+    prepared, merged = spec.input("data"), work / "output" / MODEL
     tokenizer = load_tokenizer(prepared)
     base, trained = base_of(spec), spec.input("aligned")
-    source, adapters = merge_inputs(base, trained)
+    source, adapters = _merge_inputs(base, trained)
     options = MergeOptions(
-        dtype=section.dtype if adapters else whole_dtype(section.dtype, base),
+        dtype=section.dtype if adapters else _whole_dtype(section.dtype, base),
         quantization="nf4" if spec.params["tuning"]["mode"] == "qlora" else None,
         qlora_base=section.qlora_base,
-        probes=tuple(tuple(ids) for ids in probes(prepared, tokenizer, evaluation)),
-        max_kl=section.max_kl,
-        min_top1_agreement=section.min_top1_agreement,
+        probes=tuple(tuple(ids) for ids in _probes(prepared, tokenizer, evaluation)),
+        limits=Limits(max_kl=section.max_kl, min_top1_agreement=section.min_top1_agreement),
         base_digest=base.digest if adapters else None,
         base_source=base.source if adapters else None,
-        tokenizer=prepared / "tokenizer",
-        final=artifact_directory(Path(spec.home), spec.stage, spec.key) / "model",
+        tokenizer=Prepared(prepared).tokenizer,
+        final=artifact_directory(Path(spec.home), spec.stage, spec.key) / MODEL,
         replace=True,
     )
     certificate = merge(
         source,
         adapters,
-        output / "model",
+        merged,
         options,
         progress=lambda done, total: events.progress(done, total, "bytes"),
     )
-    found = demand(certificate)
+    compared = _passed(certificate)
     free_memory()
     result = StageResult(
         metrics={
-            "certificate_kl": found.kl,
-            "certificate_top1_agreement": found.top1_agreement,
-            "certificate_max_logp_difference": found.max_logp_difference,
+            "certificate_kl": compared.kl,
+            "certificate_top1_agreement": compared.top1_agreement,
+            "certificate_max_logp_difference": compared.max_logp_difference,
         },
         params={"merged_dtype": certificate.dtype, "merge_arithmetic": certificate.arithmetic},
         details={"certificate": certificate.model_dump(mode="json", exclude={"files"})},
     )
-    if not has_evaluation(prepared):
+    if not _has_evaluation(prepared):
         return result
-    if not fits_memory(output / "model", 4 if spec.params["dtype"] == "float32" else 2):
+    if not fits_memory(merged, 4 if spec.params["dtype"] == "float32" else 2):
         events.message(
             "The merged model does not fit this machine's memory, so it does not answer the "
             "evaluation's prompts: its certificate compares it with base plus adapter."
         )
         return result
-    judged = judge_merged(spec, evaluation, certificate, tokenizer, output, events)
-    return result.model_copy(
-        update={
-            "metrics": result.metrics | judged.metrics,
-            "details": result.details | judged.details,
-        }
-    )
+    judged = _judge_merged(spec, evaluation, certificate, tokenizer, merged, events)
+    metrics, details = result.metrics | judged.metrics, result.details | judged.details
+    return result.model_copy(update={"metrics": metrics, "details": details})
 
 
-def merge_inputs(base: BaseModel, trained: Path) -> tuple[Path, list[AdapterStep]]:
+def _merge_inputs(base: BaseModel, trained: Path) -> tuple[Path, list[AdapterStep]]:
     """What is merged into what: the adapter into the base, or the whole trained model into nothing.
 
     Raises:
         ArtifactError: There is neither adapter nor model, or it belongs to another base.
     """
-    if (trained / "adapter").is_dir():
-        check_adapter(trained / "adapter", base)
-        return Path(base.path), [AdapterStep(trained / "adapter")]
-    if (trained / "model").is_dir():
-        return trained / "model", []
+    adapter, model = trained / ADAPTER, trained / MODEL
+    if adapter.is_dir():
+        check_adapter(adapter, base)
+        return Path(base.path), [AdapterStep(adapter)]
+    if model.is_dir():
+        return model, []
     raise ArtifactError(f"{trained} holds neither adapter/ nor model/. Run its stage again.")
 
 
-def probes(prepared: Path, tokenizer: Any, evaluation: EvaluationSection) -> list[list[int]]:
+def _probes(prepared: Path, tokenizer: Any, evaluation: EvaluationSection) -> list[list[int]]:
     """Token ids that merged and adapter are compared on: the first evaluation prompts, or text."""
-    if not has_evaluation(prepared):
+    if not _has_evaluation(prepared):
         return [tokenizer(text).input_ids for text in PLAIN_PROBES]
     job = load_job(prepared, evaluation.model_copy(update={"metrics": []}), 0)
     if job.prompts:
@@ -112,45 +109,45 @@ def probes(prepared: Path, tokenizer: Any, evaluation: EvaluationSection) -> lis
     return [row for row in rows if row]
 
 
-def has_evaluation(prepared: Path) -> bool:
+def _has_evaluation(prepared: Path) -> bool:
     """Whether there is something to judge a model on."""
-    files = ("evaluation/prompts.parquet", "general/rows.parquet")
-    return any((prepared / name).is_file() for name in files)
+    files = Prepared(prepared)
+    return files.evaluation.is_file() or files.general.is_file()
 
 
-def whole_dtype(dtype: str, base: BaseModel) -> Any:
+def _whole_dtype(dtype: str, base: BaseModel) -> Any:
     """A model that was trained whole, in float32, is written in the base's type for `auto`."""
     known = base.torch_dtype in ("float32", "bfloat16", "float16")
     return base.torch_dtype if dtype == "auto" and known else dtype
 
 
-def demand(certificate: Certificate) -> Figures:
+def _passed(certificate: Certificate) -> Figures:
     """The figures of a certificate that passed.
 
     Raises:
         CertificateError: Says which figure exceeds which limit.
     """
-    found, limits = certificate.figures, certificate.limits
-    if found is None:
+    compared, limits = certificate.figures, certificate.limits
+    if compared is None:
         raise CertificateError("The merged model was not compared with base plus adapter.")
     if certificate.status == "passed":
-        return found
-    finite = found.finite and certificate.finite
+        return compared
+    finite = compared.finite and certificate.finite
     raise CertificateError(
         "The merged model differs from base plus adapter: KL "
-        f"{found.kl:.3g} nats per token (merge.max_kl {limits.max_kl:g}), most likely token equal "
-        f"in {found.top1_agreement:.2%} (merge.min_top1_agreement {limits.min_top1_agreement:.2%}),"
+        f"{compared.kl:.3g} nats per token (merge.max_kl {limits.max_kl:g}), most likely token equal "
+        f"in {compared.top1_agreement:.2%} (merge.min_top1_agreement {limits.min_top1_agreement:.2%}),"
         f" logits and weights {'finite' if finite else 'not finite'}. Merge in a wider type "
         "(merge.dtype float32), or raise the limit if the loss is acceptable."
     )
 
 
-def judge_merged(
+def _judge_merged(
     spec: StageSpec,
     evaluation: EvaluationSection,
     certificate: Certificate,
     tokenizer: Any,
-    output: Path,
+    merged: Path,
     events: EventWriter,
 ) -> StageResult:
     """The figures of `merged`, reloaded as any user would."""
@@ -166,13 +163,13 @@ def judge_merged(
     total = responses(job)
 
     def make() -> Measured:
-        model = reload(output / "model", spec.params["dtype"])
+        model = load_merged(merged, spec.params["dtype"])
         return measure(
             model, tokenizer, job, lambda done: events.progress(done, total, "responses")
         )
 
     measured = {"merged": kept_or(Path(spec.home), digest, make)[0]}
-    write_responses(output / "responses.parquet", job, measured)
+    write_responses(merged.with_name(RESPONSES_FILE), job, measured)
     return StageResult(
         metrics=flat(measured),
         details={
@@ -180,13 +177,3 @@ def judge_merged(
             "samples": samples(job, measured),
         },
     )
-
-
-def reload(directory: Path, dtype: str) -> Any:
-    """The merged model by Transformers alone."""
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        str(directory), dtype=dtype, trust_remote_code=False, use_safetensors=True
-    )
-    return model.to(device())

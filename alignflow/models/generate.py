@@ -244,7 +244,9 @@ class _Work:
         rows: _Rows | None = None
         while waiting or rows is not None:
             free = batch_size - (0 if rows is None else len(rows.places))
-            if rows is None or (waiting and free >= REFILL_SHARE * batch_size and can_join(rows.cache)):  # fmt: skip
+            if rows is None or (
+                waiting and free >= REFILL_SHARE * batch_size and can_join(rows.cache)
+            ):
                 admitted, waiting = self._admitted(waiting[:free]), waiting[free:]
                 rows = admitted if rows is None else rows.with_rows(admitted)
             else:

@@ -16,9 +16,11 @@ SINGLE_FILE = "model.safetensors"
 MAX_HEADER_BYTES = 100 * 1024 * 1024
 """The format's own limit."""
 DTYPE_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8,
-    "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
-}  # fmt: skip
+    **dict.fromkeys(("F64", "I64", "U64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 1),
+}
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Types that are merged, and torch's names for them."""
 
@@ -139,3 +141,8 @@ def read_checkpoint(directory: Path) -> dict[str, list[Located]]:
                 )
             seen[tensor.name] = file
     return files
+
+
+def read_tensors(directory: Path) -> dict[str, Located]:
+    """Every tensor of a model by its name, file by file; see `read_checkpoint`."""
+    return {tensor.name: tensor for held in read_checkpoint(directory).values() for tensor in held}

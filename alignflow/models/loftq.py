@@ -78,11 +78,11 @@ def _places(directory: Path) -> dict[str, Path]:
 
 def _read(places: dict[str, Path], name: str, directory: Path) -> Tensor:
     """A tensor; files of a headless model leave the first part of the name out."""
-    found = next((n for n in (name, name.partition(".")[2]) if n in places), None)
-    if found is None:
+    stored = next((n for n in (name, name.partition(".")[2]) if n in places), None)
+    if stored is None:
         raise RecipeError(
             f"tuning.initialization: loftq needs the weight {name}, which {directory} does not hold "
             "under that name. Use another initialization with this model."
         )
-    with safe_open(str(places[found]), framework="pt") as file:
-        return file.get_tensor(found)
+    with safe_open(str(places[stored]), framework="pt") as file:
+        return file.get_tensor(stored)

@@ -102,15 +102,15 @@ def _in_batches(
 ) -> list[float]:
     """Scores of places, in their order; equally long ones share a batch."""
     order = sorted(range(len(lengths)), key=lambda place: (-lengths[place], place))
-    found: dict[int, float] = {}
+    scores: dict[int, float] = {}
     while order:
         places = order[:batch_size]
         try:
-            found.update(zip(places, score(places), strict=True))
+            scores.update(zip(places, score(places), strict=True))
         except torch.OutOfMemoryError:
             if len(places) == 1:
                 raise
             batch_size = len(places) // 2
             continue
         order = order[len(places) :]
-    return [found[place] for place in range(len(lengths))]
+    return [scores[place] for place in range(len(lengths))]

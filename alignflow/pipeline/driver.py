@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from alignflow.gate.gate import Verdict
+from alignflow.gate import Verdict
 from alignflow.pipeline.progress import tell
 from alignflow.pipeline.retries import (
     PATIENT_DELAYS_SECONDS,

@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from alignflow.data.lengths import limits_of
 from alignflow.evaluation.metric_modules import own_file
 from alignflow.files import sha256_file
 from alignflow.pipeline.resolve import resolve_data_source
-from alignflow.recipe import DATA_PARTS, DataSource, OnlineSection, PPOSection, Recipe
+from alignflow.recipe import (
+    DATA_PARTS,
+    TRAINING_STAGES,
+    DataSource,
+    PPOSection,
+    PretrainSection,
+    Recipe,
+    RewardedSection,
+)
 from alignflow.recipe.resolve import digest_adapter, resolve_base_model, resolve_function
 from alignflow.settings import Settings
 from alignflow.stages.artifacts import Artifact
 from alignflow.stages.device import resolve_dtype
+from alignflow.stages.params import (
+    EvaluateParams,
+    MergeParams,
+    PrepareParams,
+    ResolvedModel,
+    StageParams,
+    TrainingParams,
+)
 from alignflow.stages.spec import InputRef, StageSpec
 
 BASE_PARTS = ("base_model.json", "tokenizer")
+
+
+class Work(NamedTuple):
+    """What a stage is told beside what every stage is told."""
+
+    params: StageParams
+    inputs: Mapping[str, InputRef]
+    paths: Mapping[str, str]
+    """Where the files are whose digests stand in `params`."""
 
 
 def stage_spec(
@@ -35,47 +60,56 @@ def stage_spec(
         RecipeError: The base model is not there.
         DataError: A data source is not there.
     """
-    params, inputs, paths = BUILDERS[stage](recipe, home, artifacts)
+    work = _work_of(recipe, stage, home, artifacts)
+    inputs = dict(work.inputs)
     if stage not in ("prepare", "pretrain") and "pretrain" in artifacts:
         inputs["pretrain"] = artifacts["pretrain"].ref(("base_model.json", "model"))
     return StageSpec(
         stage=stage,
         home=str(home),
-        params=params,
+        params=work.params.as_json(),
         seed=recipe.seed,
         inputs=inputs,
         compute=recipe.compute.model_dump(mode="json"),
-        paths=paths,
+        paths=dict(work.paths),
     )
 
 
-Parts = tuple[dict[str, Any], dict[str, InputRef], dict[str, str]]
+def _work_of(recipe: Recipe, stage: str, home: Path, artifacts: Mapping[str, Artifact]) -> Work:
+    if stage == "prepare":
+        return _prepare(recipe, home)
+    if stage == "evaluate":
+        return _evaluate(recipe, artifacts)
+    if stage == "merge":
+        return _merge(recipe, artifacts)
+    return _train(recipe, stage, artifacts)
 
 
-def _prepare(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
+def _prepare(recipe: Recipe, home: Path) -> Work:
     base = resolve_base_model(recipe.base_model)
-    digests, paths = {}, {}
-    if base.path:
-        paths["base_model"] = base.path
+    paths = {"base_model": base.path} if base.path else {}
+    digests = {}
     for source in data_sources(recipe):
         resolved = resolve_data_source(source, home, recipe.seed)
         digests[source.source] = resolved.digest
         if resolved.path:
             paths[source.source] = resolved.path
-    params: dict[str, Any] = {
-        "data": recipe.data.model_dump(mode="json"),
-        "base_model": {**recipe.base_model.model_dump(mode="json"), "digest": base.digest},
-        "limits": {part: n for part, n in limits_of(recipe).items() if getattr(recipe.data, part)},
-        "sources": digests,
-        "max_examples": recipe.evaluation.max_examples,
-    }
+    optional: dict[str, Any] = {}
     held_out = _held_out_prompts(home)
     if held_out is not None:
-        params["held_out_prompts"] = sha256_file(held_out)
+        optional["held_out_prompts"] = sha256_file(held_out)
         paths["held_out_prompts"] = str(held_out)
     if recipe.base_model.chat_template:
-        params["chat_template_digest"] = sha256_file(Path(recipe.base_model.chat_template))
-    return params, {}, paths
+        optional["chat_template_digest"] = sha256_file(Path(recipe.base_model.chat_template))
+    params = PrepareParams(
+        data=recipe.data,
+        base_model=ResolvedModel(**recipe.base_model.model_dump(), digest=base.digest),
+        limits={part: n for part, n in limits_of(recipe).items() if getattr(recipe.data, part)},
+        sources=digests,
+        max_examples=recipe.evaluation.max_examples,
+        **optional,
+    )
+    return Work(params, {}, paths)
 
 
 def _held_out_prompts(home: Path) -> Path | None:
@@ -92,81 +126,43 @@ def data_sources(recipe: Recipe) -> list[DataSource]:
     return [source for part in DATA_PARTS for source in getattr(recipe.data, part)]
 
 
-def _training(recipe: Recipe, stage: str) -> dict[str, Any]:
-    return {"section": getattr(recipe, stage).model_dump(mode="json"), **_tuning(recipe)}
-
-
 def _tuning(recipe: Recipe) -> dict[str, Any]:
-    params = {"tuning": recipe.tuning.model_dump(mode="json"), "dtype": resolve_dtype(recipe)}
+    """Fields of `ModelParams`."""
+    fields: dict[str, Any] = {"tuning": recipe.tuning, "dtype": resolve_dtype(recipe)}
     if recipe.tuning.init_adapter:
-        params["init_adapter_digest"] = digest_adapter(recipe.tuning.init_adapter)
-    return params
+        fields["init_adapter_digest"] = digest_adapter(recipe.tuning.init_adapter)
+    return fields
 
 
-def _pretrain(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
-    assert recipe.pretrain is not None
-    parts = [part for part in ("pretrain", "replay", "general") if getattr(recipe.data, part)]
-    params = _training(recipe, "pretrain")
-    if recipe.pretrain.tuning is not None:
-        params["tuning"] = recipe.pretrain.tuning.model_dump(mode="json")
-    return params, {"data": artifacts["prepare"].ref((*BASE_PARTS, *parts))}, {}
-
-
-def _sft(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
-    data = artifacts["prepare"].ref((*BASE_PARTS, "sft"))
-    return _training(recipe, "sft"), {"data": data}, {}
-
-
-def has_demonstrations(recipe: Recipe, stage: str) -> bool:
-    """Whether an alignment stage trains on demonstrations too."""
-    return stage == "orpo" and recipe.sft is None and bool(recipe.data.sft)
-
-
-def _on_preferences(stage: str) -> Callable[[Recipe, Path, Mapping[str, Artifact]], Parts]:
-    def build(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
-        parts = [
-            *BASE_PARTS,
-            "preferences",
-            *(["sft"] if has_demonstrations(recipe, stage) else []),
-        ]
-        inputs = {"data": artifacts["prepare"].ref(parts)}
-        if "sft" in artifacts:
-            inputs["sft"] = artifacts["sft"].ref()
-        return _training(recipe, stage), inputs, {}
-
-    return build
-
-
-def _kto(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
-    part = "ratings" if recipe.data.ratings else "preferences"
-    inputs = {"data": artifacts["prepare"].ref((*BASE_PARTS, part))}
-    if "sft" in artifacts:
-        inputs["sft"] = artifacts["sft"].ref()
-    return _training(recipe, "kto"), inputs, {}
-
-
-def _on_rewards(stage: str) -> Callable[[Recipe, Path, Mapping[str, Artifact]], Parts]:
-    def build(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
-        section: PPOSection | OnlineSection = getattr(recipe, stage)
-        parts = {"prompts" if recipe.data.prompts else "preferences"}
-        if isinstance(section, PPOSection) and section.nll_weight:
-            parts.add("preferences")
-        inputs = {"data": artifacts["prepare"].ref((*BASE_PARTS, *sorted(parts)))}
-        inputs |= {role: artifacts[role].ref() for role in ("sft", "reward") if role in artifacts}
+def _train(recipe: Recipe, stage: str, artifacts: Mapping[str, Artifact]) -> Work:
+    section = recipe.section_of(stage)
+    assert section is not None and stage in TRAINING_STAGES
+    fields = _tuning(recipe)
+    if isinstance(section, PretrainSection) and section.tuning is not None:
+        fields["tuning"] = section.tuning
+    before = () if stage in ("pretrain", "sft") else ("sft",)
+    paths: dict[str, str] = {}
+    if isinstance(section, RewardedSection):
+        before = (*before, "reward")
         named = [term.source for term in section.rewards if term.is_function]
-        files = {source: resolve_function(source) for source in named}
-        params = _training(recipe, stage)
-        params["rewarded_by"] = {source: sha256_file(path) for source, path in files.items()}
-        return params, inputs, {source: str(path) for source, path in files.items()}
-
-    return build
-
-
-def _ppo(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
-    params, inputs, paths = _on_rewards("ppo")(recipe, home, artifacts)
-    if recipe.ppo is not None and recipe.ppo.watch is not None:
-        params["watched_by"] = digests_of_files([recipe.ppo.watch.metric])
-    return params, inputs, paths
+        paths = {source: str(resolve_function(source)) for source in named}
+        fields["rewarded_by"] = {name: sha256_file(Path(path)) for name, path in paths.items()}
+    if isinstance(section, PPOSection) and section.watch is not None:
+        fields["watched_by"] = digests_of_files([section.watch.metric])
+    for field, model in section.models().items():
+        resolved = resolve_base_model(model, f"{stage}.{field}")
+        digest = {"digest": resolved.digest}
+        fields["models"] = {field: ResolvedModel(**model.model_dump(), **digest)}
+        if resolved.path:
+            paths[field] = resolved.path
+    return Work(
+        TrainingParams(section=section.model_dump(mode="json"), **fields),
+        {
+            "data": artifacts["prepare"].ref((*BASE_PARTS, *recipe.parts_read(stage))),
+            **{role: artifacts[role].ref() for role in before if role in artifacts},
+        },
+        paths,
+    )
 
 
 def aligned(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> Artifact | None:
@@ -189,13 +185,11 @@ def _judged_inputs(
     }
 
 
-def _evaluate(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
-    params = {
-        "section": recipe.evaluation.model_dump(mode="json"),
-        "judged_by": judged_by(recipe),
-        **_tuning(recipe),
-    }
-    return params, _judged_inputs(recipe, artifacts, ("sft", "aligned", "reward")), {}
+def _evaluate(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> Work:
+    params = EvaluateParams(
+        section=recipe.evaluation, judged_by=judged_by(recipe), **_tuning(recipe)
+    )
+    return Work(params, _judged_inputs(recipe, artifacts, ("sft", "aligned", "reward")), {})
 
 
 def judged_by(recipe: Recipe) -> dict[str, str]:
@@ -211,29 +205,12 @@ def digests_of_files(names: list[str]) -> dict[str, str]:
     return {name: sha256_file(path) for name, path in files.items() if path is not None}
 
 
-def _merge(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) -> Parts:
+def _merge(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> Work:
     assert recipe.merge is not None
-    params = {
-        "section": recipe.merge.model_dump(mode="json"),
-        "evaluation": recipe.evaluation.model_dump(mode="json"),
-        "judged_by": judged_by(recipe),
+    params = MergeParams(
+        section=recipe.merge,
+        evaluation=recipe.evaluation,
+        judged_by=judged_by(recipe),
         **_tuning(recipe),
-    }
-    return params, _judged_inputs(recipe, artifacts, ("sft", "aligned")), {}
-
-
-BUILDERS: dict[str, Callable[[Recipe, Path, Mapping[str, Artifact]], Parts]] = {
-    "prepare": _prepare,
-    "pretrain": _pretrain,
-    "sft": _sft,
-    "reward": _on_preferences("reward"),
-    "dpo": _on_preferences("dpo"),
-    "ppo": _ppo,
-    "orpo": _on_preferences("orpo"),
-    "simpo": _on_preferences("simpo"),
-    "kto": _kto,
-    "rloo": _on_rewards("rloo"),
-    "grpo": _on_rewards("grpo"),
-    "evaluate": _evaluate,
-    "merge": _merge,
-}
+    )
+    return Work(params, _judged_inputs(recipe, artifacts, ("sft", "aligned")), {})

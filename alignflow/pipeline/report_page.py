@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, Template
 
 from alignflow.errors import ArtifactError
+from alignflow.pipeline.plot import line_plot
 from alignflow.recipe import Recipe
 from alignflow.stages.artifacts import Artifact, read_manifest
 from alignflow.stages.events import EVENTS_FILE, metric_history, read_events
@@ -33,7 +33,6 @@ LOSSES, UNTRAINED = ("loss", "eval_loss"), ("prepare", "evaluate", "merge")
 UNDRAWN = ("num_tokens", "learning_rate")
 CURVES_PER_STAGE = 6
 LOWER_IS_BETTER = ("unsafe_rate", "chatter_rate", "perplexity_general", "kl_to_sft")
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 300, 150, 54, 10, 22
 
 
 def render_page(report: Mapping[str, Any], recipe: Recipe | None = None) -> str:
@@ -127,7 +126,7 @@ def curves(artifact: Artifact) -> list[dict[str, str]]:
     if artifact.stage in UNTRAINED:
         return []
     order = [n for n in CURVES_LEADING if n in drawn] + sorted(set(drawn) - set(CURVES_LEADING))
-    return [{"name": name, "svg": curve(drawn[name])} for name in order[:CURVES_PER_STAGE]]
+    return [{"name": name, "svg": line_plot(drawn[name])} for name in order[:CURVES_PER_STAGE]]
 
 
 def loss_curves(report: Mapping[str, Any]) -> dict[str, dict[str, dict[int, float]]]:
@@ -139,44 +138,6 @@ def loss_curves(report: Mapping[str, Any]) -> dict[str, dict[str, dict[int, floa
         for history in [metric_history(read_events(artifact.directory / EVENTS_FILE))]
         if (losses := {name: history[name] for name in LOSSES if name in history})
     }
-
-
-ALONE = (
-    'xmlns="http://www.w3.org/2000/svg" width="600" height="300" fill="none" stroke="#1f6feb"',
-    "<style>text {fill: #444; stroke: none; font: 10px sans-serif} .grid {stroke: #ccc} "
-    ".area {fill: #1f6feb; opacity: .1; stroke: none}</style>"
-    '<rect width="100%" height="100%" fill="white" stroke="none"/>',
-)
-"""Attributes and style of a curve that stands in no page."""
-
-
-def curve(points: Mapping[int, float], title: str | None = None) -> str:
-    """A line over steps as SVG, with ends of both axes labelled; an image of its own with a title."""
-    steps = sorted(step for step, value in points.items() if math.isfinite(value))
-    values = [points[step] for step in steps]
-    low, high = min(values), max(values)
-    span, width = (high - low) or 1.0, (steps[-1] - steps[0]) or 1
-    right, floor = WIDTH - 8, HEIGHT - BOTTOM
-
-    def at(step: int, value: float) -> str:
-        x = LEFT + (step - steps[0]) / width * (right - LEFT)
-        y = floor - (value - low) / span * (floor - TOP)
-        return f"{x:.1f},{y:.1f}"
-
-    line = " ".join(at(step, value) for step, value in zip(steps, values, strict=True))
-    area = f"{LEFT},{floor} {line} {right},{floor}"
-    middle = (floor + TOP) / 2
-    attributes, style = ALONE if title else ("", "")
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" {attributes}>{style}'
-        f"<title>{title or ''}</title>"
-        f'<path class="grid" d="M{LEFT},{TOP}H{right}M{LEFT},{middle}H{right}M{LEFT},{floor}H{right}"/>'
-        f'<polygon class="area" points="{area}"/><polyline class="line" points="{line}"/>'
-        f'<text x="{LEFT - 5}" y="{TOP + 4}" text-anchor="end">{high:.3g}</text>'
-        f'<text x="{LEFT - 5}" y="{floor + 3}" text-anchor="end">{low:.3g}</text>'
-        f'<text x="{LEFT}" y="{HEIGHT - 6}">{steps[0]}</text>'
-        f'<text x="{right}" y="{HEIGHT - 6}" text-anchor="end">step {steps[-1]}</text></svg>'
-    )
 
 
 def _samples(artifacts: Mapping[str, Artifact]) -> list[dict[str, str]]:

@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 
 from alignflow.checking.checked import preflight
 from alignflow.errors import AlignflowError
+from alignflow.merging import require_certificate
 from alignflow.pipeline.driver import IN_PROCESS, Driver
 from alignflow.pipeline.plan import stage_spec
 from alignflow.pipeline.progress import observed_by, shown_if, tell
 from alignflow.pipeline.report import Report, build_report, write_report
-from alignflow.recipe import Recipe
+from alignflow.recipe import PPOSection, Recipe
 from alignflow.settings import resolve_home
 from alignflow.stages import forkserver
 from alignflow.stages.artifacts import Artifact, work_directory
@@ -23,7 +24,7 @@ from alignflow.stages.events import EVENTS_FILE, read_events
 from alignflow.stages.launch import next_attempt
 from alignflow.stages.outcome import StageOutcome
 from alignflow.stages.spec import StageSpec
-from alignflow.tracking.tracking import Tracker, mlflow_run_of, require_certificate
+from alignflow.tracking import Tracker, mlflow_run_of
 from alignflow.training.reward_gate import weakness
 
 AnyRun = TypeVar("AnyRun", bound="PipelineRun")
@@ -48,7 +49,7 @@ class PipelineRun:
 
     def in_force(self, stage: str) -> str:
         """`stage`, or what takes its place: the fallback where a reward model is too weak for PPO."""
-        ppo, judge = self.recipe.ppo, self.artifacts.get("reward")
+        ppo, judge = self.recipe.settings(PPOSection), self.artifacts.get("reward")
         if stage != "ppo" or ppo is None or judge is None or self.recipe.fallback is None:
             return stage
         reason = weakness(judge.result, ppo)

@@ -5,34 +5,36 @@ documentation show. Names of hyper-parameters are Transformers' and TRL's; `batc
 over devices and accumulation) and `compute.micro_batch_size` are ours.
 """
 
-from alignflow.recipe.alignment import KTOSection, ORPOSection, SimPOSection
 from alignflow.recipe.evaluation import (
     ComputeSection,
     EvaluationSection,
     MergeSection,
     TrackingSection,
 )
-from alignflow.recipe.online import GRPOSection, OnlineSection, RLOOSection
+from alignflow.recipe.methods import METHODS, STAGES, TRAINING_STAGES
+from alignflow.recipe.online import (
+    GRPOSection,
+    OnlineSection,
+    PPOSection,
+    RewardedSection,
+    RLOOSection,
+)
+from alignflow.recipe.preferences import DPOSection, KTOSection, ORPOSection, SimPOSection
 from alignflow.recipe.pretraining import PretrainSection
 from alignflow.recipe.retrain import GateSection, JudgeSection, RetrainSection
 from alignflow.recipe.rewards import RewardTerm, WatchSection
-from alignflow.recipe.root import METHODS, PAIR_STAGES, Recipe, require_retrain
+from alignflow.recipe.root import Recipe, require_retrain
 from alignflow.recipe.section import Section
 from alignflow.recipe.sources import DATA_PARTS, DataSection, DataSource, ModelSource
-from alignflow.recipe.training import (
-    DPOSection,
-    PPOSection,
-    RewardSection,
-    SFTSection,
-    TrainingSection,
-)
+from alignflow.recipe.training import RewardSection, SFTSection, TrainingSection
 from alignflow.recipe.tuning import TARGET_PRESETS, TuningSection
 
 __all__ = [
     "DATA_PARTS",
     "METHODS",
-    "PAIR_STAGES",
+    "STAGES",
     "TARGET_PRESETS",
+    "TRAINING_STAGES",
     "ComputeSection",
     "DPOSection",
     "DataSection",
@@ -53,6 +55,7 @@ __all__ = [
     "RetrainSection",
     "RewardSection",
     "RewardTerm",
+    "RewardedSection",
     "SFTSection",
     "Section",
     "SimPOSection",

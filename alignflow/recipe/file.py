@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -23,20 +23,23 @@ FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
 INTEGER = re.compile(r"^[-+]?(0|[1-9][0-9]*)$")
 
 FieldPath = tuple[str | int, ...]
+_untyped: Any = yaml
+"""PyYAML, whose stubs leave most types open."""
 
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's numbers and booleans: `1e-5` is a number, `no` is a string."""
 
 
-_Loader.yaml_implicit_resolvers = {}
+_untyped_loader: Any = _Loader
+_untyped_loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("tag:yaml.org,2002:null", re.compile(r"^(~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
     ("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
     ("tag:yaml.org,2002:int", INTEGER, list("-+0123456789")),
     ("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789")),
 ):
-    _Loader.add_implicit_resolver(_tag, _pattern, _first)
+    _untyped_loader.add_implicit_resolver(_tag, _pattern, _first)
 
 
 def _float(loader: yaml.SafeLoader, node: Node) -> float:
@@ -44,6 +47,14 @@ def _float(loader: yaml.SafeLoader, node: Node) -> float:
 
 
 _Loader.add_constructor("tag:yaml.org,2002:float", _float)
+
+
+def _is_mapping(value: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
+
+
+def _is_list(value: Any) -> TypeGuard[list[Any]]:
+    return isinstance(value, list)
 
 
 def load_recipe(
@@ -84,7 +95,7 @@ def _read_fields(path: Path) -> tuple[dict[FieldPath, str], dict[str, Any]]:
         values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: {_one_line(error)}") from error
-    if not isinstance(values, dict):
+    if not _is_mapping(values):
         raise RecipeError(
             f"{path}: a recipe is a mapping of fields; this is {type(values).__name__}."
         )
@@ -109,14 +120,14 @@ def _read(path: Path) -> str:
 def _compose(path: Path, text: str) -> Node:
     """The document's nodes, checked for what would be read differently than it looks."""
     try:
-        for event in yaml.parse(text, Loader=_Loader):
+        for event in _untyped.parse(text, Loader=_Loader):
             anchor = getattr(event, "anchor", None)
             if anchor is not None:
                 line = event.start_mark.line + 1
                 raise RecipeError(
                     f"{path}:{line}: anchors and aliases (&{anchor}) are not allowed; write it out."
                 )
-        node = yaml.compose(text, Loader=_Loader)
+        node: Node | None = _untyped.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: {_one_line(error)}") from error
     except RecursionError as error:
@@ -170,16 +181,17 @@ def _override(values: dict[str, Any], override: str) -> FieldPath:
     path = tuple(_part(part) for part in name.strip().split("."))
     place: Any = values
     for section in path[:-1]:
-        if isinstance(place, dict) and place.get(str(section)) is None:
+        if _is_mapping(place) and place.get(str(section)) is None:
             place[str(section)] = {}
         place = _entry(place, section, override)
-        if not isinstance(place, dict | list):
+        if not (_is_mapping(place) or _is_list(place)):
             raise RecipeError(f"--set {override}: {section} is {place!r}, not a section.")
-    if isinstance(place, list):
-        _entry(place, path[-1], override)
-        place[int(path[-1])] = value
-    else:
-        place[str(path[-1])] = value
+    last = path[-1]
+    if _is_list(place):
+        _entry(place, last, override)
+        place[int(last)] = value
+    elif _is_mapping(place):
+        place[str(last)] = value
     return path
 
 
@@ -189,7 +201,7 @@ def _part(text: str) -> str | int:
 
 def _entry(place: Any, part: str | int, override: str) -> Any:
     try:
-        return place[part if isinstance(place, list) else str(part)]
+        return place[part if _is_list(place) else str(part)]
     except (KeyError, IndexError, TypeError) as error:
         raise RecipeError(
             f"--set {override}: {part} is no place in a list of {len(place)}; count from 0."
@@ -199,12 +211,12 @@ def _entry(place: Any, part: str | int, override: str) -> Any:
 def _problems(
     path: Path, places: Mapping[FieldPath, str], values: Any, error: ValidationError
 ) -> Iterator[str]:
-    found: dict[FieldPath, list[Any]] = {}
+    by_field: dict[FieldPath, list[Any]] = {}
     for problem in error.errors(include_url=False):
-        found.setdefault(_written(problem, values), []).append(problem)
-    for problem in found.pop((), []):
+        by_field.setdefault(_written(problem, values), []).append(problem)
+    for problem in by_field.pop((), []):
         yield from _lines_about_the_whole(path, places, problem)
-    for field, problems in found.items():
+    for field, problems in by_field.items():
         where = _where(path, places, field, problems[0]["msg"])
         name = ".".join(str(part) for part in field) or "recipe"
         advice = " or ".join(
@@ -249,8 +261,8 @@ def _remove(values: Any, field: FieldPath) -> None:
     place = values
     for part in field[:-1]:
         place = place[part]
-    if isinstance(place, dict):
-        place.pop(field[-1], None)
+    if _is_mapping(place):
+        place.pop(str(field[-1]), None)
 
 
 def _written(problem: Any, values: Any) -> FieldPath:
@@ -258,7 +270,7 @@ def _written(problem: Any, values: Any) -> FieldPath:
     place: Any = values
     field: list[str | int] = []
     for part in problem["loc"]:
-        known = part in place if isinstance(place, dict) else _holds(place, part)
+        known = part in place if _is_mapping(place) else _holds(place, part)
         if not known:
             break
         field.append(part)
@@ -269,7 +281,7 @@ def _written(problem: Any, values: Any) -> FieldPath:
 
 
 def _holds(place: Any, part: str | int) -> bool:
-    return isinstance(place, list) and isinstance(part, int) and part < len(place)
+    return _is_list(place) and isinstance(part, int) and part < len(place)
 
 
 def _where(path: Path, places: Mapping[FieldPath, str], field: FieldPath, message: str) -> str:
@@ -317,7 +329,7 @@ def _fields_at(place: FieldPath) -> list[str]:
 def _section_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
+    return next((section for part in get_args(annotation) if (section := _section_in(part))), None)
 
 
 def _one_line(error: yaml.YAMLError) -> str:

@@ -40,8 +40,8 @@ def matching_files(source: str) -> list[Path]:
         DataError: There is none.
     """
     pattern = str(Path(source).expanduser().absolute())
-    found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
-    files = [path for path in found if path.is_file()]
+    matches = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+    files = [path for path in matches if path.is_file()]
     if not files:
         raise DataError(
             f"{source}: no such file (looked for {pattern}). Paths are relative to the working "

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
 
 from alignflow.recipe.training import TrainingSection
 from alignflow.recipe.tuning import TuningSection
+
+if TYPE_CHECKING:
+    from alignflow.recipe.root import Recipe
 
 
 class PretrainSection(TrainingSection):
@@ -39,3 +43,22 @@ class PretrainSection(TrainingSection):
                 "pretrain.tuning.init_adapter is set; this stage makes a new adapter and merges it"
             )
         return self
+
+    def problems(self, recipe: Recipe) -> Iterator[str]:
+        """See TrainingSection."""
+        if not recipe.data.pretrain:
+            yield ("there is a pretrain section but data.pretrain is empty; name a source")
+        if self.replay_share > 0 and not recipe.data.replay:
+            yield (
+                f"pretrain.replay_share is {self.replay_share:g} but data.replay is empty; name "
+                "general text, or set the share to 0"
+            )
+        if recipe.tuning.init_adapter:
+            yield (
+                "tuning.init_adapter is an adapter of base_model, which pretrain changes; remove one"
+            )
+        if (self.tuning or recipe.tuning).initialization == "eva":
+            yield (
+                "initialization is eva, which reads one text a row, and pretrain packs its rows; set "
+                "another in pretrain.tuning"
+            )

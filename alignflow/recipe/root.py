@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from alignflow.errors import RecipeError
-from alignflow.recipe.alignment import KTOSection, ORPOSection, SimPOSection
 from alignflow.recipe.evaluation import (
     ComputeSection,
     EvaluationSection,
     MergeSection,
     TrackingSection,
 )
-from alignflow.recipe.online import GRPOSection, OnlineSection, RLOOSection
+from alignflow.recipe.methods import METHODS, TRAINING_STAGES
+from alignflow.recipe.online import PPOSection
 from alignflow.recipe.pretraining import PretrainSection
 from alignflow.recipe.retrain import RetrainSection
 from alignflow.recipe.section import Section
-from alignflow.recipe.sources import DataSection, ModelSource
-from alignflow.recipe.training import (
-    DPOSection,
-    PPOSection,
-    RewardSection,
-    SFTSection,
-    TrainingSection,
-)
+from alignflow.recipe.sources import DATA_PARTS, DataSection, ModelSource
+from alignflow.recipe.training import RewardSection, SFTSection, TrainingSection
 from alignflow.recipe.tuning import TuningSection
 
-METHODS = ("dpo", "ppo", "orpo", "simpo", "kto", "rloo", "grpo")
-PAIR_STAGES = ("reward", "dpo", "orpo", "simpo")
-"""Stages that train on both responses of a pair."""
+AnySection = TypeVar("AnySection", bound=TrainingSection)
+
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[(*METHODS, "none")]
 
 
-class Recipe(Section):
-    """One pipeline, from data to a merged model."""
+class _Start(Section):
+    """The fields before those of the methods."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$")
     """Names the MLflow experiment and the runs: lower-case letters, digits, dots, dashes."""
@@ -61,29 +58,19 @@ class Recipe(Section):
     reward: RewardSection | None = None
     """Reward model; None trains none."""
 
-    method: Literal["dpo", "ppo", "orpo", "simpo", "kto", "rloo", "grpo", "none"] = "none"
+    method: MethodName = "none"
     """Alignment method."""
 
-    dpo: DPOSection | None = None
-    """Settings of method dpo."""
 
-    ppo: PPOSection | None = None
-    """Settings of method ppo, which needs a reward section too."""
+_fields: dict[str, Any] = {
+    name: (row.section | None, Field(default=None, description=f"Settings of method {name}."))
+    for name, row in METHODS.items()
+}
+_WithMethods = create_model("_WithMethods", __base__=_Start, **_fields)
 
-    orpo: ORPOSection | None = None
-    """Settings of method orpo, which needs no sft section."""
 
-    simpo: SimPOSection | None = None
-    """Settings of method simpo."""
-
-    kto: KTOSection | None = None
-    """Settings of method kto."""
-
-    rloo: RLOOSection | None = None
-    """Settings of method rloo."""
-
-    grpo: GRPOSection | None = None
-    """Settings of method grpo."""
+class Recipe(_WithMethods):
+    """One pipeline, from data to a merged model."""
 
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
     """How models are judged."""
@@ -117,14 +104,11 @@ class Recipe(Section):
                     f"there is a {method} section but method is {self.method}; "
                     f"set `method: {method}` or remove the section"
                 )
-        if self.ppo is not None:
-            yield from self._ppo_problems(self.ppo)
-        if self.online is not None:
-            yield from self._online_problems(self.online)
-        if not self.training_sections:
+        sections = self.training_sections
+        for section in sections.values():
+            yield from section.problems(self)
+        if not sections:
             yield ("nothing to train: give sft, reward, pretrain, or a method")
-        if self.pretrain is not None:
-            yield from self._pretrain_problems(self.pretrain)
         if self.sft is not None and not self.data.sft:
             yield ("there is an sft section but data.sft is empty; name a source")
         if self.needs_preferences and not self.data.preferences:
@@ -144,67 +128,27 @@ class Recipe(Section):
                 "tuning.initialization loftq holds what quantization lost, which merging into the "
                 "original weights (merge.qlora_base) would add twice; use dequantized"
             )
-        if self.sft is not None or self.tuning.init_adapter is not None:
-            return
-        if start == "eva" and self.method == "ppo" and self.tuning.mode != "full":
+        samples = self.method in METHODS and METHODS[self.method].samples
+        if start == "eva" and samples and not self.has_a_start and self.tuning.mode != "full":
             yield (
                 "tuning.initialization eva reads the inputs that rows with responses cause, and "
-                "ppo without sft has prompts only; add an sft section, or use default"
-            )
-        if start == "loftq" and self.method == "ppo":
-            yield (
-                "tuning.initialization loftq moves the start away from the quantized base, which "
-                "is ppo's reference where there is no sft section; add one, or use default"
-            )
-
-    def _pretrain_problems(self, pretrain: PretrainSection) -> Iterator[str]:
-        if not self.data.pretrain:
-            yield ("there is a pretrain section but data.pretrain is empty; name a source")
-        if pretrain.replay_share > 0 and not self.data.replay:
-            yield (
-                f"pretrain.replay_share is {pretrain.replay_share:g} but data.replay is empty; name "
-                "general text, or set the share to 0"
-            )
-        if self.tuning.init_adapter:
-            yield (
-                "tuning.init_adapter is an adapter of base_model, which pretrain changes; remove one"
-            )
-        if (pretrain.tuning or self.tuning).initialization == "eva":
-            yield (
-                "initialization is eva, which reads one text a row, and pretrain packs its rows; set "
-                "another in pretrain.tuning"
-            )
-
-    def _online_problems(self, section: OnlineSection) -> Iterator[str]:
-        if section.uses_reward_model and self.reward is None:
-            yield (
-                f"{self.method}.rewards names the reward model; add a reward section, or name other "
-                "rewards"
-            )
-        starts = self.sft is None and self.tuning.init_adapter is None
-        if starts and self.tuning.initialization == "eva":
-            yield (
-                f"tuning.initialization is eva, which needs responses to read, and {self.method} "
-                "has prompts only; add an sft section, or use default"
+                f"{self.method} without sft has prompts only; add an sft section, or use default"
             )
 
     @property
-    def online(self) -> OnlineSection | None:
-        """The section of a method that TRL samples responses for."""
-        return self.rloo or self.grpo
+    def has_a_start(self) -> bool:
+        """Whether alignment starts from something that is tuned already."""
+        return self.sft is not None or self.tuning.init_adapter is not None
 
-    def _ppo_problems(self, ppo: PPOSection) -> Iterator[str]:
-        if ppo.uses_reward_model and self.reward is None:
-            yield (
-                "ppo.rewards names the reward model; add a reward section, or name other rewards"
-            )
-        if self.fallback is not None and self.dpo is None:
-            yield ("ppo.on_weak_reward is dpo but there is no dpo section; add one")
-        if ppo.watch is not None and not self.data.prompts:
-            yield (
-                "ppo.watch answers held-out prompts with targets but data.prompts is empty; name "
-                "a source, or remove watch"
-            )
+    def section_of(self, stage: str) -> TrainingSection | None:
+        """The section of a stage that trains; None where the recipe has none."""
+        section = getattr(self, stage, None)
+        return section if isinstance(section, TrainingSection) else None
+
+    def settings(self, kind: type[AnySection]) -> AnySection | None:
+        """The method's section where it is of this kind, else None."""
+        section = self.section_of(self.method)
+        return section if isinstance(section, kind) else None
 
     @property
     def registered_model(self) -> str:
@@ -214,34 +158,43 @@ class Recipe(Section):
     @property
     def fallback(self) -> str | None:
         """Method that takes PPO's place where the reward model is too weak for it."""
-        if self.method != "ppo" or self.ppo is None or not self.ppo.uses_reward_model:
+        ppo = self.settings(PPOSection)
+        if ppo is None or not ppo.uses_reward_model or ppo.on_weak_reward == "stop":
             return None
-        return "dpo" if self.ppo.on_weak_reward == "dpo" else None
+        return ppo.on_weak_reward
 
     @property
     def falling_back(self) -> Recipe:
         """The recipe with the fallback as its method."""
-        return self.model_copy(update={"method": self.fallback, "ppo": None})
+        return self.model_copy(update={"method": self.fallback, self.method: None})
 
     @property
     def needs_preferences(self) -> bool:
         """Whether a stage trains on pairs, or a method takes prompts or responses from them."""
-        if self.reward or self.fallback or (self.ppo and self.ppo.nll_weight):
-            return True
-        own = self.data.ratings if self.method == "kto" else self.data.prompts
-        samples = self.method in ("kto", "ppo", "rloo", "grpo")
-        return self.method != "none" and not (samples and own)
+        return any("preferences" in self.parts_read(stage) for stage in self.training_sections)
+
+    def parts_read(self, stage: str) -> tuple[str, ...]:
+        """Parts of the data that a stage that trains reads; of no rows, the last alternative."""
+        row, section = TRAINING_STAGES[stage], self.section_of(stage)
+        filled = {part for part in DATA_PARTS if getattr(self.data, part)}
+        main = [next((part for part in parts if part in filled), parts[-1]) for parts in row.parts]
+        optional = [
+            part
+            for part in row.optional_parts
+            if part in filled and not self._is_trained_before(part, stage)
+        ]
+        also = section.also_reads() if section is not None else ()
+        return tuple(dict.fromkeys([*main, *optional, *also]))
+
+    def _is_trained_before(self, part: str, stage: str) -> bool:
+        return part != stage and part in TRAINING_STAGES and self.section_of(part) is not None
 
     @property
     def training_sections(self) -> dict[str, TrainingSection]:
         """Sections of the stages that train, or may in PPO's place, by stage in their order."""
         stages = [*self.stages, *([self.fallback] if self.fallback else [])]
-        found = {stage: getattr(self, stage, None) for stage in stages}
-        return {
-            stage: section
-            for stage, section in found.items()
-            if isinstance(section, TrainingSection)
-        }
+        sections = {stage: self.section_of(stage) for stage in stages}
+        return {stage: section for stage, section in sections.items() if section is not None}
 
     @property
     def lengths(self) -> dict[str, int]:

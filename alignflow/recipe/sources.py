@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from pydantic import Field, field_validator, model_validator
 
 from alignflow.recipe.section import Section
 
 DATA_PARTS = (
-    "pretrain", "replay", "sft", "preferences", "ratings", "prompts", "evaluation", "general",
-)  # fmt: skip
+    "pretrain",
+    "replay",
+    "sft",
+    "preferences",
+    "ratings",
+    "prompts",
+    "evaluation",
+    "general",
+)
 """Fields of `DataSection` that name sources, in the order in which `prepare` reads them."""
 
 
@@ -104,4 +111,4 @@ class DataSection(Section):
     def _one_or_many(cls, value: Any) -> Any:
         if value is None:
             return []
-        return value if isinstance(value, list) else [value]
+        return cast("list[Any]", value) if isinstance(value, list) else [value]

@@ -15,7 +15,7 @@ from alignflow.checking.findings import raise_errors
 from alignflow.checking.rules import recipe_findings
 from alignflow.errors import RecipeError
 from alignflow.ledger.inbox import default_inbox
-from alignflow.recipe import DATA_PARTS, Recipe, require_retrain
+from alignflow.recipe import DATA_PARTS, METHODS, Recipe, require_retrain
 from alignflow.recipe.file import load_recipe
 from alignflow.recipe.names import DATA_SUFFIXES
 from alignflow.settings import Settings
@@ -25,7 +25,7 @@ PASSED_ON = ("ALIGNFLOW_HOME", "MLFLOW_TRACKING_URI", "HF_HUB_OFFLINE", "HF_HOME
 PATH_FIELDS = (
     "base_model.source", "base_model.chat_template", "tuning.init_adapter",
     "evaluation.metrics", "evaluation.json_schema", "ppo.watch.metric",
-    *(f"{method}.rewards.source" for method in ("ppo", "rloo", "grpo")), "retrain.judge.model.source",
+    *(f"{method}.rewards.source" for method in METHODS), "retrain.judge.model.source",
 )  # fmt: skip
 """Fields, beside `data`, that may name a file or a directory."""
 

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from alignflow.recipe import STAGES
+
 NO_TELEMETRY = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -54,19 +56,15 @@ def prefect_environment(home: Path) -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in settings.items()}
 
 
-ONLINE = ("prepare", "judge")
-"""Stages that fetch models or data, which no other stage does."""
-
-
 def stage_environment(
     stage: str, base: Mapping[str, str] | None = None, offline: bool | None = None
 ) -> dict[str, str]:
-    """Whole environment of a stage's process: only stages of ONLINE may reach the Hub."""
+    """Whole environment of a stage's process: only some stages may reach the Hub."""
     environment = dict(os.environ if base is None else base)
     for name in SECRETS_OF_OTHERS:
         environment.pop(name, None)
     environment |= NO_TELEMETRY | QUIET_LIBRARIES
-    if (stage not in ONLINE) if offline is None else offline:
+    if (not STAGES[stage].online) if offline is None else offline:
         environment.pop("HF_TOKEN", None)
         environment |= OFFLINE
     return environment

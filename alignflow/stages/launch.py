@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from alignflow.errors import AlignflowError, OutOfMemory, StageError, error_for
 from alignflow.files import atomic_write_text
+from alignflow.recipe import STAGES
 from alignflow.stages.artifacts import (
     Artifact,
     artifact_directory,
@@ -26,7 +27,7 @@ from alignflow.stages.artifacts import (
     work_directory,
 )
 from alignflow.stages.device import first_micro_batch, largest_divisor
-from alignflow.stages.environment import ONLINE, stage_environment
+from alignflow.stages.environment import stage_environment
 from alignflow.stages.events import EVENTS_FILE, EventTail, EventWriter, read_events
 from alignflow.stages.forkserver import Forkserver, ForkserverGone
 from alignflow.stages.process import LOG_FILE, SPEC_FILE
@@ -167,7 +168,7 @@ class _Watch:
 def start_child(stage: str, work: Path, attempt: int, server: Forkserver | None = None) -> Child:
     """Starts a stage's process: forked where the server can, else fresh."""
     environment = stage_environment(stage)
-    if server is not None and stage not in ONLINE:  # the server's HF_* variables say offline
+    if server is not None and not STAGES[stage].online:  # the server's HF_* variables say offline
         with suppress(ForkserverGone):
             return server.fork(work, attempt, environment)
     with (work / LOG_FILE).open("ab") as log:

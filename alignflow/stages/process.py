@@ -22,32 +22,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from alignflow.errors import AlignflowError, DiskSpaceError, OutOfMemory, Preempted, StageError
+from alignflow.errors import (
+    AlignflowError,
+    DiskSpaceError,
+    OutOfMemory,
+    Preempted,
+    StageError,
+    is_out_of_memory,
+)
+from alignflow.recipe import STAGES
 from alignflow.stages.artifacts import locked, publish
 from alignflow.stages.events import EVENTS_FILE, EventWriter
 from alignflow.stages.spec import StageResult, StageSpec
 
-STAGES = {
-    "prepare": "alignflow.data.prepare:run",
-    "pretrain": "alignflow.training.methods.pretrain:run",
-    "sft": "alignflow.training.methods.sft:run",
-    "reward": "alignflow.training.methods.reward:run",
-    "dpo": "alignflow.training.methods.dpo:run",
-    "ppo": "alignflow.training.methods.ppo:run",
-    "orpo": "alignflow.training.methods.orpo:run",
-    "simpo": "alignflow.training.methods.simpo:run",
-    "kto": "alignflow.training.methods.kto:run",
-    "rloo": "alignflow.training.methods.rloo:run",
-    "grpo": "alignflow.training.methods.grpo:run",
-    "evaluate": "alignflow.evaluation.suite:run",
-    "judge": "alignflow.gate.judge_model:run",
-    "merge": "alignflow.merging.stage:run",
-}
 TEST_STAGES = "ALIGNFLOW_TEST_STAGES"
 SPEC_FILE = "spec.json"
 LOG_FILE = "log.txt"
 PR_SET_PDEATHSIG = 1
-OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "std::bad_alloc")
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 StageFunction = Callable[[StageSpec, Path, EventWriter], StageResult]
@@ -55,8 +46,8 @@ StageFunction = Callable[[StageSpec, Path, EventWriter], StageResult]
 
 def load_stage(stage: str) -> StageFunction:
     """The function behind a stage's name; the tests replace entries by an environment variable."""
-    table = STAGES | json.loads(os.environ.get(TEST_STAGES, "{}"))
-    module, _, name = table[stage].partition(":")
+    replaced = json.loads(os.environ.get(TEST_STAGES, "{}"))
+    module, _, name = (replaced.get(stage) or STAGES[stage].entry).partition(":")
     return getattr(importlib.import_module(module), name)
 
 
@@ -218,7 +209,7 @@ def as_alignflow_error(error: BaseException, log: Path) -> AlignflowError:
         if isinstance(link, AlignflowError):
             return link
     text = f"{type(error).__name__}: {error}".strip()
-    if any(_is_out_of_memory(link) for link in chain):
+    if any(is_out_of_memory(link) for link in chain):
         return OutOfMemory(f"Out of memory: {_first_line(text)}")
     if any(_is_full_disk(link) for link in chain):
         return DiskSpaceError(
@@ -235,13 +226,6 @@ def _chain(error: BaseException) -> list[BaseException]:
         chain.append(link)
         link = link.__cause__ or link.__context__
     return chain
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    texts = OUT_OF_MEMORY_TEXTS if isinstance(error, RuntimeError) else ()
-    return any(text in str(error).lower() for text in texts)
 
 
 def _is_full_disk(error: BaseException) -> bool:

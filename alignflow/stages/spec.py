@@ -94,13 +94,13 @@ class RowAccount(Record):
     @classmethod
     def total(cls, accounts: Iterable[RowAccount]) -> RowAccount:
         """The account of all rows of several."""
-        found = list(accounts)
+        parts = list(accounts)
         return cls(
-            read=sum(account.read for account in found),
-            trained=sum(account.trained for account in found),
-            truncated=sum(account.truncated for account in found),
-            held_out=sum(account.held_out for account in found),
-            dropped=dict(sum((Counter(account.dropped) for account in found), Counter())),
+            read=sum(account.read for account in parts),
+            trained=sum(account.trained for account in parts),
+            truncated=sum(account.truncated for account in parts),
+            held_out=sum(account.held_out for account in parts),
+            dropped=dict(sum((Counter(account.dropped) for account in parts), Counter[str]())),
         )
 
 

@@ -113,8 +113,8 @@ def write_answers(found: dict[str, Any], output: Path) -> None:
 
 def judge(spec: StageSpec, output: Path) -> None:
     """A model that prefers the response that says it is right."""
-    from alignflow.gate.judge import JUDGEMENTS_FILE, JudgementCache
-    from alignflow.gate.judge_questions import read_questions
+    from alignflow.gate.judge import JudgementCache, read_questions
+    from alignflow.stages.layout import JUDGEMENTS_FILE
 
     cache = JudgementCache(output / JUDGEMENTS_FILE)
     for asked in read_questions(spec):

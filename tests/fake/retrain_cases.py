@@ -43,7 +43,7 @@ def head(home: Path) -> int | None:
 
 def aliases(home: Path) -> dict[str, str]:
     """Alias to version of the registered model."""
-    from alignflow.tracking.tracking import registry_client, tracking_uri
+    from alignflow.tracking import registry_client, tracking_uri
 
     found = registry_client(tracking_uri(home)).search_registered_models(f"name = '{MODEL}'")
     return {name: str(version) for name, version in found[0].aliases.items()} if found else {}
@@ -51,7 +51,7 @@ def aliases(home: Path) -> dict[str, str]:
 
 def served(home: Path) -> str | None:
     """Digest of the model behind the alias `champion`."""
-    from alignflow.tracking.tracking import registry_client, tracking_uri
+    from alignflow.tracking import registry_client, tracking_uri
 
     version = aliases(home).get("champion")
     if version is None:

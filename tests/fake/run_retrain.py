@@ -16,7 +16,7 @@ from retrain_cases import retrain_recipe
 
 from alignflow.pipeline import retries
 from alignflow.stages import forkserver
-from alignflow.tracking.tracking import import_mlflow
+from alignflow.tracking import import_mlflow
 from flows.retrain import retrain
 
 

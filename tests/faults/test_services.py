@@ -16,7 +16,7 @@ from alignflow.errors import RecipeError, StageError
 STARTS = """
 import os, sys
 from pathlib import Path
-from alignflow import services as module
+from alignflow.services import children as module
 from alignflow.services.children import Service, ended_together
 
 module.STOP_SECONDS = 1.0

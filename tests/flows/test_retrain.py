@@ -21,7 +21,7 @@ from retrain_cases import (
 )
 
 from alignflow.errors import DataError
-from alignflow.gate.contest import contest
+from alignflow.gate import contest
 from alignflow.ledger import champion, lineage, pending_events, promote
 from alignflow.lineage import gating
 from alignflow.lineage.by_hand import promote_by_hand, roll_back_by_hand

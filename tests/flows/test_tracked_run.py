@@ -26,7 +26,7 @@ from alignflow.lineage.registry import register_candidate
 from alignflow.pipeline.report import load_report
 from alignflow.services.children import Service
 from alignflow.stages.artifacts import read_manifest
-from alignflow.tracking.tracking import sidecar
+from alignflow.tracking.stage_record import sidecar
 from flows.finetune import finetune
 
 PASSWORD = "twelve letters"

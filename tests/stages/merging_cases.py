@@ -23,9 +23,14 @@ from transformers import (
 )
 
 SMALL: dict[str, Any] = {
-    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
-}  # fmt: skip
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 
 
 def family(name: str, **changes: Any) -> Any:
@@ -37,23 +42,47 @@ def family(name: str, **changes: Any) -> Any:
         "gemma": lambda: GemmaConfig(**{**SMALL, "head_dim": 8, **changes}),
         "mixtral": lambda: MixtralConfig(**{**SMALL, "num_local_experts": 4, **changes}),
         "qwen3_moe": lambda: Qwen3MoeConfig(
-            **{**SMALL, "moe_intermediate_size": 20, "num_experts": 4, "head_dim": 8,
-               "num_experts_per_tok": 2, **changes}
+            **{
+                **SMALL,
+                "moe_intermediate_size": 20,
+                "num_experts": 4,
+                "head_dim": 8,
+                "num_experts_per_tok": 2,
+                **changes,
+            }
         ),
         "deepseek_v3": lambda: DeepseekV3Config(
-            **{**SMALL, "num_key_value_heads": 4, "moe_intermediate_size": 20, "n_group": 2,
-               "n_routed_experts": 4, "num_experts_per_tok": 2, "topk_group": 1,
-               "first_k_dense_replace": 0, "kv_lora_rank": 8, "q_lora_rank": 8,
-               "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8, **changes}
+            **{
+                **SMALL,
+                "num_key_value_heads": 4,
+                "moe_intermediate_size": 20,
+                "n_group": 2,
+                "n_routed_experts": 4,
+                "num_experts_per_tok": 2,
+                "topk_group": 1,
+                "first_k_dense_replace": 0,
+                "kv_lora_rank": 8,
+                "q_lora_rank": 8,
+                "qk_rope_head_dim": 4,
+                "qk_nope_head_dim": 8,
+                "v_head_dim": 8,
+                **changes,
+            }
         ),
         "gpt_oss": lambda: GptOssConfig(
             **{**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, **changes}
         ),
         "gpt2": lambda: GPT2Config(
-            **{"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64,
-               **changes}
+            **{
+                "vocab_size": 96,
+                "n_embd": 32,
+                "n_layer": 2,
+                "n_head": 4,
+                "n_positions": 64,
+                **changes,
+            }
         ),
-    }  # fmt: skip
+    }
     return torch_free[name]()
 
 

@@ -13,16 +13,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignflow.errors import EvaluationError, RecipeError
 from alignflow.gate.judge import (
-    JUDGEMENTS_FILE,
     JudgementCache,
     judge_name,
     judge_of,
+    judge_spec,
     parse,
     question,
 )
 from alignflow.gate.judge_model import token_ids
-from alignflow.gate.judge_questions import judge_spec
 from alignflow.recipe import JudgeSection, Recipe
+from alignflow.stages.layout import JUDGEMENTS_FILE
 
 ASKED = [("Why?", "because", "so"), ("Why?", "so", "because"), ("Is it a tie?", "A", "no")]
 

@@ -16,12 +16,20 @@ import torch
 from merging_cases import by_peft, differing, family, load, write_adapter, write_base
 from peft import PeftModel
 
+from alignflow.commands.merge import merge as merge_command
 from alignflow.commands.merge import shown_progress
 from alignflow.errors import AlignflowError, ArtifactError, CertificateError, RecipeError
 from alignflow.files import digest_directory
-from alignflow.merging import AdapterStep, MergeOptions, merge, plan, verify, verifying
-from alignflow.merging.command import merge_command
-from alignflow.merging.merge_plan import MergePlan
+from alignflow.merging import (
+    AdapterStep,
+    MergeOptions,
+    MergePlan,
+    merge,
+    plan,
+    read_certificate,
+    verify,
+)
+from alignflow.merging.verifying import comparison
 
 FAST = MergeOptions(verify=False)
 LINEAR: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
@@ -57,25 +65,28 @@ def test_a_merge_in_float32_passes_and_a_foreign_result_fails(
 
 
 def test_the_command_merges_dry_runs_and_refuses_a_failed_certificate(
-    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path,
+    adapter: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    said: list[str] = []
     out = tmp_path / "out"
-    assert merge_command(str(base), str(adapter), out, dry_run=True, write=said.append) is None
-    assert "14 of 21 tensors change" in said[0] and not out.exists()
-    done = merge_command(str(base), str(adapter), out, verify=False, write=said.append)
+    merge_command(str(base), str(adapter), out, dry_run=True)
+    assert "14 of 21 tensors change" in capsys.readouterr().out and not out.exists()
+    merge_command(str(base), str(adapter), out, no_verify=True)
+    done = read_certificate(out)
     assert done is not None and done.status == "unverified"
-    checked = merge_command(str(base), str(adapter), out, write=said.append)
+    merge_command(str(base), str(adapter), out)
+    checked = read_certificate(out)
     assert checked is not None and checked.status == "passed" and checked.files == done.files
-    assert any("vllm serve" in text for text in said)
+    assert "vllm serve" in capsys.readouterr().out
     with pytest.raises(RecipeError, match="ADAPTER=WEIGHT"):
         merge_command(str(base), str(adapter), out, combine=["x"])
     with pytest.raises(RecipeError, match="--llama-cpp DIR"):
         merge_command(str(base), str(adapter), out, export="gguf")
-    from alignflow.merging import verifying
-
-    real = verifying.compare
-    monkeypatch.setattr(verifying, "compare", lambda *a: real(*a).model_copy(update={"kl": 1.0}))
+    real = comparison.compare
+    monkeypatch.setattr(comparison, "compare", lambda *a: real(*a).model_copy(update={"kl": 1.0}))
     with pytest.raises(CertificateError, match="KL 1 nats"):
         merge_command(str(base), str(adapter), tmp_path / "other")
 
@@ -92,8 +103,8 @@ def test_a_hub_id_is_merged_from_its_snapshot_on_this_disk(
     (place / "refs" / "main").write_text(commit)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    said: list[str] = []
-    done = merge_command("org/tiny", str(adapter), tmp_path / "out", write=said.append)
+    merge_command("org/tiny", str(adapter), tmp_path / "out")
+    done = read_certificate(tmp_path / "out")
     assert done is not None and done.status == "passed" and done.base["source"] == "org/tiny"
     assert differing(by_peft(base, adapter), tmp_path / "out") == []
     with pytest.raises(RecipeError, match="no snapshot of it could be had"):
@@ -153,7 +164,7 @@ def test_an_adapter_trained_on_nf4_merges_into_what_it_was_trained_on(
     probes = [[1, 2, 3, 9, 4]]
     figures = verify(base, [AdapterStep(adapter)], tmp_path / "out", probes, "nf4")
     assert figures.kl < 1e-6 and figures.latency_ratio is None
-    monkeypatch.setattr(verifying, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(comparison, "available_bytes", lambda: 1000)
     streamed = verify(base, [AdapterStep(adapter)], tmp_path / "out", probes, "nf4")
     assert streamed.streamed and streamed.kl < 1e-6
     plain = verify(base, [AdapterStep(adapter)], tmp_path / "out", probes)
@@ -187,7 +198,7 @@ def test_a_nan_in_a_tensor_that_is_only_copied_fails_the_certificate(
 def test_a_file_that_the_disk_changed_gets_no_certificate(
     base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = importlib.import_module("alignflow.merging.merge")
+    module = importlib.import_module("alignflow.merging.certified_merge")
     writes = module.write_weights
 
     def damaged(planned: MergePlan, out: Path, *rest: Any) -> Any:
@@ -277,14 +288,17 @@ def test_a_resized_vocabulary_is_carried_into_the_config(
         model.resize_token_embeddings(104)
         model.save_pretrained(str(tmp_path / "resized"))
         adapter = write_adapter(
-            tmp_path / "resized", tmp_path / "adapter", r=2, target_modules=["q_proj"],
+            tmp_path / "resized",
+            tmp_path / "adapter",
+            r=2,
+            target_modules=["q_proj"],
             modules_to_save=["embed_tokens", "lm_head"],
-        )  # fmt: skip
+        )
     certificate = merge(base, [AdapterStep(adapter)], tmp_path / "out")
     assert certificate.status == "passed"
     assert json.loads((tmp_path / "out/config.json").read_text())["vocab_size"] == 104
     assert differing(by_peft(tmp_path / "resized", adapter), tmp_path / "out") == []
-    monkeypatch.setattr(verifying, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(comparison, "available_bytes", lambda: 1000)
     beyond = merge(base, [AdapterStep(adapter)], tmp_path / "beyond")
     assert beyond.status == "passed" and beyond.figures is not None and beyond.figures.streamed
 
@@ -350,7 +364,7 @@ def test_every_kind_of_adapter_is_computed_layer_by_layer(
 
 def both_ways(base: Path, adapter: Path | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits layer by layer, and of the model as PEFT loads it in float32."""
-    from alignflow.merging.layerwise import streamed_logits
+    from alignflow.merging.verifying.reference import streamed_logits
 
     ids = [1, 2, 3, 4, 5]
     with warnings.catch_warnings(), torch.no_grad():
@@ -364,7 +378,7 @@ def both_ways(base: Path, adapter: Path | None = None) -> tuple[torch.Tensor, to
 
 
 def test_probes_of_unequal_length_give_the_logits_of_each_alone(base: Path, adapter: Path) -> None:
-    from alignflow.merging.layerwise import streamed_logits
+    from alignflow.merging.verifying.reference import streamed_logits
 
     probes = [[1, 2, 3, 4, 5, 6, 7], [8, 9]]
     together = streamed_logits(base, [AdapterStep(adapter)], probes)
@@ -378,16 +392,14 @@ def test_probes_are_cut_so_that_their_logits_fit(
     base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     merge(base, [AdapterStep(adapter)], tmp_path / "out", FAST)
-    monkeypatch.setattr(verifying, "LOGITS_BYTES", 4 * 96 * 2 * 3)
+    monkeypatch.setattr(comparison, "LOGITS_BYTES", 4 * 96 * 2 * 3)
     probes = [list(range(9)), list(range(2))]
-    assert verifying.probe_ids(tmp_path / "out", probes) == [[0, 1, 2], [0, 1]]
+    assert comparison.probe_ids(tmp_path / "out", probes) == [[0, 1, 2], [0, 1]]
 
 
 def test_chains_and_weighted_sums_beyond_the_memory_are_certified_layer_by_layer(
     base: Path, adapter: Path, second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alignflow.merging import verifying
-
     first = tmp_path / "first"
     rooted = write_adapter(
         base, tmp_path / "rooted", r=3, use_rslora=True, target_modules=["q_proj"]
@@ -399,7 +411,7 @@ def test_chains_and_weighted_sums_beyond_the_memory_are_certified_layer_by_layer
     whole = [sum_of_three, AdapterStep(then)]
     merge(base, whole, tmp_path / "out", wide)
     in_memory = verify(base, whole, tmp_path / "out", [[5, 6, 7]])
-    monkeypatch.setattr(verifying, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(comparison, "available_bytes", lambda: 1000)
     streamed = verify(base, whole, tmp_path / "out", [[5, 6, 7]])
     assert streamed.streamed and not in_memory.streamed
     assert in_memory.kl < 1e-6 and in_memory.latency_ratio is not None
@@ -412,13 +424,11 @@ def test_chains_and_weighted_sums_beyond_the_memory_are_certified_layer_by_layer
 def test_what_could_not_be_certified_is_refused_before_anything_is_written(
     base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alignflow.merging import verifying
-
     merge(base, [AdapterStep(adapter)], tmp_path / "first", FAST)
     then = write_adapter(
         tmp_path / "first", tmp_path / "then", r=2, target_modules=["q_proj"], use_dora=True
     )
-    monkeypatch.setattr(verifying, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(comparison, "available_bytes", lambda: 1000)
     steps = [AdapterStep(adapter), AdapterStep(then)]
     with pytest.raises(ArtifactError, match="among several adapters one with DoRA"):
         merge(base, steps, tmp_path / "out", MergeOptions())
@@ -429,9 +439,7 @@ def test_what_could_not_be_certified_is_refused_before_anything_is_written(
 def test_a_model_beyond_the_memory_is_certified_layer_by_layer(
     base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alignflow.merging import verifying
-
-    monkeypatch.setattr(verifying, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(comparison, "available_bytes", lambda: 1000)
     certificate = merge(base, [AdapterStep(adapter)], tmp_path / "out")
     found = certificate.figures
     assert certificate.status == "passed" and found is not None and found.streamed
@@ -459,26 +467,37 @@ def test_random_models_and_adapters_merge_to_the_same_bits(seed: int, tmp_path: 
     shape: dict[str, Any] = (
         {"n_embd": hidden, "n_layer": 1}
         if name == "gpt2"
-        else {"hidden_size": hidden, "intermediate_size": draw.choice([40, 96]),
-              "num_hidden_layers": 1, "vocab_size": draw.choice([64, 101])}
-    )  # fmt: skip
+        else {
+            "hidden_size": hidden,
+            "intermediate_size": draw.choice([40, 96]),
+            "num_hidden_layers": 1,
+            "vocab_size": draw.choice([64, 101]),
+        }
+    )
     tied = name in ("gpt2", "gemma") or draw.random() < 0.3
     if name not in ("gpt2", "gemma", "llama"):
         shape |= {"tie_word_embeddings": tied}
     base = write_base(
-        family(name, **shape), tmp_path / "base", draw.choice(["bfloat16", "float16", "float32"]),
-        draw.choice(["20KB", "1GB"]), seed,
-    )  # fmt: skip
+        family(name, **shape),
+        tmp_path / "base",
+        draw.choice(["bfloat16", "float16", "float32"]),
+        draw.choice(["20KB", "1GB"]),
+        seed,
+    )
     targets = draw.sample(FAMILIES[name], draw.randint(1, len(FAMILIES[name])))
     if name != "llama":
         targets = [target for target in targets if target != "wte"] or ["c_attn"]
     lora: dict[str, Any] = {
-        "r": draw.randint(1, 9), "lora_alpha": draw.choice([1, 3, 16]), "target_modules": targets,
-        "use_rslora": draw.random() < 0.5, "use_dora": draw.random() < 0.3,
-        "bias": draw.choice(["none", "all", "lora_only"]), "fan_in_fan_out": name == "gpt2",
+        "r": draw.randint(1, 9),
+        "lora_alpha": draw.choice([1, 3, 16]),
+        "target_modules": targets,
+        "use_rslora": draw.random() < 0.5,
+        "use_dora": draw.random() < 0.3,
+        "bias": draw.choice(["none", "all", "lora_only"]),
+        "fan_in_fan_out": name == "gpt2",
         "rank_pattern": {targets[0]: draw.randint(1, 5)} if draw.random() < 0.4 else {},
         "alpha_pattern": {targets[-1]: draw.randint(1, 5)} if draw.random() < 0.4 else {},
-    }  # fmt: skip
+    }
     if name in ("mixtral", "qwen3_moe") and draw.random() < 0.7:
         fused = draw.sample(["gate_up_proj", "down_proj"], draw.randint(1, 2))
         lora |= {"target_parameters": [f"mlp.experts.{leaf}" for leaf in fused], "use_dora": False}

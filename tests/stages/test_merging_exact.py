@@ -17,55 +17,80 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "rslora": ("llama", {}, {"target_modules": PROJECTIONS, "use_rslora": True}),
     "dora": ("llama", {}, {"target_modules": PROJECTIONS, "use_dora": True}),
     "all linear with patterns": (
-        "qwen3", {},
-        {"target_modules": "all-linear", "rank_pattern": {"q_proj": 3, "layers.0.mlp.up_proj": 7},
-         "alpha_pattern": {"v_proj": 5, r"layers\.1\.self_attn\.o_proj": 9}},
+        "qwen3",
+        {},
+        {
+            "target_modules": "all-linear",
+            "rank_pattern": {"q_proj": 3, "layers.0.mlp.up_proj": 7},
+            "alpha_pattern": {"v_proj": 5, r"layers\.1\.self_attn\.o_proj": 9},
+        },
     ),
     "tied": ("qwen3", {"tie_word_embeddings": True}, {"target_modules": "all-linear"}),
     "modules to save": (
-        "llama", {}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "norm"]},
+        "llama",
+        {},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "norm"]},
     ),
     "embeddings and head": (
-        "llama", {}, {"target_modules": ["embed_tokens", "lm_head", "k_proj"]},
+        "llama",
+        {},
+        {"target_modules": ["embed_tokens", "lm_head", "k_proj"]},
     ),
     "dora on embeddings": (
-        "llama", {}, {"target_modules": ["embed_tokens", "k_proj"], "use_dora": True},
+        "llama",
+        {},
+        {"target_modules": ["embed_tokens", "k_proj"], "use_dora": True},
     ),
     "conv1d": (
-        "gpt2", {}, {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True},
+        "gpt2",
+        {},
+        {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True},
     ),
     "conv1d with dora": (
-        "gpt2", {},
+        "gpt2",
+        {},
         {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "use_dora": True},
     ),
     "all biases": ("gpt2", {}, {"target_modules": ["c_attn"], "bias": "all"}),
     "lora biases": (
-        "qwen2", {}, {"target_modules": ["q_proj", "k_proj"], "bias": "lora_only"},
+        "qwen2",
+        {},
+        {"target_modules": ["q_proj", "k_proj"], "bias": "lora_only"},
     ),
     "bias of B": ("qwen2", {}, {"target_modules": ["q_proj", "k_proj"], "lora_bias": True}),
     "trained tokens": (
-        "llama", {}, {"target_modules": ["q_proj"], "trainable_token_indices": [3, 90]},
+        "llama",
+        {},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [3, 90]},
     ),
     "trained tokens of a tied model": (
-        "qwen3", {"tie_word_embeddings": True},
+        "qwen3",
+        {"tie_word_embeddings": True},
         {"target_modules": ["q_proj"], "trainable_token_indices": [3, 90]},
     ),
     "gemma": ("gemma", {}, {"target_modules": "all-linear"}),
     "fused experts": (
-        "mixtral", {},
-        {"target_modules": ["q_proj"],
-         "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
+        "mixtral",
+        {},
+        {
+            "target_modules": ["q_proj"],
+            "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+        },
     ),
     "fused experts of qwen": (
-        "qwen3_moe", {}, {"target_modules": ["q_proj"],
-                          "target_parameters": ["mlp.experts.down_proj"]},
+        "qwen3_moe",
+        {},
+        {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.down_proj"]},
     ),
     "experts fused on disk too, as (in, out)": (
-        "gpt_oss", {},
-        {"target_modules": ["q_proj"],
-         "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
+        "gpt_oss",
+        {},
+        {
+            "target_modules": ["q_proj"],
+            "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+        },
     ),
-}  # fmt: skip
+}
 
 
 def merged(base: Path, out: Path, *adapters: Path, options: MergeOptions = FAST) -> Path:

@@ -10,8 +10,8 @@ from merging_cases import by_peft, differing, family, write_adapter, write_base
 
 from alignflow.commands.cli import exit_code_of
 from alignflow.errors import StageError
-from alignflow.merging.adapter import trained_on_nf4
-from alignflow.merging.export import export_model, to_gguf
+from alignflow.merging import trained_on_nf4
+from alignflow.merging.export import export_model
 
 CONVERTER = """
 import argparse, pathlib
@@ -67,7 +67,7 @@ def test_gguf_is_written_by_the_users_own_converter(
     assert out.read_bytes().startswith(b"GGUF") and f"{out}: 12 bytes" in said
     broken = llama_cpp(tmp_path / "broken", "raise SystemExit('No module named gguf')")
     with pytest.raises(StageError, match=r"ended with 1:\nNo module named gguf\n.*requirements"):
-        to_gguf(inputs[0], tmp_path / "x.gguf", broken)
+        export_model(inputs[0], "gguf", broken)
 
 
 def test_a_four_bit_model_is_measured_against_the_merged_one(

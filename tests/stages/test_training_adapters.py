@@ -19,6 +19,7 @@ from alignflow.models.adapters import new_adapter
 from alignflow.models.loading import BaseModel, load_adapter, load_base, quiet, read_base
 from alignflow.recipe import TuningSection
 from alignflow.stages.artifacts import Artifact
+from alignflow.stages.layout import EVA_FILE
 from alignflow.stages.spec import StageSpec
 from alignflow.training.engine import initialization
 
@@ -196,7 +197,7 @@ def test_eva_with_too_few_tokens_says_how_many_it_needs(training_spec: Make) -> 
 def test_eva_reads_pairs_where_there_is_no_sft(training_spec: Make, stage: str) -> None:
     spec = training_spec(stage, tuning=EVA)
     result = run_stage(spec)
-    assert (work_of(spec) / initialization.FILE).is_file()
+    assert (work_of(spec) / EVA_FILE).is_file()
     assert result.params["lora_rank_highest"] > 6
     if stage == "dpo":
         assert result.params["reference_logps_computed"] == 60

@@ -77,16 +77,16 @@ def test_every_stage_takes_bfloat16_weights_and_8_bit_moments(
 
 def test_8_bit_moments_take_a_quarter(training_spec: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only weights of at least 4096 numbers; embeddings stay in 32 bits."""
-    from alignflow.training.engine import common
+    from alignflow.training.engine import loop
 
     seen: list[torch.optim.Optimizer] = []
-    original = common.set_optimizer
+    original = loop.set_optimizer
 
     def remember(trainer: Any, *arguments: Any) -> None:
         original(trainer, *arguments)
         seen.append(trainer.optimizer)
 
-    monkeypatch.setattr(common, "set_optimizer", remember)
+    monkeypatch.setattr(loop, "set_optimizer", remember)
     run_stage(training_spec("sft", mode="lora", tuning={"rank": 128}, optimizer="adamw_8bit"))
     states = {p.numel(): state for p, state in seen[0].state.items()}
     large = states[128 * 64]

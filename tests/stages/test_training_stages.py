@@ -135,15 +135,15 @@ def test_unknown_target_modules_are_named_with_those_there_are(training_spec: Ma
 def test_a_loss_that_is_not_finite_stops_at_its_step(
     training_spec: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alignflow.training.methods.sft import Trainer
+    from trl.trainer.sft_trainer import SFTTrainer
 
-    original = Trainer.compute_loss
+    original = SFTTrainer.compute_loss
 
     def poisoned(self: Any, *arguments: Any, **options: Any) -> Any:
         loss = original(self, *arguments, **options)
         return loss * float("nan") if self.state.global_step == 1 else loss
 
-    monkeypatch.setattr(Trainer, "compute_loss", poisoned)
+    monkeypatch.setattr(SFTTrainer, "compute_loss", poisoned)
     with pytest.raises(NumericsError, match="loss is NaN or inf at step 2"):
         run_stage(training_spec("sft"))
 

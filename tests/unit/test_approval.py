@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from alignflow.gate.gate import Verdict
+from alignflow.gate import Verdict
 from alignflow.recipe import RetrainSection
 from tasks.approval import awaited_elsewhere, forget_approval, with_approval
 

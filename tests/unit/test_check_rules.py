@@ -10,10 +10,11 @@ from check_cases import changed
 
 from alignflow.checking.findings import Finding, exit_code, raised
 from alignflow.checking.rules import LOSSES, recipe_findings
-from alignflow.checking.trainer_arguments import known_arguments, reserved_arguments
+from alignflow.checking.trainer_arguments import known_arguments
 from alignflow.errors import DataError, RecipeError
 from alignflow.evaluation.metric_modules import OURS, TEXT_METRICS, load_module
 from alignflow.recipe import Recipe
+from alignflow.training.engine.reserved import RESERVED
 
 
 def found(*, small_model: bool = False, **fields: Any) -> list[Finding]:
@@ -124,7 +125,7 @@ def test_arguments_are_read_from_the_installed_libraries_without_importing_them(
     from trl import DPOConfig
 
     assert known_arguments("dpo") == {field.name for field in fields(DPOConfig)}
-    assert "output_dir" in reserved_arguments()
+    assert "output_dir" in RESERVED
 
 
 def test_losses_and_metrics_are_those_there_are() -> None:

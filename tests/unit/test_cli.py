@@ -45,7 +45,7 @@ def test_help_teaches_by_examples(command: str, capsys: pytest.CaptureFixture[st
 
 def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from alignflow import cli; cli.exit_code_of(['--help']);"
+        "import sys; from alignflow.commands import cli; cli.exit_code_of(['--help']);"
         "heavy = ('torch', 'transformers', 'prefect', 'mlflow', 'sqlalchemy', 'pydantic');"
         "print([m for m in heavy if m in sys.modules])"
     )
@@ -57,7 +57,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
 def test_check_imports_neither_torch_nor_transformers(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, GOOD)
     code = (
-        "import sys; from alignflow import cli;"
+        "import sys; from alignflow.commands import cli;"
         f"code = cli.exit_code_of(['check', {str(path)!r}, '--home', {str(tmp_path)!r}]);"
         "print(code, [m for m in ('torch', 'transformers', 'trl', 'peft') if m in sys.modules])"
     )
@@ -249,7 +249,7 @@ def test_doctor_says_what_works(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_doctor_says_what_is_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from alignflow.services.children import doctor
+    from alignflow.services import doctor
 
     monkeypatch.setattr(doctor, "probe_torch", lambda: {"error": "ImportError: no torch"})
     monkeypatch.setattr(doctor, "LEAST_DISK_BYTES", 2**60)

@@ -14,7 +14,7 @@ from ledger_cases import row, write
 
 from alignflow.errors import EvaluationError, RecipeError
 from alignflow.evaluation.scores import Scores, write_scores
-from alignflow.gate.contest import Contestants, contest
+from alignflow.gate import Contestants, contest
 from alignflow.ledger import add, erase, held_out_pairs, pinned_prompts, renew_holdout, status
 from alignflow.recipe import Recipe
 from alignflow.stages.artifacts import Artifact, publish, work_directory

@@ -251,7 +251,7 @@ def test_no_secret_reaches_a_stage_or_what_is_shown(
 def test_the_report_and_the_note_of_a_run_hold_no_password_of_mlflow(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from alignflow.tracking.tracking import Tracker
+    from alignflow.tracking import Tracker
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:canary@127.0.0.1:9")
     tracker = Tracker(fake_recipe(), tmp_path, "run")

@@ -29,8 +29,9 @@ from alignflow.evaluation.statistics import (
     smallest_detectable_win_rate,
     wins_needed,
 )
-from alignflow.gate.gate import Judgement, alpha_of, gate, plan
-from alignflow.gate.judge import JudgementCache, agreement, compare, judge_of
+from alignflow.gate import JudgedWins, gate, power_of
+from alignflow.gate.judge import JudgementCache, PairJudge, judge_of
+from alignflow.gate.power import alpha_of
 from alignflow.recipe import GateSection, JudgeSection
 
 QUICK = GateSection(bootstrap_resamples=400)
@@ -87,13 +88,13 @@ def test_sample_sizes_agree_with_the_normal_formula(
 
 def test_too_few_prompts_can_find_nothing() -> None:
     assert wins_needed(4, 0.05) is None and wins_needed(5, 0.05) == 5
-    assert "no effect at all" in plan(10, QUICK).text
+    assert "no effect at all" in power_of(10, QUICK).text
 
 
 def test_the_plan_says_how_many_prompts_are_missing() -> None:
-    few = plan(120, QUICK)
+    few = power_of(120, QUICK)
     assert few.missing_prompts > 0 and f"add {few.missing_prompts} for 5.0%" in few.text
-    assert plan(120 + few.missing_prompts, QUICK).missing_prompts == 0
+    assert power_of(120 + few.missing_prompts, QUICK).missing_prompts == 0
 
 
 def test_the_unit_is_the_prompt() -> None:
@@ -157,20 +158,21 @@ def test_without_an_independent_judge_a_person_is_asked() -> None:
     nothing = Scores(model="m")
     found = verdict(nothing, nothing)
     assert found.verdict == "inconclusive" and "alignflow promote" in found.reasons[0]
-    trained = Judgement(
+    trained = JudgedWins(
         judge="ppo's", wins={f"p{i}": 1.0 for i in range(200)}, trained_against=True
     )
-    assert verdict(nothing, nothing, judgement=trained).verdict == "inconclusive"
+    assert verdict(nothing, nothing, judged=trained).verdict == "inconclusive"
     reward = Scores(model="m", metrics={"reward": {f"p{i}": 1.0 for i in range(200)}})
-    assert verdict(reward, nothing.model_copy(update={"metrics": reward.metrics})).verdict == "inconclusive"  # fmt: skip
+    assert (
+        verdict(reward, nothing.model_copy(update={"metrics": reward.metrics})).verdict
+        == "inconclusive"
+    )
 
 
 def test_a_judge_decides_where_no_metric_does() -> None:
     wins = {f"p{i}": 1.0 if i % 3 else 0.0 for i in range(150)} | {f"t{i}": 0.5 for i in range(50)}
     nothing = Scores(model="m")
-    found = verdict(
-        nothing, nothing, judgement=Judgement(judge="j", wins=wins, human_agreement=0.8)
-    )
+    found = verdict(nothing, nothing, judged=JudgedWins(judge="j", wins=wins, human_agreement=0.8))
     assert found.verdict == "promote" and found.test == "sign test"
     assert found.prompts == 200 and found.human_agreement == 0.8
 
@@ -289,28 +291,28 @@ def test_a_judge_sees_both_orders_and_answers_are_kept(tmp_path: Path) -> None:
 
     rows = {"p1": ("longer answer", "short"), "p2": ("a", "bcd"), "p3": ("ab", "cd")}
     for _ in range(2):
-        found = compare("length", judge, rows, JudgementCache(tmp_path / "judgements.jsonl"))
-        assert found.wins == {"p1": 1.0, "p2": 0.0, "p3": 0.5}
+        cache = JudgementCache(tmp_path / "judgements.jsonl")
+        assert PairJudge("length", judge, cache).compare(rows) == {"p1": 1.0, "p2": 0.0, "p3": 0.5}
     assert len(seen) == 6
 
 
 def test_a_judge_that_prefers_a_position_finds_ties(tmp_path: Path) -> None:
-    found = compare("bias", always_first, {"p": ("a", "b")}, JudgementCache(tmp_path / "j.jsonl"))
-    assert found.wins == {"p": 0.5}
+    judge = PairJudge("bias", always_first, JudgementCache(tmp_path / "j.jsonl"))
+    assert judge.compare({"p": ("a", "b")}) == {"p": 0.5}
 
 
 def test_agreement_with_humans_is_reported(tmp_path: Path) -> None:
     pairs = [("p", "longer", "short"), ("p", "s", "longer"), ("p", "aa", "bb")]
     cache = JudgementCache(tmp_path / "j.jsonl")
-    assert agreement("length", longer, pairs, cache) == pytest.approx(0.5)
+    assert PairJudge("length", longer, cache).agreement(pairs) == pytest.approx(0.5)
 
 
 def test_a_torn_line_of_the_cache_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
-    compare("length", longer, {"p": ("aa", "b")}, JudgementCache(path))
+    PairJudge("length", longer, JudgementCache(path)).compare({"p": ("aa", "b")})
     path.write_text(path.read_text() + '{"key": "abc", "ans')
-    found = compare("length", longer, {"p": ("aa", "b"), "q": ("a", "bb")}, JudgementCache(path))
-    assert found.wins == {"p": 1.0, "q": 0.0}
+    again = PairJudge("length", longer, JudgementCache(path))
+    assert again.compare({"p": ("aa", "b"), "q": ("a", "bb")}) == {"p": 1.0, "q": 0.0}
     assert len(JudgementCache(path)) == 4
 
 
@@ -343,8 +345,8 @@ def test_pairs_are_judged_at_the_same_time_and_every_answer_is_kept(tmp_path: Pa
 
     path = tmp_path / "j.jsonl"
     rows = {f"p{number}": ("aa" * number, "a") for number in range(1, 9)}
-    found = compare("length", judge, rows, JudgementCache(path), at_once=4)
-    assert found.wins == dict.fromkeys(rows, 1.0)
+    four = PairJudge("length", judge, JudgementCache(path), at_once=4)
+    assert four.compare(rows) == dict.fromkeys(rows, 1.0)
     assert len(JudgementCache(path)) == 16
 
 
@@ -357,7 +359,7 @@ def test_a_judge_that_fails_is_not_asked_about_the_rest(tmp_path: Path) -> None:
 
     rows = {f"p{number}": ("aa", "a") for number in range(100)}
     with pytest.raises(EvaluationError, match="down"):
-        compare("length", judge, rows, JudgementCache(tmp_path / "j.jsonl"), at_once=2)
+        PairJudge("length", judge, JudgementCache(tmp_path / "j.jsonl"), at_once=2).compare(rows)
     assert len(asked) < 20
 
 

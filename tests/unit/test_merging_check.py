@@ -14,8 +14,7 @@ from alignflow.checking.architecture import read_shape
 from alignflow.checking.merging import merged_bytes
 from alignflow.checking.needs import needs_of
 from alignflow.errors import ArtifactError
-from alignflow.merging import MergeOptions
-from alignflow.merging.feasibility import check_base
+from alignflow.merging import MergeOptions, check_base
 from alignflow.models.headers import header_bytes
 from alignflow.recipe import Recipe
 

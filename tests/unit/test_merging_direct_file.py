@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from alignflow.errors import DiskSpaceError
-from alignflow.merging import MergeOptions, direct_file, merge
-from alignflow.merging.direct_file import ALIGNMENT, BUFFER_BYTES, DirectFile
+from alignflow.merging import MergeOptions, merge
+from alignflow.merging.writing import direct_file
+from alignflow.merging.writing.direct_file import ALIGNMENT, BUFFER_BYTES, DirectFile
 from alignflow.models.headers import header_bytes
 
 SIZES = [0, 1, ALIGNMENT, BUFFER_BYTES - 1, BUFFER_BYTES, 5 * BUFFER_BYTES + 4097]

@@ -73,23 +73,31 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"model\.x\.lora_A\.weight .* adapts model\.x",
     ),
     "a missing factor": (
-        {"tensors": {f"{Q}.lora_A.weight": (2, 4)}}, "without its other factor",
+        {"tensors": {f"{Q}.lora_A.weight": (2, 4)}},
+        "without its other factor",
     ),
     "a reward head": ({"tensors": {"score.weight": (1, 4)}}, r"score\.weight.*no such tensor"),
     "a changed base": ({"init_lora_weights": "pissa"}, "changes the base model itself"),
     "another method": ({"peft_type": "LOHA"}, "peft_type is LOHA"),
     "a variant": ({"use_qalora": True}, "use_qalora is True"),
     "a bias without one in the base": (
-        {"tensors": {f"{Q}.lora_A.weight": (2, 4), f"{Q}.lora_B.weight": (6, 2),
-                     f"{Q}.lora_B.bias": (6,)}},
+        {
+            "tensors": {
+                f"{Q}.lora_A.weight": (2, 4),
+                f"{Q}.lora_B.weight": (6, 2),
+                f"{Q}.lora_B.bias": (6,),
+            }
+        },
         "the base has no .*q_proj.bias",
     ),
     "too many tokens": (
-        {"tensors": {"model.embed_tokens.token_adapter.trainable_tokens_delta": (1, 4)},
-         "trainable_token_indices": [8]},
+        {
+            "tensors": {"model.embed_tokens.token_adapter.trainable_tokens_delta": (1, 4)},
+            "trainable_token_indices": [8],
+        },
         "Resize its vocabulary first",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -135,11 +143,11 @@ def test_a_directory_with_something_else_is_never_overwritten(tmp_path: Path) ->
 def test_a_disk_that_is_too_small_is_refused_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alignflow.merging import carrying
+    from alignflow.merging.writing import directory
 
     class Full:
         free = 10
 
-    monkeypatch.setattr(carrying.shutil, "disk_usage", lambda _path: Full)
+    monkeypatch.setattr(directory.shutil, "disk_usage", lambda _path: Full)
     with pytest.raises(DiskSpaceError, match="10 bytes are free"):
         merge(write_base(tmp_path / "base"), [], tmp_path / "out", OPTIONS)

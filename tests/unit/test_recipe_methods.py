@@ -11,13 +11,12 @@ from pydantic import ValidationError
 
 from alignflow.checking.findings import exit_code
 from alignflow.checking.rules import recipe_findings
-from alignflow.checking.trainer_arguments import CONFIGS, known_arguments
+from alignflow.checking.trainer_arguments import known_arguments
 from alignflow.data.lengths import limits_of, within_context
-from alignflow.pipeline.plan import BUILDERS, stage_spec
+from alignflow.pipeline.plan import stage_spec
 from alignflow.pipeline.report import key_figure
-from alignflow.recipe import METHODS, Recipe
+from alignflow.recipe import METHODS, STAGES, TRAINING_STAGES, Recipe
 from alignflow.stages.artifacts import Artifact, publish, work_directory
-from alignflow.stages.process import STAGES
 from alignflow.stages.spec import StageResult, StageSpec
 
 PROMPTS: dict[str, Any] = {"data__prompts": "builtin:freight-prompts"}
@@ -36,12 +35,11 @@ def by(method: str, section: dict[str, Any] | None = None, **fields: Any) -> Rec
     return recipe(method=method, dpo=None, **{method: section or {}}, **fields)
 
 
-def test_every_method_has_a_section_a_stage_a_builder_and_a_class_of_arguments() -> None:
-    for method in METHODS:
-        assert method in Recipe.model_fields
-        assert method in STAGES and method in BUILDERS
-        assert method == "ppo" or known_arguments(method) > {"output_dir"}
-    assert {"pretrain", "sft", "reward"} <= set(CONFIGS)
+def test_every_method_has_a_section_a_stage_and_a_class_of_arguments() -> None:
+    for method, row in METHODS.items():
+        assert method in Recipe.model_fields and STAGES[method].entry == row.entry
+        assert row.arguments is None or known_arguments(method) > {"output_dir"}
+    assert {"pretrain", "sft", "reward"} <= set(TRAINING_STAGES)
 
 
 @pytest.mark.parametrize(

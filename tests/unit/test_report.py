@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from alignflow.errors import RecipeError
+from alignflow.pipeline.plot import line_plot
 from alignflow.pipeline.report import as_text, build_report, load_report, print_report, write_report
-from alignflow.pipeline.report_page import curve
 from alignflow.recipe import Recipe
 from alignflow.stages.artifacts import Artifact, publish, work_directory
 from alignflow.stages.events import EventWriter
@@ -177,4 +177,4 @@ def test_rates_are_per_cent_and_other_figures_are_not() -> None:
 
 
 def test_a_flat_curve_is_drawn_too() -> None:
-    assert "<polyline" in curve({1: 2.0, 2: 2.0, 3: 2.0})
+    assert "<polyline" in line_plot({1: 2.0, 2: 2.0, 3: 2.0})

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from alignflow.errors import CertificateError
+from alignflow.merging import require_certificate
 from alignflow.recipe import TuningSection
-from alignflow.tracking.tracking import as_param, metric_name, require_certificate
+from alignflow.tracking.run_log import as_param, metric_name
 
 
 def test_full_tuning_has_no_lora_params() -> None:

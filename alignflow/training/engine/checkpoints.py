@@ -40,9 +40,9 @@ def is_whole(directory: Path) -> bool:
         expected = json.loads((directory / CERTIFICATE).read_text())["files"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    found = hash_files(directory)
-    found.pop(CERTIFICATE, None)
-    return found == expected
+    actual = hash_files(directory)
+    actual.pop(CERTIFICATE, None)
+    return actual == expected
 
 
 def newest_whole(root: Path) -> Path | None:

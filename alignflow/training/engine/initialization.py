@@ -22,7 +22,9 @@ from torch.utils.data import DataLoader
 from alignflow.errors import DataError, StageError
 from alignflow.models.loading import quiet, trainable_in
 from alignflow.stages.events import EventWriter
-from alignflow.training.engine.common import Job, memory_errors
+from alignflow.stages.layout import EVA_FILE
+from alignflow.training.engine.job import Job
+from alignflow.training.engine.loop import memory_errors
 from alignflow.training.engine.trainer import QuietTrainer, ThinTrainer
 
 ROWS = 16
@@ -31,7 +33,6 @@ BATCHES = 64
 """The inputs are those of so many batches at most."""
 PASSES = 20
 """Over these batches, after which vectors that still turn are an error."""
-FILE = "eva.safetensors"
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
@@ -42,7 +43,7 @@ def make_ready(trainer: QuietTrainer, job: Job[Any]) -> None:
     """
     model: Any = trainer.model
     if isinstance(model, PeftModel) and is_asked(job) and isinstance(trainer, ThinTrainer):
-        start_from_inputs(trainer, job.work / FILE, job.events)
+        start_from_inputs(trainer, job.work / EVA_FILE, job.events)
     trainable_in(model, job.tuning.trained_dtype)
 
 

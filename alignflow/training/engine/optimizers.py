@@ -33,9 +33,13 @@ def set_optimizer(
         kind, options = trainer.get_optimizer_cls_and_kwargs(trainer.args)
         options.pop("lr", None)
         trainer.optimizer = create_loraplus_optimizer(
-            model, kind, lr=section.learning_rate, loraplus_lr_ratio=lora_plus_ratio,
-            loraplus_weight_decay=section.weight_decay, **options,
-        )  # fmt: skip
+            model,
+            kind,
+            lr=section.learning_rate,
+            loraplus_lr_ratio=lora_plus_ratio,
+            loraplus_weight_decay=section.weight_decay,
+            **options,
+        )
     else:
         trainer.create_optimizer()
     assert isinstance(trainer.optimizer, Optimizer)

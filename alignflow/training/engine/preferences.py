@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from alignflow.models.adapters import new_adapter
-from alignflow.models.loading import load_adapter, load_base, load_policy
-from alignflow.training.engine.common import Job, read_rows, within
+from alignflow.stages.spec import RowAccount
+from alignflow.training.engine.fit import Measured, Method, scores
+from alignflow.training.engine.job import AnySection, Job
+from alignflow.training.engine.rows import Row, account, rows_within
 
 RESAMPLES = 2000
 
 
-def pair_rows(job: Job[Any], name: str) -> list[dict[str, Any]]:
+def pair_rows(job: Job[Any], name: str) -> list[Row]:
     """Pairs of `train` or `held_out` that fit max_length; training pairs must not run out."""
-    rows = read_rows(job.spec.input("data") / "preferences" / f"{name}.parquet")
-    return split_within(name, rows, [longest(row) for row in rows], job.section.max_length)
-
-
-def split_within(
-    name: str, rows: list[dict[str, Any]], lengths: list[int], limit: int
-) -> list[dict[str, Any]]:
-    """Rows of `train` or `held_out` of at most `limit` tokens; those of `train` must not run out."""
-    if name == "train":
-        return within(rows, lengths, limit)
-    return [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
+    return rows_within(job, "preferences", name, longest)
 
 
 def longest(row: dict[str, Any]) -> int:
@@ -35,11 +27,47 @@ def longest(row: dict[str, Any]) -> int:
     return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
 
-def by_length(lengths: list[int], size: int) -> Iterator[list[int]]:
-    """Positions of rows in chunks of `size`, shortest first, so that chunks need little padding."""
-    order = sorted(range(len(lengths)), key=lambda at: lengths[at])
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+class OnPairs(Method[AnySection]):
+    """Learns from preference pairs, and is measured by how many held-out ones it ranks rightly."""
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Training pairs."""
+        return pair_rows(self.job, "train")
+
+    @cached_property
+    def held_out(self) -> list[Row]:
+        """Held-out pairs."""
+        return pair_rows(self.job, "held_out")
+
+    def length(self, row: Row) -> int:
+        """Of the longer side."""
+        return longest(row)
+
+    def margins(self, trainer: Any) -> list[float]:
+        """How far the chosen response of each held-out pair is preferred; 0 is undecided."""
+        return scores(self, trainer, self.held_out)
+
+    def measure(self, trainer: Any, last: Mapping[str, float]) -> Measured:
+        """Agreement with the held-out pairs."""
+        prompts = [row["prompt"] for row in self.held_out]
+        return Measured(*agreement(self.margins(trainer), prompts, self.job.spec.seed))
+
+    def account(self) -> RowAccount:
+        """Of the part `preferences`."""
+        return account(self.job, "preferences", trained=len(self.rows), held_out=len(self.held_out))
+
+
+def response_logps(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Log-probability of each response of a batch whose `completion_mask` marks them, [B]."""
+    scored = model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        labels=batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100),
+        use_cache=False,
+        fused_lm_head=True,
+    )
+    return scored.log_probs.sum(dim=1).float()
 
 
 def agreement(
@@ -70,26 +98,3 @@ def clustered_interval(values: np.ndarray, clusters: list[str], seed: int) -> li
     drawn = np.random.default_rng(seed).integers(len(names), size=(RESAMPLES, len(names)))
     means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
     return [float(bound) for bound in np.percentile(means, [2.5, 97.5])]
-
-
-def sft_source(job: Job[Any]) -> tuple[Path | None, Path | None]:
-    """(adapter directory, model directory) that a stage after SFT starts from."""
-    if job.sft is not None:
-        adapter, model = job.sft / "adapter", job.sft / "model"
-        return (adapter, None) if adapter.is_dir() else (None, model)
-    if job.tuning.init_adapter and job.tuning.mode != "full":
-        return Path(job.tuning.init_adapter), None
-    return None, None
-
-
-def starting_policy(job: Job[Any]) -> Any:
-    """What an alignment stage trains on: the SFT stage's result, or the base with a new adapter."""
-    adapter, sft_model = sft_source(job)
-    if sft_model is not None:
-        return load_policy(job.base, job.sft, dtype=job.weights_dtype, quantization=None)
-    model = load_base(job.base, dtype=job.weights_dtype, quantization=job.quantization)
-    if job.tuning.mode == "full":
-        return model
-    if adapter is not None:
-        return load_adapter(model, adapter, job.base, trainable=True)
-    return new_adapter(model, job.tuning, "CAUSAL_LM")

@@ -10,51 +10,22 @@ result. Only positions that a loss reads are projected to the vocabulary, in til
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from datasets import Dataset
 from torch import Tensor
-from transformers import TrainingArguments
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, pad
 
-from alignflow.models.loading import quiet
-from alignflow.stages.spec import StageResult
-from alignflow.training.engine.common import (
-    Job,
-    account,
-    demonstration_rows,
-    train,
-    training_arguments,
-)
-from alignflow.training.engine.continuing import continue_from_champion
-from alignflow.training.engine.initialization import make_ready
-from alignflow.training.engine.preferences import (
-    agreement,
-    by_length,
-    longest,
-    pair_rows,
-    starting_policy,
-)
-from alignflow.training.engine.saving import parameters, save
+from alignflow.stages.spec import RowAccount
+from alignflow.training.engine.arguments import gradient_checkpointing
+from alignflow.training.engine.job import AnySection
+from alignflow.training.engine.preferences import OnPairs, longest, pair_rows
+from alignflow.training.engine.rows import Row, account
+from alignflow.training.engine.starting import starting_policy
 from alignflow.training.engine.trainer import ThinTrainer
 
-PairLoss = Callable[[Tensor, Tensor], Tensor]
 IGNORED = -100
-
-
-class Objective(NamedTuple):
-    """A method's loss. Its functions take mean log-probabilities of B chosen and B rejected ones."""
-
-    loss: PairLoss
-    """Losses of the pairs, [B]."""
-    margin: PairLoss
-    """How far the chosen response is preferred, [B]; 0 is undecided."""
-    beta: float
-    """Scale of the rewards that are logged."""
-    nll_weight: float
-    nll_on_prompt: bool = False
 
 
 class Scored(NamedTuple):
@@ -103,17 +74,14 @@ def _padded(rows: list[list[int]], value: int) -> Tensor:
 
 
 class Trainer(ThinTrainer):
-    """Transformers' trainer with an objective."""
+    """Transformers' trainer with a method's loss."""
 
-    objective: Objective
     loss_is_scaled_for_ga = True
 
-    def prepare(self, objective: Objective, lengths: list[int], batch_size: int) -> None:
-        """Sets what the constructor of a Transformers trainer does not take."""
-        self.objective = objective
-        self.lengths = lengths
-        self.effective_batch_size = batch_size
+    def __init__(self, *, method: ReferenceFree[Any], **options: Any) -> None:
+        self.method = method
         self._logged: dict[str, list[float]] = defaultdict(list)
+        super().__init__(**options)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """(tokens of the NLL term, pairs) of a whole update, over all devices."""
@@ -135,8 +103,8 @@ class Trainer(ThinTrainer):
         """The micro-batch's part of the loss of its update."""
         tokens, pairs = num_items_in_batch.clamp(min=1)
         scored = score(model, inputs)
-        losses = self.objective.loss(scored.chosen, scored.rejected)
-        loss = losses.sum() / pairs + self.objective.nll_weight * scored.nll_sum / tokens
+        losses = self.method.loss(scored.chosen, scored.rejected)
+        loss = losses.sum() / pairs + self.method.nll_weight * scored.nll_sum / tokens
         self._remember(scored, losses, int(inputs["nll"].sum()))
         return (loss, scored) if return_outputs else loss
 
@@ -146,7 +114,7 @@ class Trainer(ThinTrainer):
             self._logged["nll_loss"].append(float(scored.nll_sum.detach() / tokens))
         if len(chosen) == 0:
             return
-        beta = self.objective.beta
+        beta = self.method.beta
         for name, values in {
             "pair_loss": losses.detach(),
             "rewards/chosen": beta * chosen,
@@ -184,99 +152,95 @@ def score(model: Any, batch: dict[str, Tensor]) -> Scored:
     )
 
 
-def run_reference_free(job: Job[Any], objective: Objective, *, demonstrations: bool) -> StageResult:
-    """Trains and measures.
+class ReferenceFree(OnPairs[AnySection]):
+    """A method that is its pairs' loss; m(y) of B chosen and B rejected responses are given to it."""
 
-    Args:
-        job: The stage's spec, read.
-        objective: The method's loss.
-        demonstrations: Whether rows of the part `sft` join the pairs, with the NLL term only.
-    """
-    pairs, held_out = pair_rows(job, "train"), pair_rows(job, "held_out")
-    rows = [_sequences(row) for row in pairs]
-    if demonstrations:
-        rows += [
-            {
-                "chosen_ids": row["input_ids"],
-                "chosen_mask": row["completion_mask"],
-                "rejected_ids": [],
-                "rejected_mask": [],
-            }
-            for row in demonstration_rows(job)
-        ]
-    model = starting_policy(job)
-    trainer = _trainer(job, model, objective, rows)
-    make_ready(trainer, job)
-    continue_from_champion(model, job)
-    params = parameters(model, job, trainer.args)
-    last = train(trainer, job)
-    margins = _margins(trainer, held_out)
-    metrics, details = agreement(margins, [row["prompt"] for row in held_out], job.spec.seed)
-    save(model, job)
-    parts = ("preferences", "sft") if demonstrations else "preferences"
-    return StageResult(
-        metrics={
-            **metrics,
-            "loss": last.get("loss"),
-            "train_accuracy": last.get("rewards/accuracies"),
-            "nll_loss": last.get("nll_loss"),
-        },
-        rows=account(job, parts, len(rows), len(held_out)),
-        params={**params, "demonstrations": len(rows) - len(pairs)},
-        details={**details, "steps": trainer.state.global_step},
-    )
+    trainer = Trainer
+    logged: ClassVar = {
+        "loss": "loss",
+        "train_accuracy": "rewards/accuracies",
+        "nll_loss": "nll_loss",
+    }
+    nll_on_prompt = False
+    """Whether the NLL term is of the prompt's tokens too."""
 
+    @property
+    def beta(self) -> float:
+        """Scale of the rewards that are logged."""
+        return self.job.section.beta  # type: ignore[attr-defined]
 
-def _trainer(
-    job: Job[Any], model: Any, objective: Objective, rows: list[dict[str, Any]]
-) -> Trainer:
-    arguments = training_arguments(TrainingArguments, job, len(rows), remove_unused_columns=False)
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    add_fused_lm_head(inner)
-    if job.tuning.dropout == 0:
-        disable_dropout_in_model(model)
-    if arguments.gradient_checkpointing and inner is not model:
-        model.enable_input_require_grads()
-    with quiet():
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=job.tokenizer,
-            data_collator=Collator(
-                job.tokenizer.pad_token_id, nll_on_prompt=objective.nll_on_prompt
-            ),
-        )
-    lengths = [max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
-    trainer.prepare(objective, lengths, job.section.batch_size)
-    return trainer
+    @property
+    def nll_weight(self) -> float:
+        """Of the NLL term."""
+        return 1.0
 
+    def loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Losses of the pairs, [B]."""
+        raise NotImplementedError
 
-def _sequences(row: dict[str, Any]) -> dict[str, Any]:
-    """A pair as two whole sequences, their responses marked."""
-    prompt = row["prompt_ids"]
-    columns: dict[str, Any] = {}
-    for side in ("chosen", "rejected"):
-        ids = row[f"{side}_ids"]
-        columns[f"{side}_ids"] = prompt + ids
-        columns[f"{side}_mask"] = [0] * len(prompt) + [1] * len(ids)
-    return columns
+    def margin(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """How far the chosen response is preferred, [B]; 0 is undecided."""
+        raise NotImplementedError
 
+    @cached_property
+    def demonstrations(self) -> list[Row]:
+        """Rows that join the pairs with the NLL term only; here none."""
+        return []
 
-@torch.no_grad()
-def _margins(trainer: Trainer, rows: list[dict[str, Any]]) -> list[float]:
-    """How far each pair's chosen response is preferred, in the order of the rows."""
-    model: Any = trainer.model
-    model.eval()
-    margins = [0.0] * len(rows)
-    collate: Any = trainer.data_collator
-    for chunk in by_length(
-        [longest(row) for row in rows], 2 * trainer.args.per_device_train_batch_size
-    ):
-        batch = trainer._prepare_inputs(collate([_sequences(rows[at]) for at in chunk]))
-        with trainer.accelerator.autocast():
-            scored = score(model, batch)
-        values = trainer.objective.margin(scored.chosen, scored.rejected)
-        for at, margin in zip(chunk, values.tolist(), strict=True):
-            margins[at] = margin
-    return margins
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Pairs, then demonstrations."""
+        return [*pair_rows(self.job, "train"), *self.demonstrations]
+
+    @cached_property
+    def model(self) -> Any:
+        """The starting policy, which gives log-probabilities without all logits at once."""
+        model = starting_policy(self.job)
+        adapted = hasattr(model, "get_base_model")
+        add_fused_lm_head(model.get_base_model() if adapted else model)
+        if self.job.tuning.dropout == 0:
+            disable_dropout_in_model(model)
+        if adapted and gradient_checkpointing(self.job.spec.compute):
+            model.enable_input_require_grads()
+        return model
+
+    def arguments(self) -> dict[str, Any]:
+        """The collator reads columns of ours."""
+        return {"remove_unused_columns": False}
+
+    def features(self, row: Row) -> dict[str, Any]:
+        """A pair as two whole sequences, their responses marked; a demonstration as one."""
+        if "rejected_ids" not in row:
+            whole = {"chosen_ids": row["input_ids"], "chosen_mask": row["completion_mask"]}
+            return {**whole, "rejected_ids": [], "rejected_mask": []}
+        prompt = row["prompt_ids"]
+        columns: dict[str, Any] = {}
+        for side in ("chosen", "rejected"):
+            ids = row[f"{side}_ids"]
+            columns[f"{side}_ids"] = prompt + ids
+            columns[f"{side}_mask"] = [0] * len(prompt) + [1] * len(ids)
+        return columns
+
+    def length(self, row: Row) -> int:
+        """Of a pair's longer side, or of the demonstration."""
+        return longest(row) if "rejected_ids" in row else len(row["input_ids"])
+
+    def options(self) -> dict[str, Any]:
+        """The loss, and the collator of pairs."""
+        pad_token_id = self.job.tokenizer.pad_token_id
+        collator = Collator(pad_token_id, nll_on_prompt=self.nll_on_prompt)
+        return {"method": self, "data_collator": collator}
+
+    def score(self, trainer: Any, batch: dict[str, Tensor]) -> Tensor:
+        """Margins of a batch of pairs."""
+        scored = score(trainer.model, batch)
+        return self.margin(scored.chosen, scored.rejected)
+
+    def prepare(self, trainer: Any) -> dict[str, Any]:
+        """Says how many demonstrations there are."""
+        return {"demonstrations": len(self.demonstrations)}
+
+    def account(self) -> RowAccount:
+        """Of the pairs, and of the demonstrations where there are any."""
+        parts = ("preferences", "sft") if self.demonstrations else ("preferences",)
+        return account(self.job, *parts, trained=len(self.rows), held_out=len(self.held_out))

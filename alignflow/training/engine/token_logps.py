@@ -27,10 +27,8 @@ class Head(NamedTuple):
     def of(cls, model: Any) -> Head:
         """The head of a causal language model, or of one behind adapters."""
         config = model.config.get_text_config()
-        return cls(
-            model.get_output_embeddings(), _scale(config),
-            getattr(config, "final_logit_softcapping", None),
-        )  # fmt: skip
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return cls(model.get_output_embeddings(), _scale(config), softcap)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """In float32, [..., V]."""
@@ -78,9 +76,9 @@ def token_statistics(
     width = max(1, TILE // head.layer.weight.shape[0])  # type: ignore[union-attr]
     logps, entropy = [], []
     for part, targets in zip(hidden.split(width), wanted.split(width), strict=True):
-        found = _tile(head, part, targets, temperature)
-        logps.append(found[0])
-        entropy.append(found[1])
+        part_logps, part_entropy = _tile(head, part, targets, temperature)
+        logps.append(part_logps)
+        entropy.append(part_entropy)
     return TokenStatistics(_spread(logps, real), _spread(entropy, real))
 
 
@@ -92,8 +90,8 @@ def _tile(head: Head, hidden: Tensor, tokens: Tensor, temperature: float) -> tup
         return logs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), entropy
 
     if torch.is_grad_enabled() and hidden.requires_grad:
-        found: Any = checkpoint(compute, hidden, use_reentrant=False)
-        return found
+        recomputed: Any = checkpoint(compute, hidden, use_reentrant=False)
+        return recomputed
     return compute(hidden)
 
 

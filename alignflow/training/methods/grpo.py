@@ -1,32 +1,41 @@
-"""Stage `grpo`: group relative policy optimization (Shao et al. 2024, arXiv:2402.03300); TRL's trainer."""
+"""Stage `grpo`: group relative policy optimization (Shao et al. 2024, arXiv:2402.03300); TRL's trainer.
+
+    L = -mean over tokens of (p/p_old * A) + beta * KL(p || q),  A_i = (R_i - mean R) / std R
+
+Equations 3 and 4 of the paper, the mean and deviation those of a prompt's responses, with q the
+policy's start. How tokens are averaged and what divides A is the recipe's. Left out: several updates
+from one batch of samples, so that p/p_old is 1 and its clip never acts; rewards of single steps.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from alignflow.recipe import GRPOSection
-from alignflow.stages.events import EventWriter
-from alignflow.stages.spec import StageResult, StageSpec
-from alignflow.training.engine.common import read_job
-from alignflow.training.rl.online import OnlineTrainer, run_online
+from alignflow.training.rl.online import OnlineTrainer, Rewarded
 
 
 class Trainer(OnlineTrainer, GRPOTrainer):
     """TRL's, on our prompts."""
 
 
-def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
-    """Runs the stage."""
-    job = read_job(spec, work, events, GRPOSection)
-    section = job.section
-    return run_online(
-        job,
-        Trainer,
-        GRPOConfig,
-        beta=section.beta,
-        scale_rewards=section.scale_rewards,
-        loss_type=section.loss_type,
-    )
+class GRPO(Rewarded[GRPOSection]):
+    """Responses to a prompt are compared with their own mean."""
+
+    section, configuration, trainer = GRPOSection, GRPOConfig, Trainer
+
+    def arguments(self) -> dict[str, Any]:
+        """The KL's weight in the loss, what an advantage is divided by, how tokens are averaged."""
+        section = self.job.section
+        return {
+            **super().arguments(),
+            "beta": section.beta,
+            "scale_rewards": section.scale_rewards,
+            "loss_type": section.loss_type,
+        }
+
+
+run = GRPO.run

@@ -1,17 +1,20 @@
-"""Stage `kto`: Kahneman-Tversky optimization of single responses, liked or not (arXiv:2402.01306).
+"""Stage `kto`: Kahneman-Tversky optimization of single responses (Ethayarajh et al. 2024); TRL's trainer.
 
-TRL's trainer, on rows that are token ids already. The reference is what the policy starts from.
-The KL term needs responses to other prompts: they are those of the micro-batch, each moved on by one,
-as in the paper, so the micro-batch is part of the result.
+    L = w(liked) * (1 - sigmoid(r - z))  or  w(disliked) * (1 - sigmoid(z - r))
+    r = beta * log p(response)/q(response),  z = beta * KL(p || q)
+
+Equations 7 and 8 of arXiv:2402.01306. The reference q is what the policy starts from. The KL term
+needs responses to other prompts: they are those of the micro-batch, each moved on by one, as in the
+paper, so the micro-batch is part of the result. Left out: an order of rows that balances the labels.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from datasets import Dataset
 from torch import Tensor
 from trl.trainer.kto_config import KTOConfig
@@ -19,25 +22,11 @@ from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference, KTOTraine
 
 from alignflow.models.loading import quiet
 from alignflow.recipe import KTOSection
-from alignflow.stages.events import EventWriter
-from alignflow.stages.spec import StageResult, StageSpec
-from alignflow.training.engine.common import (
-    Job,
-    account,
-    read_job,
-    read_rows,
-    train,
-    training_arguments,
-)
-from alignflow.training.engine.continuing import continue_from_champion
-from alignflow.training.engine.initialization import make_ready
-from alignflow.training.engine.preferences import (
-    by_length,
-    pair_rows,
-    split_within,
-    starting_policy,
-)
-from alignflow.training.engine.saving import parameters, save
+from alignflow.stages.spec import RowAccount
+from alignflow.training.engine.fit import Measured, Method, scores
+from alignflow.training.engine.preferences import pair_rows, response_logps
+from alignflow.training.engine.rows import Row, account, rows_within
+from alignflow.training.engine.starting import starting_policy
 from alignflow.training.engine.trainer import ThinTrainer
 
 
@@ -60,115 +49,91 @@ class Trainer(ThinTrainer, KTOTrainer):
         return dataset
 
 
-def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
-    """Runs the stage."""
-    job = read_job(spec, work, events, KTOSection)
-    rated = (spec.input("data") / "ratings").is_dir()
-    rows, held_out = _rows(job, "train", rated), _rows(job, "held_out", rated)
-    model = starting_policy(job)
-    trainer = _trainer(job, model, rows)
-    make_ready(trainer, job)
-    continue_from_champion(model, job)
-    params = parameters(model, job, trainer.args)
-    last = train(trainer, job)
-    auc = ranking_auc(_rewards(trainer, held_out), [row["label"] for row in held_out])
-    if job.tuning.mode != "full":
-        model.delete_adapter("ref")
-        model.set_adapter("default")
-    save(model, job)
-    sides = 1 if rated else 2
-    return StageResult(
-        metrics={"rating_auc": auc, "loss": last.get("loss"), "kl": last.get("kl")},
-        rows=account(
-            job,
-            "ratings" if rated else "preferences",
-            len(rows) // sides,
-            len(held_out) // sides,
-        ),
-        params={**params, "liked": sum(row["label"] for row in rows)},
-        details={"held_out_responses": len(held_out), "steps": trainer.state.global_step},
-    )
+class KTO(Method[KTOSection]):
+    """Raises liked and lowers disliked responses, relative to the reference."""
 
+    section, configuration, trainer = KTOSection, KTOConfig, Trainer
+    logged: ClassVar = {"loss": "loss", "kl": "kl"}
 
-def _rows(job: Job[KTOSection], name: str, rated: bool) -> list[dict[str, Any]]:
-    """Responses of `train` or `held_out` with their label; those of training must not run out."""
-    if not rated:
+    @cached_property
+    def rated(self) -> bool:
+        """Whether responses are those of data.ratings, or else of the preference pairs."""
+        return self.job.data.rows("ratings").is_file()
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Responses to train on, with their label."""
+        return self._responses("train")
+
+    @cached_property
+    def held_out(self) -> list[Row]:
+        """Held-out responses."""
+        return self._responses("held_out")
+
+    def _responses(self, name: str) -> list[Row]:
+        if self.rated:
+            return rows_within(self.job, "ratings", name, self.length)
         return [
             {
                 "prompt_ids": pair["prompt_ids"],
                 "completion_ids": pair[f"{side}_ids"],
                 "label": liked,
             }
-            for pair in pair_rows(job, name)
+            for pair in pair_rows(self.job, name)
             for side, liked in (("chosen", True), ("rejected", False))
         ]
-    columns = ("prompt_ids", "completion_ids", "label")
-    found = read_rows(job.spec.input("data") / "ratings" / f"{name}.parquet")
-    rows = [{column: row[column] for column in columns} for row in found]
-    return split_within(name, rows, [length_of(row) for row in rows], job.section.max_length)
 
+    def arguments(self) -> dict[str, Any]:
+        """The loss and its weights."""
+        section = self.job.section
+        return {
+            "beta": section.beta,
+            "loss_type": section.loss_type,
+            "desirable_weight": section.desirable_weight,
+            "undesirable_weight": section.undesirable_weight,
+        }
 
-def length_of(row: dict[str, Any]) -> int:
-    """Tokens of prompt and response."""
-    return len(row["prompt_ids"]) + len(row["completion_ids"])
+    def features(self, row: Row) -> dict[str, Any]:
+        """Token ids and the label."""
+        return {name: row[name] for name in ("prompt_ids", "completion_ids", "label")}
 
+    def length(self, row: Row) -> int:
+        """Of prompt and response."""
+        return len(row["prompt_ids"]) + len(row["completion_ids"])
 
-def _trainer(job: Job[KTOSection], model: Any, rows: list[dict[str, Any]]) -> Trainer:
-    section = job.section
-    arguments = training_arguments(
-        KTOConfig,
-        job,
-        len(rows),
-        beta=section.beta,
-        loss_type=section.loss_type,
-        desirable_weight=section.desirable_weight,
-        undesirable_weight=section.undesirable_weight,
-        disable_dropout=job.tuning.dropout == 0,
-    )
-    with quiet():
-        trainer = Trainer(
-            model=model,
-            ref_model=starting_policy(job) if job.tuning.mode == "full" else None,
-            args=arguments,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=job.tokenizer,
-            data_collator=Collator(job.tokenizer.pad_token_id),
-        )
-    trainer.lengths = [length_of(row) for row in rows]
-    trainer.effective_batch_size = section.batch_size
-    return trainer
+    def options(self) -> dict[str, Any]:
+        """The reference, where it is no adapter of the policy, and the collator."""
+        return {
+            "ref_model": starting_policy(self.job) if self.job.tuning.mode == "full" else None,
+            "data_collator": Collator(self.job.tokenizer.pad_token_id),
+        }
 
+    def prepare(self, trainer: Any) -> dict[str, Any]:
+        """Counts the liked responses."""
+        return {"liked": sum(row["label"] for row in self.rows)}
 
-@torch.no_grad()
-def _rewards(trainer: Trainer, rows: list[dict[str, Any]]) -> list[float]:
-    """Beta times the log-ratio of each response to the reference, in the order of the rows."""
-    model: Any = trainer.model
-    model.eval()
-    rewards = [0.0] * len(rows)
-    collate: Any = trainer.data_collator
-    lengths = [length_of(row) for row in rows]
-    for chunk in by_length(lengths, 2 * trainer.args.per_device_train_batch_size):
-        batch = trainer._prepare_inputs(collate([rows[at] for at in chunk]))
+    def score(self, trainer: Any, batch: dict[str, Tensor]) -> Tensor:
+        """Rewards: beta times the log-ratio of each response to the reference."""
+        model = trainer.model
         reference = trainer.ref_model if trainer.ref_model is not None else model
         with quiet():
             before, _ = trainer.compute_ref_log_probs(reference, batch)
-        with trainer.accelerator.autocast():
-            after = _logps(model, batch)
-        for at, reward in zip(chunk, (trainer.beta * (after - before)).tolist(), strict=True):
-            rewards[at] = reward
-    return rewards
+        return trainer.beta * (response_logps(model, batch) - before)
+
+    def measure(self, trainer: Any, last: Mapping[str, float]) -> Measured:
+        """How well rewards rank the held-out responses."""
+        labels = [row["label"] for row in self.held_out]
+        auc = ranking_auc(scores(self, trainer, self.held_out), labels)
+        return Measured({"rating_auc": auc}, {"held_out_responses": len(labels)})
+
+    def account(self) -> RowAccount:
+        """Of ratings, or of pairs, which are two responses each."""
+        part, sides = ("ratings", 1) if self.rated else ("preferences", 2)
+        trained, held_out = len(self.rows) // sides, len(self.held_out) // sides
+        return account(self.job, part, trained=trained, held_out=held_out)
 
 
-def _logps(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
-    scored = model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        labels=labels,
-        use_cache=False,
-        fused_lm_head=True,
-    )
-    return scored.log_probs.sum(dim=1).float()
+run = KTO.run
 
 
 def ranking_auc(rewards: list[float], liked: list[bool]) -> float | None:

@@ -4,36 +4,49 @@
     odds(y) = p(y) / (1 - p(y)),  log p(y) = mean log-probability of y's tokens
 
 Equations 4 to 7 of the paper. It learns format and preference at once, so it starts from the base.
-Demonstrations, where there are any, have the NLL alone.
+Demonstrations, where there are any, have the NLL alone. Left out: the NLL of the prompt, unless the
+recipe asks for it.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from alignflow.recipe import ORPOSection
-from alignflow.stages.events import EventWriter
-from alignflow.stages.spec import StageResult, StageSpec
-from alignflow.training.engine.common import has_demonstrations, read_job
-from alignflow.training.engine.reference_free import Objective, run_reference_free
+from alignflow.training.engine.reference_free import ReferenceFree
+from alignflow.training.engine.rows import Row, demonstration_rows
 
 
-def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
-    """Runs the stage."""
-    job = read_job(spec, work, events, ORPOSection)
-    beta = job.section.beta
-    objective = Objective(
-        loss=lambda chosen, rejected: odds_ratio_loss(chosen, rejected, beta),
-        margin=log_odds_ratio,
-        beta=beta,
-        nll_weight=1.0,
-        nll_on_prompt=job.section.nll_on == "prompt_and_response",
-    )
-    return run_reference_free(job, objective, demonstrations=has_demonstrations(job))
+class ORPO(ReferenceFree[ORPOSection]):
+    """The odds of the chosen response rise over those of the rejected one."""
+
+    section = ORPOSection
+
+    @cached_property
+    def demonstrations(self) -> list[Row]:
+        """Those that no stage before this one trained on."""
+        given = self.job.sft is None and self.job.data.rows("sft").is_file()
+        return demonstration_rows(self.job) if given else []
+
+    @property
+    def nll_on_prompt(self) -> bool:
+        """As the paper's code has it."""
+        return self.job.section.nll_on == "prompt_and_response"
+
+    def loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Without the NLL term."""
+        return odds_ratio_loss(chosen, rejected, self.job.section.beta)
+
+    def margin(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """The log odds ratio."""
+        return log_odds_ratio(chosen, rejected)
+
+
+run = ORPO.run
 
 
 def log_odds_ratio(chosen: Tensor, rejected: Tensor) -> Tensor:

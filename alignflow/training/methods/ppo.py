@@ -18,27 +18,20 @@ from typing import NamedTuple
 import torch
 from trl.trainer.utils import disable_dropout_in_model
 
-from alignflow.errors import DataError, Preempted
+from alignflow.errors import Preempted
 from alignflow.models.loading import quiet
 from alignflow.recipe import PPOSection
-from alignflow.stages.artifacts import read_manifest
 from alignflow.stages.events import EventWriter
 from alignflow.stages.spec import RowAccount, StageResult, StageSpec
+from alignflow.training.engine.arguments import gradient_checkpointing, micro_batch_size
 from alignflow.training.engine.callbacks import StopOnTerminate
-from alignflow.training.engine.common import (
-    Job,
-    account,
-    gradient_checkpointing,
-    micro_batch_size,
-    prepared_rows,
-    read_job,
-)
-from alignflow.training.engine.continuing import continue_from_champion
-from alignflow.training.engine.preferences import sft_source
+from alignflow.training.engine.job import Job, read_job
+from alignflow.training.engine.rows import account, prepared_rows
 from alignflow.training.engine.saving import parameters, save
-from alignflow.training.reward_gate import weakness
+from alignflow.training.engine.starting import continue_from_champion, sft_source
 from alignflow.training.rl import ppo_math
 from alignflow.training.rl.chosen import chosen_responses
+from alignflow.training.rl.online import demand_good_reward
 from alignflow.training.rl.ppo_state import State, put_weights, resume, save_checkpoint
 from alignflow.training.rl.ppo_step import make_optimizer, optimize, set_rates
 from alignflow.training.rl.prompts import Prompts, read_prompts
@@ -54,13 +47,12 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     """Runs the stage; see the module."""
     job = read_job(spec, work, events, PPOSection)
     section = job.section
-    if section.uses_reward_model:
-        demand_good_reward(spec.input("reward"), section)
+    demand_good_reward(job)
     prompts = read_prompts(job)
     updates = section.max_steps or max(
         1, round(section.num_train_epochs * len(prompts.trained) / section.batch_size)
     )
-    rewards = load_rewards(section.rewards, spec.paths)
+    rewards = load_rewards(section.rewards, job.reward_files)
     chosen = chosen_responses(job)
     watch = Watch(section.watch, prompts.held_out) if section.watch else None
     roles = load_roles(job)
@@ -99,18 +91,8 @@ def row_account(job: Job[PPOSection], prompts: Prompts, chosen: int) -> RowAccou
     if not chosen or prompts.part == "preferences":
         return prompts.rows
     held_out = prepared_rows(job, "preferences").held_out
-    pairs = account(job, "preferences", chosen, held_out)
+    pairs = account(job, "preferences", trained=chosen, held_out=held_out)
     return RowAccount.total([prompts.rows, pairs])
-
-
-def demand_good_reward(artifact: Path, section: PPOSection) -> None:
-    """Refuses to optimize a reward model that cannot tell held-out pairs apart.
-
-    Raises:
-        DataError: Its accuracy is too low, or its 95 % interval reaches 0.5.
-    """
-    if reason := weakness(read_manifest(artifact).result, section):
-        raise DataError(reason)
 
 
 def load_roles(job: Job[PPOSection]) -> Roles:
@@ -168,8 +150,7 @@ def train(
     optimizer = make_optimizer(
         roles, section, lora_plus_ratio=job.tuning.lora_plus_ratio, seed=job.spec.seed
     )
-    checkpoints = job.work / "checkpoints"
-    resume(checkpoints, roles, optimizer, state, events)
+    resume(job.checkpoints, roles, optimizer, state, events)
     stop = StopOnTerminate()
     if watch and not state.watched.history:
         look(job, setting, state, watch)
@@ -180,9 +161,10 @@ def train(
             state.update += 1
             if state.update % section.logging_steps == 0 or state.update == updates:
                 events.metrics(state.update, state.metrics)
-            better = watch is not None and watch.due(state.update, updates) and look(job, setting, state, watch)  # fmt: skip
+            due = watch is not None and watch.due(state.update, updates)
+            better = due and look(job, setting, state, watch)
             if state.update % section.save_steps == 0 or stop.asked or better:
-                save_checkpoint(checkpoints, roles, optimizer, state)
+                save_checkpoint(job.checkpoints, roles, optimizer, state)
             if stop.asked and state.update < updates:
                 raise Preempted(
                     f"Stopped by SIGTERM at update {state.update} of {updates}; the next attempt "
@@ -212,15 +194,21 @@ def update(
     batch = draw(prompts, section.batch_size, state.update, seed)
     set_rates(optimizer, section, state.update, total)
     rollout, state.scales = roll_out(
-        setting, batch, kl_coef=state.kl_coef, scales=state.scales,
+        setting,
+        batch,
+        kl_coef=state.kl_coef,
+        scales=state.scales,
         seed=seed * 1_000_003 + state.update,
-    )  # fmt: skip
+    )
     metrics = optimize(setting, optimizer, rollout, generator)
     if section.target_kl is not None:
         state.kl_coef = ppo_math.adapted_kl_coef(
-            state.kl_coef, rollout.metrics["objective/kl"], section.target_kl,
-            section.kl_horizon, section.batch_size,
-        )  # fmt: skip
+            state.kl_coef,
+            rollout.metrics["objective/kl"],
+            section.target_kl,
+            section.kl_horizon,
+            section.batch_size,
+        )
     return {
         **rollout.metrics,
         **metrics,

@@ -2,145 +2,154 @@
 
     documents + a share of general text -> packed rows -> every token is learned -> a plain model
 
-Its result is the base model of all stages after it. With adapters, these are merged, by the same
-certified merge that ends a pipeline. Perplexity of held-out documents and of general text is
-measured before and after.
+The loss is SFT's on every token but a document's first; the replayed share keeps what the base knew
+(Ibrahim et al. 2024, arXiv:2403.08763). Its result is the base model of all stages after it. With
+adapters, these are merged, by the same certified merge that ends a pipeline. Perplexity of held-out
+documents and of general text is measured before and after. Left out: the paper's re-warming is the
+section's schedule, and nothing of the base's own data is needed.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-from datasets import Dataset
-from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer
 
 from alignflow.errors import CertificateError
 from alignflow.files import atomic_write_json, digest_directory
 from alignflow.merging import CERTIFICATE_FILE, AdapterStep, MergeOptions, merge
-from alignflow.models.adapters import new_adapter
-from alignflow.models.loading import MODEL, load_base, quiet
+from alignflow.models.loading import quiet
 from alignflow.models.scoring import text_losses
 from alignflow.recipe import PretrainSection
-from alignflow.stages.events import EventWriter
-from alignflow.stages.spec import RowAccount, StageResult, StageSpec
-from alignflow.training.engine.common import (
-    Job,
-    prepared_rows,
-    read_job,
-    read_rows,
-    train,
-    training_arguments,
-)
-from alignflow.training.engine.initialization import make_ready
+from alignflow.stages.layout import ADAPTER, MODEL
+from alignflow.stages.spec import RowAccount
+from alignflow.training.engine.fit import Measured
+from alignflow.training.engine.job import Job
 from alignflow.training.engine.packing import PackedCollator, packed, with_replay
-from alignflow.training.engine.saving import parameters, save, save_adapter
-from alignflow.training.engine.trainer import ThinTrainer
+from alignflow.training.engine.rows import Row, prepared_rows, read_rows
+from alignflow.training.engine.saving import save, save_adapter
+from alignflow.training.engine.starting import base_to_tune
+from alignflow.training.engine.supervised import Supervised
 
 PROBES = 16
 """Held-out documents that the merged model is compared with base plus adapter on."""
 
 
-class Trainer(ThinTrainer, SFTTrainer):
-    """TRL's, on rows that are token ids already."""
+class Pretrain(Supervised[PretrainSection]):
+    """Learns documents, packed with a share of general text."""
+
+    section = PretrainSection
+
+    @cached_property
+    def documents(self) -> list[list[int]]:
+        """Of the domain, in token ids."""
+        return _token_ids(self.job, "pretrain", "train")
+
+    @cached_property
+    def texts(self) -> list[list[int]]:
+        """The documents, and the general text that was drawn."""
+        replay = _token_ids(self.job, "replay", "train")
+        share = self.job.section.replay_share
+        return with_replay(self.documents, replay, share, self.job.spec.seed)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Texts packed into rows of max_length."""
+        return packed(self.texts, self.job.section.max_length)
+
+    @cached_property
+    def measured(self) -> dict[str, list[list[int]]]:
+        """Held-out documents of the domain, and general text, as far as there are any."""
+        path, limit = self.job.data.general, self.job.base.context_length
+        general = [row["text"] for row in read_rows(path)] if path.is_file() else []
+        return {
+            "domain": [ids[:limit] for ids in _token_ids(self.job, "pretrain", "held_out")],
+            "general": [self.job.tokenizer(text).input_ids[:limit] for text in general],
+        }
+
+    @cached_property
+    def model(self) -> Any:
+        """The base, with a new adapter unless all of it trains."""
+        return base_to_tune(self.job)
+
+    def arguments(self) -> dict[str, Any]:
+        """The collator reads the lengths of the documents in a row."""
+        return {**super().arguments(), "remove_unused_columns": False}
+
+    def features(self, row: Row) -> dict[str, Any]:
+        """Every token is learned."""
+        return row
+
+    def options(self) -> dict[str, Any]:
+        """The collator of packed rows."""
+        return {"data_collator": PackedCollator(self.job.tokenizer.pad_token_id)}
+
+    def prepare(self, trainer: Any) -> dict[str, Any]:
+        """Measures the base; says how full the rows are and what share is general text."""
+        self.before = _perplexities(trainer, self.measured)
+        self.job.events.metrics(0, self.before)
+        packed_tokens = sum(len(row["input_ids"]) for row in self.rows)
+        room = len(self.rows) * self.job.section.max_length
+        replayed = 1 - _tokens(self.documents) / _tokens(self.texts)
+        return {
+            "packed_rows": len(self.rows),
+            "packing_density": round(packed_tokens / room, 4),
+            "replay_token_share": round(replayed, 4),
+        }
+
+    def measure(self, trainer: Any, last: Mapping[str, float]) -> Measured:
+        """Perplexities before and after."""
+        before = {f"{name}_before": figure for name, figure in self.before.items()}
+        after = _perplexities(trainer, self.measured)
+        return Measured({**before, **after}, {"tokens": _tokens(self.texts)})
+
+    def save(self) -> None:
+        """Writes a plain model, which is the base of the stages after this one."""
+        probes = self.measured["domain"][:PROBES] or self.documents[:PROBES]
+        _save_plain(self.model, self.job, probes)
+
+    def account(self) -> RowAccount:
+        """Documents in and out. General text beyond its share is not drawn."""
+        domain, trained = prepared_rows(self.job, "pretrain"), len(self.texts)
+        replayed = trained > len(self.documents)
+        parts = [domain, *([prepared_rows(self.job, "replay")] if replayed else [])]
+        prepared = RowAccount.total(parts)
+        not_drawn = Counter({"not_drawn": prepared.trained - trained})
+        return RowAccount(
+            read=prepared.read,
+            trained=trained,
+            held_out=domain.held_out,
+            dropped=dict(Counter(prepared.dropped) + not_drawn),
+        )
 
 
-def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
-    """Runs the stage."""
-    job = read_job(spec, work, events, PretrainSection)
-    documents, replay = _documents(job, "pretrain", "train"), _documents(job, "replay", "train")
-    texts = with_replay(documents, replay, job.section.replay_share, spec.seed)
-    rows = packed(texts, job.section.max_length)
-    measured = _measured_texts(job)
-    trainer = _trainer(job, rows)
-    params = parameters(trainer.model, job, trainer.args)
-    before = _perplexities(trainer, measured)
-    events.metrics(0, before)
-    last = train(trainer, job)
-    after = _perplexities(trainer, measured)
-    _save_plain(trainer.model, job, measured["domain"][:PROBES] or documents[:PROBES])
-    return StageResult(
-        metrics={
-            **{f"{name}_before": figure for name, figure in before.items()},
-            **after,
-            "loss": last.get("loss"),
-            "token_accuracy": last.get("mean_token_accuracy"),
-        },
-        rows=_account(job, documents=len(documents), replayed=len(texts) - len(documents)),
-        params={
-            **params,
-            "packed_rows": len(rows),
-            "packing_density": round(
-                sum(len(row["input_ids"]) for row in rows) / len(rows) / job.section.max_length, 4
-            ),
-            "replay_token_share": round(_share(documents, texts), 4),
-        },
-        details={"steps": trainer.state.global_step, "tokens": sum(len(ids) for ids in texts)},
-    )
+run = Pretrain.run
 
 
-def _documents(job: Job[PretrainSection], part: str, name: str) -> list[list[int]]:
-    path = job.spec.input("data") / part / f"{name}.parquet"
+def _token_ids(job: Job[PretrainSection], part: str, name: str) -> list[list[int]]:
+    path = job.data.rows(part, name)
     return [row["input_ids"] for row in read_rows(path)] if path.is_file() else []
 
 
-def _share(documents: list[list[int]], texts: list[list[int]]) -> float:
-    """Of the tokens that are general text."""
-    total = sum(len(ids) for ids in texts)
-    return 1 - sum(len(ids) for ids in documents) / total
+def _tokens(texts: list[list[int]]) -> int:
+    return sum(len(ids) for ids in texts)
 
 
-def _trainer(job: Job[PretrainSection], rows: list[dict[str, Any]]) -> Trainer:
-    model = load_base(job.base, dtype=job.weights_dtype, quantization=job.quantization)
-    if job.tuning.mode != "full":
-        model = new_adapter(model, job.tuning, "CAUSAL_LM")
-    arguments = training_arguments(
-        SFTConfig,
-        job,
-        len(rows),
-        dataset_kwargs={"skip_prepare_dataset": True},
-        remove_unused_columns=False,
-    )
-    with quiet():
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=job.tokenizer,
-            data_collator=PackedCollator(job.tokenizer.pad_token_id),
-        )
-    trainer.lengths = [len(row["input_ids"]) for row in rows]
-    trainer.effective_batch_size = job.section.batch_size
-    make_ready(trainer, job)
-    return trainer
-
-
-def _measured_texts(job: Job[PretrainSection]) -> dict[str, list[list[int]]]:
-    """Held-out documents of the domain, and general text, as far as there are any."""
-    path = job.spec.input("data") / "general" / "rows.parquet"
-    general = [row["text"] for row in read_rows(path)] if path.is_file() else []
-    limit = job.base.context_length
-    return {
-        "domain": [ids[:limit] for ids in _documents(job, "pretrain", "held_out")],
-        "general": [job.tokenizer(text).input_ids[:limit] for text in general],
-    }
-
-
-def _perplexities(trainer: Trainer, texts: dict[str, list[list[int]]]) -> dict[str, float]:
+def _perplexities(trainer: Any, texts: dict[str, list[list[int]]]) -> dict[str, float]:
     """Exp of the mean loss of a token after the first, by kind of text."""
-    found = {}
+    perplexities = {}
     for name, rows in texts.items():
         rows = [row for row in rows if len(row) > 1]
         if rows:
             with trainer.accelerator.autocast(), quiet():
                 size = 2 * trainer.args.per_device_train_batch_size
                 losses = text_losses(trainer.model, rows, batch_size=size)
-            tokens = sum(len(row) - 1 for row in rows)
-            found[f"perplexity_{name}"] = math.exp(sum(losses) / tokens)
-    return found
+            tokens = _tokens(rows) - len(rows)
+            perplexities[f"perplexity_{name}"] = math.exp(sum(losses) / tokens)
+    return perplexities
 
 
 def _save_plain(model: Any, job: Job[PretrainSection], probes: list[list[int]]) -> None:
@@ -153,13 +162,13 @@ def _save_plain(model: Any, job: Job[PretrainSection], probes: list[list[int]]) 
     if job.tuning.mode == "full":
         save(model, job)
     else:
-        adapter = save_adapter(model, job.work / "adapter", job.base, job.quantization)
+        adapter = save_adapter(model, job.work / ADAPTER, job.base, job.quantization)
         options = MergeOptions(
             quantization=job.quantization,  # type: ignore[arg-type]
             probes=tuple(tuple(ids[: job.section.max_length]) for ids in probes),
             base_digest=job.base.digest,
             base_source=job.base.source,
-            tokenizer=job.spec.input("data") / "tokenizer",
+            tokenizer=job.data.tokenizer,
             replace=True,
         )
         certificate = merge(Path(job.base.path), [AdapterStep(adapter)], directory, options)
@@ -172,17 +181,3 @@ def _save_plain(model: Any, job: Job[PretrainSection], probes: list[list[int]]) 
     record = job.base.model_dump(exclude={"path"})
     record |= {"source": f"{job.base.source}+pretrain", "digest": digest_directory(directory)}
     atomic_write_json(job.output / "base_model.json", record)
-
-
-def _account(job: Job[PretrainSection], *, documents: int, replayed: int) -> RowAccount:
-    """Documents in and out. General text beyond its share is not drawn."""
-    domain = prepared_rows(job, "pretrain")
-    parts = [domain, *([prepared_rows(job, "replay")] if replayed else [])]
-    dropped = sum((Counter(part.dropped) for part in parts), Counter())
-    not_drawn = sum(part.trained for part in parts) - documents - replayed
-    return RowAccount(
-        read=sum(part.read for part in parts),
-        trained=documents + replayed,
-        held_out=domain.held_out,
-        dropped=dict(dropped + Counter({"not_drawn": not_drawn})),
-    )

@@ -1,36 +1,32 @@
-"""Stage `reward`: an adapter and a scalar head on the frozen base; Bradley-Terry loss on pairs.
+"""Stage `reward`: a reward model, an adapter and a scalar head on the frozen base; TRL's trainer.
 
-The adapter starts from the SFT adapter's weights, so that it reads the responses the policy writes;
-it stays an adapter of the one base that all stages share.
+    L = -log sigmoid(r(chosen) - r(rejected)) + c * (r(chosen) + r(rejected))^2
+
+Bradley-Terry, as in Ouyang et al. 2022, arXiv:2203.02155, eq. 1, with the centering term of Eisenstein
+et al. 2023, arXiv:2312.09244. The adapter starts from the SFT adapter's weights, so that it reads the
+responses the policy writes; it stays an adapter of the one base that all stages share. Left out:
+rankings of more than two responses, and margins given with the pairs.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
-from datasets import Dataset
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
+from torch import Tensor
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
 from alignflow.models.adapters import new_adapter
 from alignflow.models.loading import check_adapter, load_scorer, quiet
 from alignflow.recipe import RewardSection
-from alignflow.stages.events import EventWriter
-from alignflow.stages.spec import StageResult, StageSpec
-from alignflow.training.engine.common import Job, account, read_job, train, training_arguments
-from alignflow.training.engine.initialization import make_ready
-from alignflow.training.engine.preferences import (
-    agreement,
-    by_length,
-    longest,
-    pair_rows,
-    sft_source,
-)
-from alignflow.training.engine.saving import parameters, save
+from alignflow.training.engine.job import Job
+from alignflow.training.engine.preferences import OnPairs
+from alignflow.training.engine.rows import Row
+from alignflow.training.engine.starting import sft_source
 from alignflow.training.engine.trainer import ThinTrainer
 
 
@@ -38,49 +34,32 @@ class Trainer(ThinTrainer, RewardTrainer):
     """TRL's, on pairs that are token ids already."""
 
 
-def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
-    """Runs the stage."""
-    job = read_job(spec, work, events, RewardSection)
-    rows, held_out = pair_rows(job, "train"), pair_rows(job, "held_out")
-    model = _scorer(job)
-    arguments = training_arguments(
-        RewardConfig,
-        job,
-        len(rows),
-        center_rewards_coefficient=job.section.center_rewards_coefficient,
-        disable_dropout=job.tuning.dropout == 0,
-    )
-    with quiet():
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=_dataset(rows),
-            processing_class=job.tokenizer,
-        )
-    trainer.lengths = [longest(row) for row in rows]
-    trainer.effective_batch_size = job.section.batch_size
-    make_ready(trainer, job)
-    params = parameters(model, job, arguments)
-    last = train(trainer, job)
-    margins = _margins(trainer, held_out)
-    metrics, details = agreement(margins, [row["prompt"] for row in held_out], spec.seed)
-    save(model, job)
-    return StageResult(
-        metrics={**metrics, "loss": last.get("loss"), "train_accuracy": last.get("accuracy")},
-        rows=account(job, "preferences", len(rows), len(held_out)),
-        params=params,
-        details={**details, "steps": trainer.state.global_step},
-    )
+class Reward(OnPairs[RewardSection]):
+    """Learns to score the chosen response of a pair higher."""
+
+    section, configuration, trainer = RewardSection, RewardConfig, Trainer
+    logged: ClassVar = {"loss": "loss", "train_accuracy": "accuracy"}
+
+    @cached_property
+    def model(self) -> Any:
+        """A scorer that starts from the SFT stage's weights; its head is drawn."""
+        return _scorer(self.job)
+
+    def arguments(self) -> dict[str, Any]:
+        """The centering term's weight."""
+        return {"center_rewards_coefficient": self.job.section.center_rewards_coefficient}
+
+    def features(self, row: Row) -> dict[str, Any]:
+        """Whole sequences: TRL's reward trainer takes prompt and response in one."""
+        return {side: row["prompt_ids"] + row[side] for side in ("chosen_ids", "rejected_ids")}
+
+    def score(self, trainer: Any, batch: dict[str, Tensor]) -> Tensor:
+        """Reward of the chosen minus that of the rejected response."""
+        chosen, rejected = trainer.model(**batch).logits.squeeze(-1).float().chunk(2)
+        return chosen - rejected
 
 
-def _dataset(rows: list[dict[str, Any]]) -> Dataset:
-    """Whole sequences: TRL's reward trainer takes prompt and response in one."""
-    return Dataset.from_list(
-        [
-            {side: row["prompt_ids"] + row[side] for side in ("chosen_ids", "rejected_ids")}
-            for row in rows
-        ]
-    )
+run = Reward.run
 
 
 def _scorer(job: Job[RewardSection]) -> Any:
@@ -105,22 +84,3 @@ def _start_from(model: Any, adapter: Path) -> None:
     with quiet():
         own = get_peft_model_state_dict(model, save_embedding_layers=False)
         set_peft_model_state_dict(model, {**own, **weights})
-
-
-@torch.no_grad()
-def _margins(trainer: Trainer, rows: list[dict[str, Any]]) -> list[float]:
-    """Reward of the chosen minus that of the rejected response, in the order of the rows."""
-    model: Any = trainer.model
-    model.eval()
-    margins = [0.0] * len(rows)
-    pairs = _dataset(rows).to_list() if rows else []
-    for chunk in by_length(
-        [longest(row) for row in rows], 2 * trainer.args.per_device_train_batch_size
-    ):
-        batch = trainer.data_collator([pairs[index] for index in chunk])
-        with trainer.accelerator.autocast():
-            logits = model(**trainer._prepare_inputs(batch)).logits
-        chosen, rejected = logits.squeeze(-1).float().chunk(2)
-        for index, margin in zip(chunk, (chosen - rejected).tolist(), strict=True):
-            margins[index] = margin
-    return margins

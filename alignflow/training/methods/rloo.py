@@ -1,24 +1,34 @@
-"""Stage `rloo`: REINFORCE, leave one out (Ahmadian et al. 2024, arXiv:2402.14740); TRL's trainer."""
+"""Stage `rloo`: REINFORCE, leave one out (Ahmadian et al. 2024, arXiv:2402.14740); TRL's trainer.
+
+    gradient of  mean over k responses of (R_i - mean of the other R_j) * log p(y_i)
+    R(y) = reward(y) - beta * log p(y)/q(y)
+
+Section 2 of the paper, with q the policy's start. Left out: several updates from one batch of samples.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 from trl.trainer.rloo_config import RLOOConfig
 from trl.trainer.rloo_trainer import RLOOTrainer
 
 from alignflow.recipe import RLOOSection
-from alignflow.stages.events import EventWriter
-from alignflow.stages.spec import StageResult, StageSpec
-from alignflow.training.engine.common import read_job
-from alignflow.training.rl.online import OnlineTrainer, run_online
+from alignflow.training.rl.online import OnlineTrainer, Rewarded
 
 
 class Trainer(OnlineTrainer, RLOOTrainer):
     """TRL's, on our prompts."""
 
 
-def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
-    """Runs the stage."""
-    job = read_job(spec, work, events, RLOOSection)
-    return run_online(job, Trainer, RLOOConfig, beta=job.section.beta)
+class RLOO(Rewarded[RLOOSection]):
+    """The other responses to a prompt are the baseline of each."""
+
+    section, configuration, trainer = RLOOSection, RLOOConfig, Trainer
+
+    def arguments(self) -> dict[str, Any]:
+        """The KL's weight, in the reward."""
+        return {**super().arguments(), "beta": self.job.section.beta}
+
+
+run = RLOO.run

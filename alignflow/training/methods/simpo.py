@@ -2,36 +2,42 @@
 
     L = -log sigmoid(beta * m(chosen) - beta * m(rejected) - gamma)
 
-Equation 6 of the paper, with m(y) the mean log-probability of y's tokens. No reference is needed.
+Equation 6 of the paper, with m(y) the mean log-probability of y's tokens. No reference is needed, and
+nothing of the paper is left out; label smoothing and an NLL term are added where the recipe asks.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from alignflow.recipe import SimPOSection
-from alignflow.stages.events import EventWriter
-from alignflow.stages.spec import StageResult, StageSpec
-from alignflow.training.engine.common import read_job
-from alignflow.training.engine.reference_free import Objective, run_reference_free
+from alignflow.training.engine.reference_free import ReferenceFree
 
 
-def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
-    """Runs the stage."""
-    job = read_job(spec, work, events, SimPOSection)
-    section = job.section
-    objective = Objective(
-        loss=lambda chosen, rejected: simpo_loss(
+class SimPO(ReferenceFree[SimPOSection]):
+    """The mean log-probability of the chosen response rises over that of the rejected one."""
+
+    section = SimPOSection
+
+    @property
+    def nll_weight(self) -> float:
+        """Of the NLL of the chosen response."""
+        return self.job.section.nll_weight
+
+    def loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Smoothed, without the NLL term."""
+        section = self.job.section
+        return simpo_loss(
             chosen, rejected, section.beta, section.simpo_gamma, section.label_smoothing
-        ),
-        margin=lambda chosen, rejected: section.beta * (chosen - rejected),
-        beta=section.beta,
-        nll_weight=section.nll_weight,
-    )
-    return run_reference_free(job, objective, demonstrations=False)
+        )
+
+    def margin(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Of the rewards."""
+        return self.beta * (chosen - rejected)
+
+
+run = SimPO.run
 
 
 def simpo_loss(

@@ -9,7 +9,7 @@ PPO-ptx, Ouyang et al. 2022, arXiv:2203.02155, eq. 2, where the text is that of 
 from __future__ import annotations
 
 from alignflow.recipe import PPOSection
-from alignflow.training.engine.common import Job
+from alignflow.training.engine.job import Job
 from alignflow.training.engine.preferences import pair_rows
 from alignflow.training.engine.token_logps import token_statistics
 from alignflow.training.rl.roles import Sequences
@@ -27,9 +27,11 @@ def nll_step(setting: Setting, rows: list[Chosen]) -> float:
     """Adds the gradients of the weighted term; returns the NLL in nats per token."""
     roles = setting.roles
     sequences = Sequences.of(
-        [row.prompt for row in rows], [row.response for row in rows],
-        pad=setting.tokenizer.pad_token_id, device=roles.model.device,
-    )  # fmt: skip
+        [row.prompt for row in rows],
+        [row.response for row in rows],
+        pad=setting.tokenizer.pad_token_id,
+        device=roles.model.device,
+    )
     whole, total = sequences.mask.sum(), 0.0
     for chosen in sequences.by_length(range(len(rows)), setting.micro_batch_size):
         part = sequences.rows(chosen)

@@ -7,127 +7,136 @@ a reward model reads token ids and no text.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from datasets import Dataset
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, ClassVar, TypeVar
 
 from alignflow.errors import DataError
-from alignflow.models.loading import load_reward_model, quiet
+from alignflow.models.loading import load_reward_model
 from alignflow.models.scoring import reward_scores
 from alignflow.recipe import OnlineSection
 from alignflow.recipe.rewards import REWARD_MODEL
 from alignflow.stages.artifacts import read_manifest
-from alignflow.stages.spec import StageResult
-from alignflow.training.engine.common import Job, train, training_arguments
-from alignflow.training.engine.continuing import continue_from_champion
-from alignflow.training.engine.initialization import make_ready
-from alignflow.training.engine.preferences import starting_policy
-from alignflow.training.engine.saving import parameters, save
+from alignflow.stages.spec import RowAccount
+from alignflow.training.engine.fit import Measured, Method
+from alignflow.training.engine.job import AnySection, Job
 from alignflow.training.engine.trainer import QuietTrainer
 from alignflow.training.reward_gate import weakness
 from alignflow.training.rl.prompts import Prompts, read_prompts
 from alignflow.training.rl.reward_sources import RewardFunction, load_rewards
+from alignflow.training.rl.rollouts import Prompt
 
 Score = Callable[..., list[float]]
+AnyOnline = TypeVar("AnyOnline", bound=OnlineSection)
 
 
 class OnlineTrainer(QuietTrainer):
     """Mixed in before TRL's: a prompt's ids are looked up, not made of its text again."""
 
-    prompt_ids: dict[str, list[int]]
+    def __init__(self, *, prompt_ids: dict[str, list[int]], **options: Any) -> None:
+        self.prompt_ids = prompt_ids
+        super().__init__(**options)
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [self.prompt_ids[prompt] for prompt in prompts], None, {}
 
 
-def run_online(job: Job[Any], kind: Any, configuration: Any, **own: Any) -> StageResult:
-    """Trains and says how rewards ended.
+class OnPrompts(Method[AnySection]):
+    """Learns from responses that the policy itself samples to prompts."""
 
-    Args:
-        job: The stage's spec, read.
-        kind: The trainer's class.
-        configuration: Its configuration's class.
-        own: What the method adds to that.
+    @cached_property
+    def prompts(self) -> Prompts:
+        """What is answered."""
+        return read_prompts(self.job)
+
+    @cached_property
+    def rows(self) -> list[Prompt]:
+        """Prompts to train on."""
+        return self.prompts.trained
+
+    @property
+    def prompt_ids(self) -> dict[str, list[int]]:
+        """Token ids of each prompt's text."""
+        return {prompt.text: prompt.ids for prompt in self.rows}
+
+    def features(self, row: Prompt) -> dict[str, Any]:
+        """The prompt, and what an answer is rewarded by."""
+        return {"prompt": row.text, "target": row.target}
+
+    def length(self, row: Prompt) -> int:
+        """Of the prompt alone."""
+        return len(row.ids)
+
+    def options(self) -> dict[str, Any]:
+        """The prompts' token ids."""
+        return {"prompt_ids": self.prompt_ids}
+
+    def account(self) -> RowAccount:
+        """Of the part that the prompts are of."""
+        return self.prompts.rows
+
+
+class Rewarded(OnPrompts[AnyOnline]):
+    """Compares rewards of several responses to a prompt."""
+
+    logged: ClassVar = {
+        "reward": "reward",
+        "reward_std": "reward_std",
+        "kl": "kl",
+        "entropy": "entropy",
+        "response_tokens": "completions/mean_length",
+        "unfinished_rate": "completions/clipped_ratio",
+    }
+
+    def __init__(self, job: Job[AnyOnline]) -> None:
+        demand_good_reward(job)
+        super().__init__(job)
+
+    def arguments(self) -> dict[str, Any]:
+        """How responses are sampled, and what each reward weighs."""
+        section = self.job.section
+        return {
+            "num_generations": section.num_generations,
+            "max_completion_length": section.max_new_tokens,
+            "temperature": section.temperature,
+            "reward_weights": [term.weight for term in section.rewards],
+        }
+
+    def examples(self) -> int:
+        """Responses to all prompts."""
+        return len(self.rows) * self.job.section.num_generations
+
+    def options(self) -> dict[str, Any]:
+        """The rewards too."""
+        functions = reward_functions(self.job, self.prompt_ids)
+        return {**super().options(), "reward_funcs": functions}
+
+    def measure(self, trainer: Any, last: Mapping[str, float]) -> Measured:
+        """What was sampled; the figures are those of the last update."""
+        episodes = trainer.state.global_step * self.job.section.batch_size
+        return Measured({}, {"prompts": len(self.rows), "episodes": episodes})
+
+
+def demand_good_reward(job: Job[Any]) -> None:
+    """Refuses to optimize a reward model that cannot tell held-out pairs apart.
+
+    Raises:
+        DataError: Its accuracy is too low, or its 95 % interval reaches 0.5.
     """
-    section: OnlineSection = job.section
-    if section.uses_reward_model:
-        _demand_good_reward(job)
-    prompts = read_prompts(job)
-    model = starting_policy(job)
-    trainer = _trainer(job, kind, configuration, model, prompts, own)
-    make_ready(trainer, job)
-    continue_from_champion(model, job)
-    params = parameters(model, job, trainer.args)
-    last = train(trainer, job)
-    if "ref" in getattr(model, "peft_config", {}):
-        model.delete_adapter("ref")
-        model.set_adapter("default")
-    save(model, job)
-    return StageResult(
-        metrics={
-            "reward": last.get("reward"),
-            "reward_std": last.get("reward_std"),
-            "kl": last.get("kl"),
-            "entropy": last.get("entropy"),
-            "response_tokens": last.get("completions/mean_length"),
-            "unfinished_rate": last.get("completions/clipped_ratio"),
-        },
-        rows=prompts.rows,
-        params=params,
-        details={
-            "prompts": len(prompts.trained),
-            "steps": trainer.state.global_step,
-            "episodes": trainer.state.global_step * section.batch_size,
-        },
-    )
-
-
-def _demand_good_reward(job: Job[Any]) -> None:
+    if not job.section.uses_reward_model:
+        return
     if reason := weakness(read_manifest(job.spec.input("reward")).result, job.section):
         raise DataError(reason)
 
 
-def _trainer(
-    job: Job[Any],
-    kind: Any,
-    configuration: Any,
-    model: Any,
-    prompts: Prompts,
-    own: dict[str, Any],
-) -> Any:
-    section: OnlineSection = job.section
-    arguments = training_arguments(
-        configuration,
-        job,
-        len(prompts.trained) * section.num_generations,
-        num_generations=section.num_generations,
-        max_completion_length=section.max_new_tokens,
-        temperature=section.temperature,
-        reward_weights=[term.weight for term in section.rewards],
-        disable_dropout=job.tuning.dropout == 0,
-        **own,
-    )
-    ids = {prompt.text: prompt.ids for prompt in prompts.trained}
-    with quiet():
-        trainer = kind(
-            model=model,
-            reward_funcs=_scores(job, ids),
-            args=arguments,
-            train_dataset=Dataset.from_list(
-                [{"prompt": prompt.text, "target": prompt.target} for prompt in prompts.trained]
-            ),
-            processing_class=job.tokenizer,
-        )
-    trainer.prompt_ids = ids
-    return trainer
+def reward_functions(job: Job[Any], prompt_ids: dict[str, list[int]]) -> list[Score]:
+    """A function per term of the rewards, in their order, named after its source.
 
-
-def _scores(job: Job[Any], ids: dict[str, list[int]]) -> list[Score]:
-    """A function per term of the rewards, in their order, named after its source."""
-    functions = load_rewards(job.section.rewards, job.spec.paths)
+    Each takes `prompts` and `completions` as text, `completion_ids` and `target`, and gives scores.
+    """
+    functions = load_rewards(job.section.rewards, job.reward_files)
     return [
-        _model_score(job, ids)
+        _model_score(job, prompt_ids)
         if term.source == REWARD_MODEL
         else _function_score(term.source, functions[term.source])
         for term in job.section.rewards
@@ -144,7 +153,7 @@ def _function_score(source: str, function: RewardFunction) -> Score:
     return score
 
 
-def _model_score(job: Job[Any], ids: dict[str, list[int]]) -> Score:
+def _model_score(job: Job[Any], prompt_ids: dict[str, list[int]]) -> Score:
     """The reward model, loaded beside the policy."""
     model = load_reward_model(
         job.base, job.spec.input("reward"), dtype=job.dtype, quantization=job.quantization
@@ -152,7 +161,7 @@ def _model_score(job: Job[Any], ids: dict[str, list[int]]) -> Score:
 
     def score(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
         rows = [
-            [*ids[prompt], *response]
+            [*prompt_ids[prompt], *response]
             for prompt, response in zip(prompts, completion_ids, strict=True)
         ]
         return reward_scores(model, rows, pad=job.tokenizer.pad_token_id, batch_size=32)

@@ -87,10 +87,10 @@ def optimize(
 
 
 def _means(seen: list[dict[str, float]]) -> dict[str, float]:
-    ratios = [found["val/ratio"] for found in seen]
+    ratios = [figures["val/ratio"] for figures in seen]
     mean = sum(ratios) / len(ratios)
     return {
-        **{name: sum(found[name] for found in seen) / len(seen) for name in seen[0]},
+        **{name: sum(figures[name] for figures in seen) / len(seen) for name in seen[0]},
         "val/ratio_var": sum((ratio - mean) ** 2 for ratio in ratios) / len(ratios),
         "steps": float(len(seen)),
     }
@@ -152,9 +152,12 @@ def micro_step(
             roles.policy_head, states, tokens, mask, temperature=section.temperature
         )
     policy = ppo_math.clipped_policy_loss(
-        own.logps, rollout.logps[rows, :width], rollout.advantages[rows, :width], mask,
+        own.logps,
+        rollout.logps[rows, :width],
+        rollout.advantages[rows, :width],
+        mask,
         cliprange=section.cliprange,
-    )  # fmt: skip
+    )
     loss = policy.loss * share
     if not roles.value_reads_policy:
         loss.backward()
@@ -162,9 +165,12 @@ def micro_step(
     with setting.precision():
         values = roles.values(part, states)
     value_loss, value_clipped = ppo_math.clipped_value_loss(
-        values * mask, rollout.values[rows, :width], rollout.returns[rows, :width], mask,
+        values * mask,
+        rollout.values[rows, :width],
+        rollout.returns[rows, :width],
+        mask,
         cliprange_value=section.cliprange_value,
-    )  # fmt: skip
+    )
     (loss + section.vf_coef * value_loss * share).backward()
     return {
         "loss/policy_avg": policy.loss.item(),

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from alignflow.errors import DataError
 from alignflow.stages.spec import RowAccount
-from alignflow.training.engine.common import Job, account, prepared_rows, read_rows
+from alignflow.training.engine.job import Job
+from alignflow.training.engine.rows import account, prepared_rows, read_rows
 from alignflow.training.rl.rollouts import Prompt
 
 
@@ -26,13 +27,12 @@ def read_prompts(job: Job[Any]) -> Prompts:
     Raises:
         DataError: There is none.
     """
-    data, section = job.spec.input("data"), job.section
-    stage = job.spec.stage
-    part = "prompts" if (data / "prompts").is_dir() else "preferences"
+    data, section, stage = job.data, job.section, job.spec.stage
+    part = "prompts" if data.rows("prompts").is_file() else "preferences"
     longest = section.max_length - section.max_new_tokens
-    rows = read_rows(data / part / "train.parquet")
+    rows = read_rows(data.rows(part))
     fitting = [row for row in rows if len(row["prompt_ids"]) <= longest]
-    held_out = read_rows(data / part / "held_out.parquet") if part == "prompts" else []
+    held_out = read_rows(data.rows(part, "held_out")) if part == "prompts" else []
     fitting_held_out = [row for row in held_out if len(row["prompt_ids"]) <= longest]
     trained = _distinct(fitting)
     if not trained:
@@ -42,14 +42,14 @@ def read_prompts(job: Job[Any]) -> Prompts:
             "max_length."
         )
     unused = prepared_rows(job, part).held_out if part == "preferences" else len(fitting_held_out)
-    rows_of = account(job, part, len(fitting), unused)
+    rows_of = account(job, part, trained=len(fitting), held_out=unused)
     return Prompts(trained, _distinct(fitting_held_out), part, rows_of)
 
 
 def _distinct(rows: list[dict[str, Any]]) -> list[Prompt]:
     """Each prompt once, with its first target."""
-    found = {tuple(row["prompt_ids"]): row for row in reversed(rows)}
+    first = {tuple(row["prompt_ids"]): row for row in reversed(rows)}
     return [
         Prompt(list(ids), row["prompt"], row.get("target"))
-        for ids, row in sorted(found.items(), key=lambda entry: entry[0])
+        for ids, row in sorted(first.items(), key=lambda entry: entry[0])
     ]

@@ -101,10 +101,14 @@ def roll_out(
     section, tokenizer = setting.section, setting.tokenizer
     with setting.roles.generating() as policy:
         responses = respond(
-            policy, tokenizer, [prompt.ids for prompt in prompts],
-            max_new_tokens=section.max_new_tokens, batch_size=len(prompts),
-            temperature=section.temperature, seed=seed,
-        )  # fmt: skip
+            policy,
+            tokenizer,
+            [prompt.ids for prompt in prompts],
+            max_new_tokens=section.max_new_tokens,
+            batch_size=len(prompts),
+            temperature=section.temperature,
+            seed=seed,
+        )
     sequences = Sequences.of(
         [prompt.ids for prompt in prompts],
         [response.ids for response in responses],
@@ -115,7 +119,7 @@ def roll_out(
     mask = sequences.mask
     read = _read(setting, sequences)
     scores = score(setting, prompts, [list(r.ids) for r in responses], read.scores)
-    scales = scales or {source: RewardScale.of(found) for source, found in scores.items()}
+    scales = scales or {source: RewardScale.of(values) for source, values in scores.items()}
     total = combined(scores, scales, section.rewards, section.reward_clamp)
     if section.missing_eos_penalty is not None:
         total = torch.where(ended, total, torch.full_like(total, -section.missing_eos_penalty))
@@ -140,7 +144,7 @@ def roll_out(
         "response_length": mask.sum(dim=1).mean().item(),
     }
     if len(scores) > 1:
-        metrics |= {f"rewards/{source}": found.mean().item() for source, found in scores.items()}
+        metrics |= {f"rewards/{source}": values.mean().item() for source, values in scores.items()}
     whitened = ppo_math.whiten(advantages, mask)
     return Rollout(sequences, read.logps, read.values, whitened, returns, metrics), scales
 
@@ -164,10 +168,10 @@ def _read(setting: Setting, sequences: Sequences) -> Read:
             states = roles.policy_states(part)
             own = token_statistics(roles.policy_head, states, tokens, mask, temperature=temperature)
             values[rows, :width] = roles.values(part, states) * mask
+            states = roles.reference_states(part)
             reference = token_statistics(
-                roles.reference_head, roles.reference_states(part), tokens, mask,
-                temperature=temperature,
-            )  # fmt: skip
+                roles.reference_head, states, tokens, mask, temperature=temperature
+            )
             if scored:
                 scores[rows] = roles.scores(part)
         logps[rows, :width], entropy[rows, :width] = own

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from alignflow.errors import ArtifactError
 from alignflow.models.adapters import new_adapter
 from alignflow.models.loading import (
-    ADAPTER,
     BaseModel,
     check_adapter,
     load_adapter,
@@ -26,6 +25,7 @@ from alignflow.models.loading import (
     trainable_in,
 )
 from alignflow.recipe import TuningSection
+from alignflow.stages.layout import ADAPTER
 from alignflow.training.engine.token_logps import Head
 from alignflow.training.rl.roles import (
     Sequences,

@@ -1,0 +1,70 @@
+"""Which tensor of a checkpoint a module of the loaded model is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+CONV1D_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
+CONV1D_LEAVES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+"""Modules whose weight lies as (in, out), in models of these types (Transformers 5)."""
+HEADS = ("lm_head.weight", "embed_out.weight")
+EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
+EXPERT_PARTS = {
+    "gate_up_proj": (("w1", "w3"), ("gate_proj", "up_proj")),
+    "down_proj": (("w2",), ("down_proj",)),
+}
+"""Fused parameter to the tensors that hold it on disk, expert by expert, in their order."""
+
+
+def find(name: str, known: Iterable[str] | Mapping[str, Any]) -> str | None:
+    """The tensor that `name` of the loaded model has in the checkpoint.
+
+    A checkpoint may lack the outermost prefix (`transformer.h.0`, saved as `h.0`), have it where
+    the module path has none, or keep an older name of the mixture-of-experts block.
+    """
+    return next((spelled for spelled in _spellings(name) if spelled in known), None)
+
+
+def _spellings(name: str) -> Iterable[str]:
+    for spelled in (name, name.replace(".mlp.", ".block_sparse_moe.")):
+        yield spelled
+        yield spelled.partition(".")[2]
+        yield f"model.{spelled}"
+
+
+def is_conv1d(model_type: str | None, module: str) -> bool:
+    """Whether a module's weight lies as (in, out)."""
+    return model_type in CONV1D_TYPES and module.rpartition(".")[2] in CONV1D_LEAVES
+
+
+def input_embedding(known: Iterable[str]) -> str | None:
+    """The tensor of the input embedding: of several, the one with the shortest path."""
+    endings = tuple(f".{leaf}.weight" for leaf in EMBEDDINGS)
+    embeddings = [name for name in known if f".{name}".endswith(endings)]
+    return min(embeddings, key=lambda name: (name.count("."), name), default=None)
+
+
+def output_head(known: Iterable[str]) -> str | None:
+    """The tensor of the language model's head, where the checkpoint has one."""
+    names = set(known)
+    return next((name for name in HEADS if name in names), None)
+
+
+def is_head(module: str) -> bool:
+    return f"{module}.weight" in HEADS
+
+
+def experts_on_disk(
+    module: str, parameter: str, known: Iterable[str]
+) -> list[tuple[str, ...]] | None:
+    """Per expert, the tensors that hold its part of a fused parameter; None where there are none."""
+    names = set(known)
+    for prefix in (module, module.replace(".mlp.", ".block_sparse_moe.")):
+        for leaves in EXPERT_PARTS.get(parameter, ()):
+            pattern = re.compile(re.escape(prefix) + rf"\.(\d+)\.{leaves[0]}\.weight$")
+            numbers = sorted(int(expert[1]) for name in names if (expert := pattern.match(name)))
+            if numbers and numbers == list(range(len(numbers))):
+                return [tuple(f"{prefix}.{n}.{leaf}.weight" for leaf in leaves) for n in numbers]
+    return None

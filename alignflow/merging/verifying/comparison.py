@@ -1,0 +1,216 @@
+"""Whether merged and base plus adapter are the same model: logits, greedy text, latency."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignflow.merging.certificate import Figures
+from alignflow.merging.planning.adapter import AdapterStep
+from alignflow.merging.planning.plan import model_config
+from alignflow.merging.verifying.reference import (
+    adapted,
+    as_merged,
+    demand_streamable,
+    streamed_logits,
+)
+from alignflow.models.headers import read_tensors
+from alignflow.models.loading import BaseModel, device, load_base, load_merged, quiet
+from alignflow.stages.device import available_bytes
+
+PROBE_TEXTS = (
+    "The quick brown fox jumps over the lazy dog, and the dog does not mind.",
+    "Write one sentence about the sea. The sea is wide, and nobody has counted its waves.",
+    "def add(a, b):\n    return a + b\n\nprint(add(2, 3))  # prints 5",
+    "Q: What is the capital of France? A: Paris. Q: And of Japan? A: Tokyo.",
+)
+PROBE_TOKENS = 512
+LOGITS_BYTES = 1024**3
+"""Of all probes of one model in float32: they are cut to it."""
+USUAL_VOCABULARY = 150_000
+GREEDY_PROBES, GREEDY_TOKENS = 4, 16
+LATENCY_REPEATS = 7
+MEMORY_SHARE = 0.7
+"""Of the available memory that a model in float32 may take before it is streamed instead."""
+
+
+def verify(
+    base: Path,
+    adapters: Sequence[AdapterStep],
+    merged: Path,
+    probes: Sequence[str] | Sequence[list[int]],
+    quantization: str | None = None,
+    streamed: bool | None = None,
+) -> Figures:
+    """Compares merged with base plus adapter on the probes, both computing in float32.
+
+    Args:
+        base: Directory of the base model.
+        adapters: As they were merged; none compares with the base itself.
+        merged: Directory of the merged model.
+        probes: Token ids or texts. None: texts of our own.
+        quantization: `nf4` compares with the adapter on the quantized base, as it was trained.
+        streamed: Whether to run layer by layer, as `must_stream` said. None asks it now.
+
+    Returns:
+        The figures. Where a model in float32 does not fit the memory, it is run layer by layer
+        from the disk, its greedy agreement is teacher-forced, and its latency is None.
+    """
+    ids, config = probe_ids(merged, probes), model_config(merged)
+    if streamed is None:
+        streamed = must_stream(base, adapters, config, quantization)
+    if streamed:
+        expected = streamed_logits(base, list(adapters), ids, quantization, config)
+        actual = streamed_logits(merged, [], ids)
+        figures = compare(expected, actual, ids)
+        agreed = figures.top1_agreement
+        return figures.model_copy(update={"streamed": True, "greedy_agreement": agreed})
+    reference, base_seconds = _reference(base, list(adapters), config, ids, quantization)
+    expected, expected_text = logits_of(reference, ids), _greedy(reference, ids)
+    del reference
+    model = load_merged(merged, "float32")
+    actual, actual_text = logits_of(model, ids), _greedy(model, ids)
+    seconds = _seconds(model, ids) if base_seconds else None
+    same = [one == other for one, other in zip(expected_text, actual_text, strict=True)]
+    return compare(expected, actual, ids).model_copy(
+        update={
+            "greedy_agreement": sum(same) / max(len(same), 1),
+            "latency_ratio": seconds / base_seconds if seconds and base_seconds else None,
+        }
+    )
+
+
+def must_stream(
+    base: Path,
+    adapters: Sequence[AdapterStep],
+    changes: Mapping[str, Any],
+    quantization: str | None = None,
+) -> bool:
+    """Whether base plus adapters do not fit the memory; asked once, before anything is written.
+
+    Raises:
+        ArtifactError: They do not, and cannot be run layer by layer either.
+    """
+    if fits_memory(base):
+        return False
+    demand_streamable(base, list(adapters), quantization, changes)
+    return True
+
+
+def probe_ids(merged: Path, probes: Sequence[str] | Sequence[list[int]]) -> list[list[int]]:
+    """Token ids of the probes, cut so that their logits fit; texts by the merged model's tokenizer."""
+    chosen: list[Any] = list(probes)
+    vocabulary = model_config(merged).get("vocab_size") or USUAL_VOCABULARY
+    if not chosen and (merged / "tokenizer_config.json").is_file():
+        chosen = list(PROBE_TEXTS)
+    if not chosen:
+        chosen = [[(17 * n + 31 * k) % vocabulary for n in range(32)] for k in range(4)]
+    if any(isinstance(probe, str) for probe in chosen):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(str(merged), trust_remote_code=False)
+        chosen = [tokenizer(p).input_ids if isinstance(p, str) else p for p in chosen]
+    limit = min(PROBE_TOKENS, max(LOGITS_BYTES // (4 * vocabulary * len(chosen)), 1))
+    return [list(probe)[:limit] for probe in chosen if len(probe)]
+
+
+def fits_memory(directory: Path, bytes_each: int = 4) -> bool:
+    """Whether the model fits what is available where it would live: in float32, or in other types."""
+    elements = sum(tensor.elements for tensor in read_tensors(directory).values())
+    room = torch.cuda.mem_get_info()[0] if device().type == "cuda" else available_bytes()
+    return bytes_each * elements < MEMORY_SHARE * room
+
+
+def _reference(
+    base: Path,
+    adapters: list[AdapterStep],
+    merged: Mapping[str, Any],
+    ids: list[list[int]],
+    quantization: Any,
+) -> tuple[Any, float | None]:
+    """Base plus adapters, and the seconds that the plain base takes for a forward pass."""
+    record = BaseModel(path=str(base), source=str(base), digest="")
+    model: Any = load_base(record, dtype="float32", quantization=quantization).eval()
+    model = as_merged(model, merged)
+    seconds = None if quantization else _seconds(model, ids)
+    for number, step in enumerate(adapters):
+        if number:
+            model = model.merge_and_unload()
+        model = adapted(model, [step])
+    return model.eval(), seconds
+
+
+@torch.no_grad()
+def logits_of(model: Any, probes: list[list[int]]) -> list[Tensor]:
+    """Logits of each probe alone (no padding), [T, V] in fp32 on the CPU."""
+    model.eval()
+    device = next(model.parameters()).device
+    return [
+        model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].float().cpu()
+        for ids in probes
+    ]
+
+
+@torch.no_grad()
+def _greedy(model: Any, probes: list[list[int]]) -> list[list[int]]:
+    """The most likely continuations of the first probes."""
+    device = next(model.parameters()).device
+    continued = []
+    with quiet():
+        for ids in probes[:GREEDY_PROBES]:
+            prompt = torch.tensor([ids], device=device)
+            answer = model.generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                do_sample=False,
+                max_new_tokens=GREEDY_TOKENS,
+                pad_token_id=0,
+            )
+            continued.append(answer[0, len(ids) :].tolist())
+    return continued
+
+
+@torch.no_grad()
+def _seconds(model: Any, probes: list[list[int]]) -> float:
+    """Median seconds of a forward pass on the longest probe."""
+    device = next(model.parameters()).device
+    longest = torch.tensor([max(probes, key=len)], device=device)
+    taken = []
+    for _ in range(LATENCY_REPEATS + 2):  # two warm up
+        begun = time.perf_counter()
+        model(input_ids=longest, use_cache=False)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - begun)
+    return statistics.median(taken[2:])
+
+
+def compare(expected: list[Tensor], actual: list[Tensor], probes: list[list[int]]) -> Figures:
+    """Figures of `actual` (merged) against `expected` (base plus adapter)."""
+    kl_sum, agreed, tokens, worst, finite = 0.0, 0, 0, 0.0, True
+    for before, after, ids in zip(expected, actual, probes, strict=True):
+        finite = finite and bool(before.isfinite().all() and after.isfinite().all())
+        p, q = before.double().log_softmax(-1), after.double().log_softmax(-1)
+        kl_sum += (p.exp() * (p - q)).sum().item()
+        agreed += int((p.argmax(-1) == q.argmax(-1)).sum())
+        tokens += len(ids)
+        if len(ids) > 1:
+            following = torch.tensor(ids[1:]).unsqueeze(1)
+            gap = p[:-1].gather(1, following) - q[:-1].gather(1, following)
+            worst = max(worst, gap.abs().max().item())
+    finite = finite and math.isfinite(kl_sum) and math.isfinite(worst)
+    return Figures(
+        probes=len(probes),
+        tokens=tokens,
+        kl=max(kl_sum / max(tokens, 1), 0.0) if finite else 0.0,
+        max_logp_difference=worst if finite else 0.0,
+        top1_agreement=agreed / max(tokens, 1),
+        finite=finite,
+    )

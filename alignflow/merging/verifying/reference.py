@@ -1,0 +1,275 @@
+"""Base plus adapters, nothing merged: what a merged model is compared with.
+
+Where the model does not fit the memory, one decoder layer is in float32 at a time: parameters are
+views of the memory-mapped files, a layer's are widened when its turn comes and given back after it.
+What stays in float32 is embedding, head and norms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from alignflow.errors import ArtifactError
+from alignflow.merging.planning import names
+from alignflow.merging.planning.adapter import AdapterStep, read_adapter
+from alignflow.merging.planning.quantized import empty_model, quantized_modules
+from alignflow.merging.writing.arithmetic import dequantized
+from alignflow.merging.writing.reader import Reader
+from alignflow.models.headers import FLOATS, Located, read_tensors
+from alignflow.models.loading import quiet
+
+INSTEAD = "Verify on a machine whose memory holds the model in float32, or merge with --no-verify."
+NARROW = (torch.bfloat16, torch.float16)
+Wide = Callable[[], Tensor]
+
+
+def adapted(model: Any, steps: Sequence[AdapterStep]) -> Any:
+    """The model with the adapters of all steps active, each delta times its weight; nothing merged.
+
+    Raises:
+        ArtifactError: PEFT does not take an adapter on this model.
+    """
+    members = [member for step in steps for member in step.members]
+    for number, (path, weight) in enumerate(members):
+        name = f"adapter{number}"
+        try:
+            with quiet():
+                model = _loaded(model, path, name)
+        except (ValueError, KeyError, RuntimeError) as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ArtifactError(
+                f"{path}: PEFT cannot load this adapter, so the merge cannot be verified ({first})."
+                " Mend the adapter, or merge with --no-verify."
+            ) from error
+        for module in model.modules():
+            if isinstance(module, LoraLayer) and name in module.scaling:
+                module.scaling[name] *= weight
+    if len(members) > 1:
+        model.base_model.set_adapter([f"adapter{number}" for number in range(len(members))])
+    return model
+
+
+def _loaded(model: Any, path: Path, name: str) -> Any:
+    if not isinstance(model, PeftModel):
+        return PeftModel.from_pretrained(model, str(path), adapter_name=name)
+    model.load_adapter(str(path), name)
+    return model
+
+
+def as_merged(model: Any, merged: Mapping[str, Any]) -> Any:
+    """A base with the vocabulary and the untied head that a merged model's config has.
+
+    Args:
+        model: The base, loaded.
+        merged: The merged model's config, or what it changes of the base's.
+    """
+    rows, size = model.get_input_embeddings().weight.shape[0], merged.get("vocab_size")
+    if size and size not in (model.config.vocab_size, rows):
+        with quiet():
+            model.resize_token_embeddings(size, mean_resizing=False)
+    if merged.get("tie_word_embeddings") is False and model.config.tie_word_embeddings:
+        head = model.get_output_embeddings()
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
+    return model
+
+
+@torch.no_grad()
+def streamed_logits(
+    directory: Path,
+    adapters: list[AdapterStep],
+    probes: list[list[int]],
+    quantization: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> list[Tensor]:
+    """Logits of each probe, [T, V] in fp32. The probes pass through a layer together.
+
+    Args:
+        directory: Of the model.
+        adapters: As they were merged.
+        probes: Token ids.
+        quantization: `nf4` computes with the values that 4-bit loading leaves of each layer.
+        changes: The merged model's config, where it has another vocabulary or an untied head.
+
+    Raises:
+        ArtifactError: This cannot be done for such a model or chain of adapters.
+    """
+    model = _ready(directory, adapters, quantization, changes or {})
+    longest = max(map(len, probes))  # padding stands behind what a causal model reads
+    ids = torch.tensor([[*probe, *[0] * (longest - len(probe))] for probe in probes])
+    logits = model(input_ids=ids, use_cache=False).logits.float()
+    return [padded[: len(probe)] for padded, probe in zip(logits, probes, strict=True)]
+
+
+def demand_streamable(
+    directory: Path,
+    adapters: list[AdapterStep],
+    quantization: str | None,
+    changes: Mapping[str, Any],
+) -> None:
+    """Nothing, where `streamed_logits` will work. Of the weights embedding and head are read.
+
+    Raises:
+        ArtifactError: The files hold a parameter in another form than the model, adapters in a
+            chain are more than sums, or PEFT does not take one.
+    """
+    _ready(directory, adapters, quantization, changes)
+
+
+def _ready(
+    directory: Path,
+    adapters: list[AdapterStep],
+    quantization: str | None,
+    changes: Mapping[str, Any],
+) -> Any:
+    """The model with its adapters, each layer in float32 in its turn."""
+    _demand_sums(adapters)
+    model, wide = _mapped(directory, quantization)
+    for layer in _layers(model):
+        _widen_in_turn(layer, wide)
+    model = adapted(as_merged(model, changes), adapters).eval()
+    for parameter in model.parameters():
+        if id(parameter) not in wide and parameter.dtype in NARROW:  # a module the adapter replaces
+            parameter.data = parameter.data.float()
+    return model
+
+
+def _demand_sums(adapters: list[AdapterStep]) -> None:
+    """Several can be computed side by side only where every adapter adds low-rank products."""
+    if len(adapters) <= 1:
+        return
+    for path, _ in (member for step in adapters for member in step.members):
+        adapter = read_adapter(path)
+        magnitudes = any(f.magnitude or f.bias for f in adapter.factors)
+        fused = adapter.config.get("target_parameters")
+        biases = adapter.config.get("bias", "none") != "none"
+        if adapter.replaced or adapter.tokens or magnitudes or fused or biases:
+            raise ArtifactError(
+                f"{path}: among several adapters one with DoRA, biases, replaced weights or fused "
+                f"parameters cannot be verified layer by layer. {INSTEAD}"
+            )
+
+
+def _mapped(directory: Path, quantization: str | None) -> tuple[Any, dict[int, Wide]]:
+    """The model on the memory-mapped files, and what computes a layer's parameter in float32, by its id."""
+    located = read_tensors(directory)
+    model, reader = empty_model(directory), Reader()
+    packed = set(quantized_modules(directory)) if quantization else set()
+    layers = {id(p) for layer in _layers(model) for p in layer.parameters()}
+    state: dict[str, Tensor] = {}
+    wide: dict[str, Wide] = {}
+    for name, parameter in model.named_parameters():
+        tensor, values = _values(directory, name, tuple(parameter.shape), located, reader)
+        if name.removesuffix(".weight") in packed:
+            values = _Dequantized(values)
+        in_turn = id(parameter) in layers
+        state[name] = tensor if in_turn else values()
+        if in_turn and (tensor.dtype != torch.float32 or isinstance(values, _Dequantized)):
+            wide[name] = values
+    for name, buffer in model.named_buffers():
+        if (known := names.find(name, located)) is not None:
+            state[name] = reader.tensor(located[known]).to(buffer.dtype, copy=True)
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    by_name = dict(model.named_parameters())
+    return model, {id(by_name[name]): values for name, values in wide.items()}
+
+
+class _Dequantized(NamedTuple):
+    """Values as 4-bit loading would leave them."""
+
+    values: Wide
+
+    def __call__(self) -> Tensor:
+        return dequantized(self.values())
+
+
+class _Experts(NamedTuple):
+    """A fused parameter of (experts, out, in), which the files hold expert by expert."""
+
+    parts: list[list[Located]]
+    """Of each expert, the rows of its matrix in their order."""
+    reader: Reader
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole; empty where the experts differ."""
+        heights = {sum(part.shape[0] for part in expert) for expert in self.parts}
+        widths = {part.shape[1:] for expert in self.parts for part in expert}
+        if len(heights) != 1 or len(widths) != 1:
+            return ()
+        return (len(self.parts), *heights, *widths.pop())
+
+    def __call__(self) -> Tensor:
+        whole = torch.empty(self.shape)
+        for number, expert in enumerate(self.parts):
+            begin = 0
+            for part in expert:
+                whole[number, begin : begin + part.shape[0]].copy_(self.reader.tensor(part))
+                begin += part.shape[0]
+        return whole
+
+
+def _values(
+    directory: Path,
+    name: str,
+    shape: tuple[int, ...],
+    located: Mapping[str, Located],
+    reader: Reader,
+) -> tuple[Tensor, Wide]:
+    """What stands for a parameter out of its turn, taking no memory, and its float32 values."""
+    known = names.find(name, located)
+    if known is not None and located[known].shape == shape:
+        _demand_float(directory, located[known])
+        tensor = reader.tensor(located[known])
+        return tensor, tensor.float
+    module, _, leaf = name.rpartition(".")
+    on_disk = names.experts_on_disk(module, leaf, located) or []
+    experts = _Experts([[located[part] for part in expert] for expert in on_disk], reader)
+    if experts.shape != shape:
+        raise ArtifactError(
+            f"{directory}: parameter {name} {shape} is not in the files in that form, so the merge "
+            f"cannot be verified layer by layer. {INSTEAD}"
+        )
+    for part in (part for expert in experts.parts for part in expert):
+        _demand_float(directory, part)
+    return torch.zeros(1, dtype=torch.bfloat16).expand(shape), experts
+
+
+def _demand_float(directory: Path, located: Located) -> None:
+    if located.dtype not in FLOATS:
+        raise ArtifactError(f"{directory}: {located.name} has type {located.dtype}. {INSTEAD}")
+
+
+def _layers(model: Any) -> list[nn.Module]:
+    """The decoder's layers: the longest list of modules."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    return list(max(lists, key=len, default=[]))
+
+
+def _widen_in_turn(layer: nn.Module, wide: Mapping[int, Wide]) -> None:
+    """Float32 while a layer computes."""
+    narrow: dict[nn.Parameter, Tensor] = {}
+
+    def widen(module: nn.Module, _arguments: Any) -> None:
+        for parameter in module.parameters():
+            if values := wide.get(id(parameter)):
+                narrow[parameter] = parameter.data
+                parameter.data = values()
+
+    def narrow_again(_module: nn.Module, _arguments: Any, _output: Any) -> None:
+        for parameter, data in narrow.items():
+            parameter.data = data
+        narrow.clear()
+
+    layer.register_forward_pre_hook(widen)
+    layer.register_forward_hook(narrow_again)

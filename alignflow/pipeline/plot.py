@@ -1,0 +1,49 @@
+"""A line over steps as SVG, for the report's page and for Prefect's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 300, 150, 54, 10, 22
+TITLE_HEIGHT = 14
+
+
+def line_plot(points: Mapping[int, float], title: str = "") -> str:
+    """A line with the ends of both axes labelled. What is not finite is left out.
+
+    Args:
+        points: Step to value.
+        title: Of a plot that stands alone, on white ground. Without, the page around it styles
+            the classes `grid`, `area` and `line`.
+    """
+    steps = sorted(step for step, value in points.items() if math.isfinite(value))
+    values = [points[step] for step in steps]
+    low, high = min(values), max(values)
+    span, width = (high - low) or 1.0, (steps[-1] - steps[0]) or 1
+    right, floor, top = WIDTH - 8, HEIGHT - BOTTOM, TOP + (TITLE_HEIGHT if title else 0)
+
+    def at(step: int, value: float) -> str:
+        x = LEFT + (step - steps[0]) / width * (right - LEFT)
+        y = floor - (value - low) / span * (floor - top)
+        return f"{x:.1f},{y:.1f}"
+
+    line = " ".join(at(step, value) for step, value in zip(steps, values, strict=True))
+    heading = (
+        '<rect width="100%" height="100%" fill="white"/>'
+        f'<text x="{WIDTH / 2}" y="14" text-anchor="middle">{title}</text>'
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'width="{2 * WIDTH}" height="{2 * HEIGHT}" font-family="sans-serif" font-size="10">'
+        f"{heading if title else ''}"
+        f'<path class="grid" fill="none" stroke="#ccc" '
+        f'd="M{LEFT},{top}H{right}M{LEFT},{(floor + top) / 2}H{right}M{LEFT},{floor}H{right}"/>'
+        f'<polygon class="area" points="{LEFT},{floor} {line} {right},{floor}" fill="#1f6feb" '
+        'opacity="0.09"/>'
+        f'<polyline class="line" points="{line}" fill="none" stroke="#1f6feb"/>'
+        f'<text x="{LEFT - 5}" y="{top + 4}" text-anchor="end">{high:.3g}</text>'
+        f'<text x="{LEFT - 5}" y="{floor + 3}" text-anchor="end">{low:.3g}</text>'
+        f'<text x="{LEFT}" y="{HEIGHT - 6}">{steps[0]}</text>'
+        f'<text x="{right}" y="{HEIGHT - 6}" text-anchor="end">step {steps[-1]}</text></svg>'
+    )

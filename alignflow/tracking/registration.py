@@ -1,0 +1,53 @@
+"""A merged model in MLflow's registry: every file verified, its certificate passed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from alignflow.merging import require_certificate
+from alignflow.stages.artifacts import Artifact, verify
+from alignflow.stages.layout import MODEL
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+
+def model_digest(merge: Artifact) -> str:
+    """Names a merged model: sha256 over its files."""
+    return merge.digest((MODEL,))
+
+
+def new_version(
+    client: MlflowClient, name: str, merge: Artifact, run_id: str | None, *, copy: bool
+) -> str:
+    """Registers a merged model, every file of it verified against the manifest. Its version.
+
+    Args:
+        client: Of the registry.
+        name: Registered name; made if it is new.
+        merge: The artifact that holds the model.
+        run_id: Run that the version names; it gets the copy.
+        copy: Register from a copy in the run's artifacts instead of from the model's directory.
+
+    Raises:
+        ArtifactError: A file is missing, added or changed.
+        CertificateError: There is no certificate that passed.
+    """
+    from mlflow.exceptions import MlflowException
+
+    verify(merge.directory)
+    model = merge.directory / MODEL
+    require_certificate(model)
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    source = model.as_uri()
+    if copy:
+        assert run_id is not None, "a copy stands in a run"
+        client.log_artifacts(run_id, str(model), MODEL)
+        source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL}"
+    tags = {"model_digest": model_digest(merge), "stage_key": merge.key}
+    version = client.create_model_version(name, source=source, run_id=run_id, tags=tags)
+    return str(version.version)

@@ -1,0 +1,88 @@
+"""A training stage's spec, read: the only place that knows what stands where in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from transformers import set_seed
+
+from alignflow.models.loading import BaseModel, base_of, load_tokenizer, quiet_libraries
+from alignflow.recipe import TrainingSection, TuningSection
+from alignflow.stages.events import EventWriter
+from alignflow.stages.layout import CHECKPOINTS, Prepared
+from alignflow.stages.spec import StageSpec
+
+AnySection = TypeVar("AnySection", bound=TrainingSection)
+
+
+class Job(NamedTuple, Generic[AnySection]):
+    """What a training stage has to do, and what it does it on."""
+
+    spec: StageSpec
+    work: Path
+    events: EventWriter
+    section: AnySection
+    tuning: TuningSection
+    dtype: str
+    base: BaseModel
+    tokenizer: Any
+
+    @property
+    def quantization(self) -> str | None:
+        """Of the base's weights."""
+        return "nf4" if self.tuning.mode == "qlora" else None
+
+    @property
+    def weights_dtype(self) -> str:
+        """Of the base's weights: as the recipe has it where they train, else the compute type."""
+        return self.tuning.weights_dtype if self.tuning.mode == "full" else self.dtype
+
+    @property
+    def data(self) -> Prepared:
+        """What `prepare` made."""
+        return Prepared(self.spec.input("data"))
+
+    @property
+    def sft(self) -> Path | None:
+        """Directory of the SFT artifact, if there is one."""
+        return self.spec.input("sft") if "sft" in self.spec.inputs else None
+
+    @property
+    def champion(self) -> Path | None:
+        """Directory of the artifact whose weights a retrain continues, if it continues any."""
+        return self.spec.input("init") if "init" in self.spec.inputs else None
+
+    @property
+    def reward_files(self) -> Mapping[str, str]:
+        """Where the files of the rewards' functions are, by source."""
+        return self.spec.paths
+
+    @property
+    def output(self) -> Path:
+        """Where the artifact's files go."""
+        return self.work / "output"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where certified checkpoints are kept while it trains."""
+        return self.work / CHECKPOINTS
+
+
+def read_job(
+    spec: StageSpec, work: Path, events: EventWriter, section: type[AnySection]
+) -> Job[AnySection]:
+    """Reads a spec, makes libraries quiet, and sets the seed before any weight is drawn."""
+    quiet_libraries()
+    set_seed(spec.seed)
+    return Job(
+        spec,
+        work,
+        events,
+        section.model_validate(spec.params["section"]),
+        TuningSection.model_validate(spec.params["tuning"]),
+        spec.params["dtype"],
+        base_of(spec),
+        load_tokenizer(spec.input("data")),
+    )
