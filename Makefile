@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install quickstart test check fix lock clean
+.PHONY: help install quickstart lint types check test-quick every-test test fix lock clean
 
 help:
 	@echo "make quickstart   install into $(VENV) and train, align, evaluate and merge a small model"
-	@echo "make test         install what tests need, then lint, types and every test"
+	@echo "make test-quick   lint and the tests that need neither training nor a server: for every save"
+	@echo "make test         install what tests need, then lint, types and every test: before a commit"
 	@echo "make check        lint and types only      make fix   format and mend what can be mended"
 	@echo "make lock         rewrite constraints.txt from what is installed"
 
@@ -31,19 +32,36 @@ install: $(VENV)/installed
 quickstart: install
 	$(BIN)/alignflow run deployments/recipes/quickstart.yaml
 
-check: $(VENV)/installed-test
+lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/codespell alignflow flows tasks tests benchmarks docs README.md CONTRIBUTING.md CHANGELOG.md
+	$(BIN)/python benchmarks/structure.py --picture --check
+
+types: $(VENV)/installed-test
 	$(BIN)/basedpyright --level error
 
-test: check
-	@# one file at a time per core, and one thread each: two threads on a busy core cost more than they give
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+check: lint types
+
+# one thread each: two threads on a busy core cost more than they give
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+test-quick: lint
+	@# a test that takes long has no place here: give it the marker `slow`
+	$(PYTEST) -m "not slow" --timeout 30 tests/unit tests/test_repository.py
+
+every-test: $(VENV)/installed-test
+	@# one file at a time per core, so that what it starts, such as a server, is started once
+	$(PYTEST) --no-loadscope-reorder --durations 20 --durations-min 5
+
+test: lint
+	@# types beside the tests: they take one core most of a minute
+	$(MAKE) --no-print-directory --jobs 2 types every-test
 
 fix: $(VENV)/installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python benchmarks/structure.py --picture
 
 lock: $(VENV)/installed-test
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/ @ .*//; s/+cpu//' | sort --ignore-case > constraints.txt

@@ -21,22 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROBE_ROWS = 10_000
-WORDS = [
-    "the",
-    "pipeline",
-    "keeps",
-    "every",
-    "preference",
-    "once",
-    "and",
-    "says",
-    "where",
-    "it",
-    "came",
-    "from",
-    "and",
-    "went",
-]
+SENTENCE = "the pipeline keeps every preference once and says where it came from and went"
+WORDS = SENTENCE.split()
 
 
 def pair(number: int) -> dict[str, str]:

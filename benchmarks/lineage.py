@@ -37,9 +37,11 @@ FIGURES = ("accuracy", "sampled_accuracy", "unsafe_rate", "perplexity_general")
 def recipe_of(seed: int, overrides: list[str]) -> Recipe:
     """The quickstart's retraining recipe, its gate on the development prompts."""
     settings = [
-        f"seed={seed}", "data.evaluation=builtin:freight-development",
-        "retrain.min_new_pairs=1", *overrides,
-    ]  # fmt: skip
+        f"seed={seed}",
+        "data.evaluation=builtin:freight-development",
+        "retrain.min_new_pairs=1",
+        *overrides,
+    ]
     return load_recipe(RECIPE, settings)
 
 
@@ -86,8 +88,10 @@ class Model:
         return [
             pair
             for number, example in enumerate(examples)
-            for pair in pair_up(chance, example, answers[number * SAMPLES_PER_PROMPT :][:SAMPLES_PER_PROMPT])
-        ]  # fmt: skip
+            for pair in pair_up(
+                chance, example, answers[number * SAMPLES_PER_PROMPT :][:SAMPLES_PER_PROMPT]
+            )
+        ]
 
     def on_test(self, recipe: Recipe, limit: int | None) -> dict[str, float]:
         """Figures on the test prompts and the general text."""
@@ -99,11 +103,14 @@ class Model:
         prompts = [
             Prompt(
                 chat_ids(self.tokenizer, row["prompt"], generate=True),
-                row["prompt"][0]["content"], row["target"], row["group"], "",
+                row["prompt"][0]["content"],
+                row["target"],
+                row["group"],
+                "",
             )
             for row in rows("freight-evaluation")
             if row["group"] == "test"
-        ]  # fmt: skip
+        ]
         general = [row["text"] for row in rows("freight-general", recipe.seed)]
         section = recipe.evaluation
         job = Job(prompts[:limit], general[:limit], section, load_metrics(section), recipe.seed)
@@ -166,9 +173,11 @@ def lineage_of_seed(home: Path, seed: int, options: argparse.Namespace) -> dict[
     return {
         "generations": generations,
         "once": Model(Path(once["merged_model"])).on_test(recipe, options.test_prompts),
-        "rows": {name: found[name] for name in ("rows", "consumed", "waiting", "dropped", "reserved")},
+        "rows": {
+            name: found[name] for name in ("rows", "consumed", "waiting", "dropped", "reserved")
+        },
         "most_counted": most_counted(home),
-    }  # fmt: skip
+    }
 
 
 def described(

@@ -24,17 +24,47 @@ from pathlib import Path
 from typing import Any
 
 SHAPES: dict[str, dict[str, int]] = {
-    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-             "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512},
-    "0.1B": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
-             "num_attention_heads": 12, "num_key_value_heads": 4, "vocab_size": 32000},
-    "1B": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
-           "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 32000},
-    "3B": {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28,
-           "num_attention_heads": 24, "num_key_value_heads": 8, "vocab_size": 32000},
-    "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-           "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000},
-}  # fmt: skip
+    "tiny": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 512,
+    },
+    "0.1B": {
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+        "vocab_size": 32000,
+    },
+    "1B": {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "vocab_size": 32000,
+    },
+    "3B": {
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 8,
+        "vocab_size": 32000,
+    },
+    "7B": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 32000,
+    },
+}
 RANK = 16
 SHARD_BYTES = 1 << 30
 SAMPLE_SECONDS = 0.02
@@ -102,10 +132,13 @@ def write_model(shape: dict[str, int], base: Path, adapter: Path) -> int:
     _index(base)
     save_file(factors, str(adapter / "adapter_model.safetensors"), metadata={"format": "pt"})
     settings = {
-        "peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK, "task_type": "CAUSAL_LM",
+        "peft_type": "LORA",
+        "r": RANK,
+        "lora_alpha": 2 * RANK,
+        "task_type": "CAUSAL_LM",
         "target_modules": sorted({n.split(".")[-2] for n, _ in tensors_of(shape) if "_proj" in n}),
         "base_model_name_or_path": str(base),
-    }  # fmt: skip
+    }
     (adapter / "adapter_config.json").write_text(json.dumps(settings))
     return sum(path.stat().st_size for path in base.iterdir())
 
@@ -236,9 +269,13 @@ def compare(size: str, rounds: int, folder: Path, with_peft: bool) -> dict[str, 
     }
     ours = medians["alignflow"]["seconds"]
     result: dict[str, Any] = {
-        "size": size, "gigabytes": size_bytes / 1e9, "rounds": rounds, "median": medians,
-        "runs": runs, "over_copy": ours / medians["copy"]["seconds"],
-    }  # fmt: skip
+        "size": size,
+        "gigabytes": size_bytes / 1e9,
+        "rounds": rounds,
+        "median": medians,
+        "runs": runs,
+        "over_copy": ours / medians["copy"]["seconds"],
+    }
     if with_peft:
         result["faster_than_peft"] = medians["peft"]["seconds"] / ours
         result["bit_identical"] = equal_bits(outs["alignflow"], outs["peft"])

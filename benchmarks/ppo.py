@@ -47,9 +47,21 @@ def output_of(command: list[str], **environment: str) -> dict[str, Any]:
 def seed_figures(home: Path, seed: int) -> dict[str, float]:
     """What one seed's SFT and PPO models do on the test prompts."""
     report = output_of(
-        [sys.executable, "-m", "alignflow.commands.cli", "run", str(RECIPE), "--home", str(home), "--json",
-         "--set", f"seed={seed}", "--set", "merge=null"]
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "alignflow.commands.cli",
+            "run",
+            str(RECIPE),
+            "--home",
+            str(home),
+            "--json",
+            "--set",
+            f"seed={seed}",
+            "--set",
+            "merge=null",
+        ]
+    )
     figures = {
         f"{model} {metric}": report["evaluation"][model][metric]
         for model in ("sft", "aligned")
@@ -118,14 +130,19 @@ def write_recipe(folder: Path, threads: int, value_model: str) -> Path:
         "reward": {**updates, "max_steps": 1},
         "method": "ppo",
         "ppo": {
-            "batch_size": EQUAL["batch"], "num_mini_batches": EQUAL["minibatches"],
-            "num_ppo_epochs": EQUAL["passes"], "max_steps": EQUAL["updates"],
-            "max_new_tokens": EQUAL["tokens"], "max_length": length, "max_approx_kl": None,
-            "save_steps": 1000, "value_model": value_model,
+            "batch_size": EQUAL["batch"],
+            "num_mini_batches": EQUAL["minibatches"],
+            "num_ppo_epochs": EQUAL["passes"],
+            "max_steps": EQUAL["updates"],
+            "max_new_tokens": EQUAL["tokens"],
+            "max_length": length,
+            "max_approx_kl": None,
+            "save_steps": 1000,
+            "value_model": value_model,
         },
         "merge": None,
         "compute": {"micro_batch_size": ROWS_PER_PASS, "threads": threads},
-    }  # fmt: skip
+    }
     path = folder / f"{value_model}.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return path
@@ -166,10 +183,15 @@ def trl_stage(folder: Path, threads: int) -> dict[str, Any]:
     subprocess.run([*install, str(place), f"trl=={TRL}"], check=True)
     settings = json.dumps({**EQUAL, "threads": threads})
     return output_of(
-        [sys.executable, str(HERE / "ppo_trl.py"), str(folder / "base"), str(folder / "sft.jsonl"),
-         settings],
+        [
+            sys.executable,
+            str(HERE / "ppo_trl.py"),
+            str(folder / "base"),
+            str(folder / "sft.jsonl"),
+            settings,
+        ],
         PYTHONPATH=str(place),
-    )  # fmt: skip
+    )
 
 
 def speed_lines(stages: dict[str, dict[str, Any]], theirs: dict[str, Any]) -> str:
@@ -190,7 +212,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help="seeds, memory, trl; all of them if left out")  # fmt: skip
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help="seeds, memory, trl; all of them if left out"
+    )
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--home", type=Path, help="kept; a temporary directory if left out")

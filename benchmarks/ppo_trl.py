@@ -48,16 +48,25 @@ def main() -> None:
     scorer.config.pad_token_id = tokenizer.pad_token_id
     with tempfile.TemporaryDirectory() as output:
         arguments: Any = theirs.PPOConfig(
-            output_dir=output, use_cpu=True, bf16=False, report_to="none", save_strategy="no",
-            gradient_checkpointing=False, learning_rate=1e-4, num_sample_generations=0,
+            output_dir=output,
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            save_strategy="no",
+            gradient_checkpointing=False,
+            learning_rate=1e-4,
+            num_sample_generations=0,
             per_device_train_batch_size=settings["batch"] // settings["minibatches"],
             gradient_accumulation_steps=settings["minibatches"],
-            num_mini_batches=settings["minibatches"], num_ppo_epochs=settings["passes"],
+            num_mini_batches=settings["minibatches"],
+            num_ppo_epochs=settings["passes"],
             total_episodes=settings["batch"] * settings["updates"],
             local_rollout_forward_batch_size=settings["batch"],
-            response_length=settings["tokens"], stop_token="eos", logging_steps=1,
+            response_length=settings["tokens"],
+            stop_token="eos",
+            logging_steps=1,
             disable_tqdm=True,
-        )  # fmt: skip
+        )
         trainer = theirs.PPOTrainer(
             args=arguments,
             processing_class=tokenizer,

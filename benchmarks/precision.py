@@ -85,9 +85,17 @@ def main() -> None:
             for dtype in ("float32", "bfloat16"):
                 for checkpointing in ("off", "on"):
                     command = [
-                        sys.executable, __file__, "--one", str(base), dtype, checkpointing,
-                        "--steps", str(arguments.steps), "--threads", str(arguments.threads),
-                    ]  # fmt: skip
+                        sys.executable,
+                        __file__,
+                        "--one",
+                        str(base),
+                        dtype,
+                        checkpointing,
+                        "--steps",
+                        str(arguments.steps),
+                        "--threads",
+                        str(arguments.threads),
+                    ]
                     done = subprocess.run(command, capture_output=True, text=True)
                     if done.returncode:
                         raise SystemExit(done.stderr[-3000:])

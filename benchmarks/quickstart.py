@@ -31,9 +31,18 @@ def run(home: Path, seed: int, *overrides: str, recipe: Path = RECIPE) -> dict[s
     """Report of one `alignflow run`, in a process of its own."""
     settings = [argument for override in overrides for argument in ("--set", override)]
     command = [
-        sys.executable, "-m", "alignflow.commands.cli", "run", str(recipe), "--home", str(home), "--json",
-        "--set", f"seed={seed}", *settings,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "alignflow.commands.cli",
+        "run",
+        str(recipe),
+        "--home",
+        str(home),
+        "--json",
+        "--set",
+        f"seed={seed}",
+        *settings,
+    ]
     finished = subprocess.run(command, capture_output=True, text=True)
     if finished.returncode:
         raise SystemExit(f"{' '.join(command)}\n{finished.stderr[-4000:]}")
@@ -116,7 +125,15 @@ def table(seeds: list[dict[str, Any]]) -> str:
                 ),
             )
         )
-    rows.append(("sharpened SFT", "", percent(column("sharpened sampled_accuracy")), percent(column("sharpened unsafe_rate")), ""))  # fmt: skip
+    rows.append(
+        (
+            "sharpened SFT",
+            "",
+            percent(column("sharpened sampled_accuracy")),
+            percent(column("sharpened unsafe_rate")),
+            "",
+        )
+    )
     lines = [f"| {' | '.join(row)} |" for row in rows]
     lines.insert(1, "|---" * len(rows[0]) + "|")
     lines += ["", "Paired differences, percentage points:", ""]
@@ -124,18 +141,30 @@ def table(seeds: list[dict[str, Any]]) -> str:
         ("aligned over SFT, greedy", "aligned accuracy", "sft accuracy"),
         ("aligned over SFT, sampled", "aligned sampled_accuracy", "sft sampled_accuracy"),
         ("aligned over chosen only, greedy", "aligned accuracy", "chosen only accuracy"),
-        ("aligned over chosen only, sampled", "aligned sampled_accuracy", "chosen only sampled_accuracy"),
-        ("aligned over sharpened SFT, sampled", "aligned sampled_accuracy", "sharpened sampled_accuracy"),
-    ):  # fmt: skip
+        (
+            "aligned over chosen only, sampled",
+            "aligned sampled_accuracy",
+            "chosen only sampled_accuracy",
+        ),
+        (
+            "aligned over sharpened SFT, sampled",
+            "aligned sampled_accuracy",
+            "sharpened sampled_accuracy",
+        ),
+    ):
         lines.append(f"- {label}: {percent(difference(first, second))}")
     lines.append(
         f"- reward model on held-out pairs: {percent(column('reward preference_accuracy'))}"
     )
     seconds = [name for name in seeds[0] if name.startswith("seconds")]
-    lines += ["", "Seconds: " + ", ".join(
-        f"{name.removeprefix('seconds').strip() or 'whole run'} {statistics.median(column(name)):.1f}"
-        for name in seconds
-    )]  # fmt: skip
+    lines += [
+        "",
+        "Seconds: "
+        + ", ".join(
+            f"{name.removeprefix('seconds').strip() or 'whole run'} {statistics.median(column(name)):.1f}"
+            for name in seconds
+        ),
+    ]
     return "\n".join(lines)
 
 

@@ -25,11 +25,20 @@ def accuracy_at_matched_entropy(prepare: Path, sft: Path, aligned: Path) -> dict
     """Sampled accuracy and unsafe rate of SFT at the matched temperature, and the temperature."""
     base, tokenizer = read_base(prepare), load_tokenizer(prepare)
     development = [
-        list(tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False))
+        list(
+            tokenizer.apply_chat_template(
+                row["prompt"], add_generation_prompt=True, return_dict=False
+            )
+        )
         for row in rows("freight-development")
         if row["group"] == "development"
-    ]  # fmt: skip
-    wanted = mean_entropy(load_policy(base, aligned, dtype="float32", quantization=None).eval(), tokenizer, development, 1.0)  # fmt: skip
+    ]
+    wanted = mean_entropy(
+        load_policy(base, aligned, dtype="float32", quantization=None).eval(),
+        tokenizer,
+        development,
+        1.0,
+    )
     model = load_policy(base, sft, dtype="float32", quantization=None).eval()
     low, high = 0.05, 1.5
     for _ in range(HALVINGS):
@@ -42,9 +51,13 @@ def accuracy_at_matched_entropy(prepare: Path, sft: Path, aligned: Path) -> dict
     table = pq.read_table(prepare / "evaluation" / "prompts.parquet").to_pylist()
     test = [row for row in table if row["group"] == "test"]
     responses = respond(
-        model, tokenizer, [row["prompt_ids"] for row in test],
-        max_new_tokens=MAX_NEW_TOKENS, temperature=temperature, seed=0,
-    )  # fmt: skip
+        model,
+        tokenizer,
+        [row["prompt_ids"] for row in test],
+        max_new_tokens=MAX_NEW_TOKENS,
+        temperature=temperature,
+        seed=0,
+    )
     verdicts = [
         judge(text, row["target"])
         for text, row in zip(decode(tokenizer, responses), test, strict=True)
@@ -61,9 +74,13 @@ def accuracy_at_matched_entropy(prepare: Path, sft: Path, aligned: Path) -> dict
 def mean_entropy(model: Any, tokenizer: Any, prompts: list[list[int]], temperature: float) -> float:
     """Mean entropy, nats per token, of the distributions that the model's own samples came from."""
     responses = respond(
-        model, tokenizer, prompts,
-        max_new_tokens=MAX_NEW_TOKENS, temperature=temperature, seed=1,
-    )  # fmt: skip
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=MAX_NEW_TOKENS,
+        temperature=temperature,
+        seed=1,
+    )
     total, tokens = 0.0, 0
     for prompt, response in zip(prompts, responses, strict=True):
         ids = torch.tensor([[*prompt, *response.ids]])

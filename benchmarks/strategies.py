@@ -31,7 +31,10 @@ from typing import Any
 from quickstart import RECIPE, mean_and_margin, percent, run
 
 RECIPES = RECIPE.parent
-NAMES = ("quickstart", *(f"quickstart-{name}" for name in ("ppo", "orpo", "qlora", "full", "pretrain")))  # fmt: skip
+NAMES = (
+    "quickstart",
+    *(f"quickstart-{name}" for name in ("ppo", "orpo", "qlora", "full", "pretrain")),
+)
 METHODS = ("dpo", "ppo", "orpo", "simpo", "kto", "rloo", "grpo")
 GIB = 1024**3
 MARGIN = 0.05
@@ -110,9 +113,16 @@ def cost(stages: dict[str, dict[str, Any]], last: str) -> Figures:
 def table(seeds: list[dict[str, Figures]]) -> str:
     """One row per model, in Markdown."""
     header = (
-        "", "accuracy (greedy)", "accuracy (sampled, T=1)", "unsafe", "paraphrases",
-        "forgetting, nats", "trains", "peak GiB", "seconds by stage",
-    )  # fmt: skip
+        "",
+        "accuracy (greedy)",
+        "accuracy (sampled, T=1)",
+        "unsafe",
+        "paraphrases",
+        "forgetting, nats",
+        "trains",
+        "peak GiB",
+        "seconds by stage",
+    )
     lines = [header, ("---",) * len(header)]
     for name in seeds[0]:
         column = columns(seeds, name)
@@ -202,9 +212,13 @@ def measure_rates(home: Path, seed: int, overrides: list[str]) -> dict[str, Figu
     for mode, rates in RATES.items():
         for rate in rates:
             report = run(
-                home, seed, *SFT_ONLY, f"tuning.mode={mode}", f"sft.learning_rate={rate:g}",
+                home,
+                seed,
+                *SFT_ONLY,
+                f"tuning.mode={mode}",
+                f"sft.learning_rate={rate:g}",
                 *overrides,
-            )  # fmt: skip
+            )
             found[f"{mode} {rate:g}"] = quality(report["evaluation"], "sft")
     return found
 

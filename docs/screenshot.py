@@ -56,9 +56,8 @@ def drop_feedback(home: Path) -> None:
     inbox = home / "inbox"
     inbox.mkdir(parents=True, exist_ok=True)
     lines = [
-        json.dumps({field: pair[field] for field in FIELDS})
-        for pair in rows("freight-preferences")
-    ]  # fmt: skip
+        json.dumps({field: pair[field] for field in FIELDS}) for pair in rows("freight-preferences")
+    ]
     unfinished = inbox / ".feedback.jsonl"
     unfinished.write_text("\n".join(lines) + "\n")
     unfinished.rename(inbox / "feedback.jsonl")
@@ -96,9 +95,16 @@ def take_picture(browser: str, address: str, out: Path) -> None:
         SystemExit: The browser is not there, or made no picture.
     """
     command = [
-        browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-        "--window-size=1440,1500", "--virtual-time-budget=30000", f"--screenshot={out}", address,
-    ]  # fmt: skip
+        browser,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--window-size=1440,1500",
+        "--virtual-time-budget=30000",
+        f"--screenshot={out}",
+        address,
+    ]
     try:
         finished = subprocess.run(command, capture_output=True, text=True, timeout=300)
     except FileNotFoundError:

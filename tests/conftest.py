@@ -16,6 +16,16 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 # A shell starts what it puts in the background with Ctrl-C ignored, and every child inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+QUICK = ("unit", "tests")
+SERVERS = {"prefect_server", "mlflow_store"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What trains or asks for a server is slow, whether or not it is marked so."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if item.path.parent.name not in QUICK or fixtures & SERVERS:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

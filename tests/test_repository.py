@@ -22,6 +22,7 @@ CORE = [
 ]
 FLOORS = (
     ("errors", "files", "settings", "faults"),
+    ("sql",),
     ("builtin",),
     ("recipe",),
     ("stages",),
@@ -140,8 +141,13 @@ def test_imports_go_down_the_floors_only() -> None:
 
 def test_the_root_holds_only_what_everything_uses() -> None:
     assert sorted(path.name for path in (ROOT / "alignflow").glob("*.py")) == [
-        "__init__.py", "__main__.py", "errors.py", "faults.py", "files.py", "settings.py",
-    ]  # fmt: skip
+        "__init__.py",
+        "__main__.py",
+        "errors.py",
+        "faults.py",
+        "files.py",
+        "settings.py",
+    ]
 
 
 def test_only_tracking_imports_mlflow() -> None:

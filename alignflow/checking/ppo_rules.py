@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from alignflow.checking.findings import Finding, advice, error, note, raised
-from alignflow.errors import RecipeError
-from alignflow.evaluation.metric_modules import compares_responses
-from alignflow.recipe import PPOSection, Recipe
-from alignflow.recipe.resolve import resolve_function
-from alignflow.recipe.rewards import EXECUTION
+from alignflow.checking.findings import Finding, advice, error, note
+from alignflow.checking.judging_rules import metric_findings
+from alignflow.evaluation.about import lower_is_better
+from alignflow.recipe import EvaluationSection, PPOSection, Recipe
 
 MOST_USUAL_PASSES = 4
 
@@ -19,7 +17,7 @@ def ppo_findings(recipe: Recipe) -> Iterator[Finding]:
     ppo = recipe.settings(PPOSection)
     if ppo is None:
         return
-    yield from _errors(recipe, ppo)
+    yield from _errors(ppo)
     if recipe.tuning.mode == "full":
         models = model_count(ppo)
         yield note(
@@ -49,7 +47,7 @@ def ppo_findings(recipe: Recipe) -> Iterator[Finding]:
         )
 
 
-def _errors(recipe: Recipe, ppo: PPOSection) -> Iterator[Finding]:
+def _errors(ppo: PPOSection) -> Iterator[Finding]:
     if ppo.trainer_args:
         yield error(
             "ppo.trainer_args", "has no effect: PPO is alignflow's own, not TRL's. Leave it out."
@@ -60,23 +58,13 @@ def _errors(recipe: Recipe, ppo: PPOSection) -> Iterator[Finding]:
             f"is {ppo.max_new_tokens} of max_length {ppo.max_length}, which leaves no room for a "
             "prompt; raise max_length.",
         )
-    if ppo.watch is not None and not compares_responses(ppo.watch.metric):
-        yield error(
-            "ppo.watch.metric",
-            f"{ppo.watch.metric!r} is neither a metric of responses nor a file; write it like an "
-            "entry of evaluation.metrics.",
-        )
-    for term in ppo.rewards:
-        if term.is_function:
-            try:
-                resolve_function(term.source, "ppo.rewards")
-            except RecipeError as problem:
-                yield raised(problem)
-        elif term.source == EXECUTION and not recipe.data.prompts:
+    if ppo.watch is not None:
+        watched = EvaluationSection(metrics=[ppo.watch.metric])
+        yield from metric_findings("ppo.watch.metric", watched)
+        if lower_is_better(ppo.watch.name):
             yield error(
-                "ppo.rewards",
-                "names execution, which compares with targets, but data.prompts is empty; name "
-                "prompts with a `target` each.",
+                "ppo.watch.metric",
+                f"is {ppo.watch.name!r}, the better the lower; watch keeps the highest.",
             )
 
 

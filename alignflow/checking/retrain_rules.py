@@ -23,7 +23,7 @@ def retrain_findings(recipe: Recipe, known: Collection[str]) -> Iterator[Finding
         return
     if recipe.retrain.judge is not None:
         yield from _judge_findings(recipe.retrain.judge)
-    metric, metrics = recipe.retrain.gate.metric, recipe.evaluation.metrics
+    metric, metrics = recipe.retrain.gate.metric, [use.name for use in recipe.evaluation.uses]
     if metric is None or not set(metrics) <= set(known):
         return
     if metric.removeprefix("sampled_") not in metrics:

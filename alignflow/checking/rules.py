@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from alignflow.checking.findings import Finding, advice, error, warning
+from alignflow.checking.judging_rules import did_you_mean, judging_findings
 from alignflow.checking.ppo_rules import ppo_findings
 from alignflow.checking.retrain_rules import retrain_findings
 from alignflow.checking.trainer_arguments import trainer_argument_findings
 from alignflow.errors import DataError
-from alignflow.evaluation.metric_modules import TEXT_METRICS, compares_responses
+from alignflow.evaluation.about import declared, text_metrics
 from alignflow.recipe import (
     DATA_PARTS,
     DPOSection,
@@ -26,18 +25,17 @@ from alignflow.recipe import (
 from alignflow.recipe.names import is_hub_id
 
 LOSSES = (
-    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
-    "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
-)  # fmt: skip
-FORMAT_METRICS = ("json_validity",)
+    *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard"),
+    *("aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
+)
 SMALLEST_USEFUL_RANK, LARGEST_FORMAT_RANK, REASONING_RANK, LARGEST_USUAL_RANK = 4, 16, 64, 128
 LARGEST_FULL_RATE, SMALLEST_LORA_RATE, LARGEST_LORA_RATE = 5e-5, 5e-6, 1e-3
 """Usual rates for models of at least 100M parameters; smaller ones bear more."""
 
 ADAPTER_FIELDS = (
-    "rank", "alpha", "target_modules", "rank_pattern", "alpha_pattern", "layers_to_transform",
-    "initialization", "use_rslora", "use_dora", "init_adapter",
-)  # fmt: skip
+    *("rank", "alpha", "target_modules", "rank_pattern", "alpha_pattern", "layers_to_transform"),
+    *("initialization", "use_rslora", "use_dora", "init_adapter"),
+)
 LARGEST_USUAL_RATIO = 32
 
 
@@ -49,11 +47,11 @@ def recipe_findings(recipe: Recipe, *, small_model: bool) -> list[Finding]:
         small_model: Whether the base has less than 100M parameters, where rates are other ones.
     """
     return [
-        *_metric_findings(recipe),
+        *judging_findings(recipe),
         *_loss_findings(recipe.section_of("dpo")),
         *_reference_free_advice(recipe),
         *ppo_findings(recipe),
-        *retrain_findings(recipe, TEXT_METRICS),
+        *retrain_findings(recipe, text_metrics()),
         *(
             finding
             for name, section in recipe.training_sections.items()
@@ -65,52 +63,6 @@ def recipe_findings(recipe: Recipe, *, small_model: bool) -> list[Finding]:
         *_judging_advice(recipe),
         *_pin_advice(recipe),
     ]
-
-
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """`did you mean x?`, or what there is."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"There are {', '.join(known)}."
-
-
-def _metric_findings(recipe: Recipe) -> Iterator[Finding]:
-    section = recipe.evaluation
-    for metric in section.metrics:
-        if compares_responses(metric):
-            continue
-        yield error(
-            "evaluation.metrics",
-            f"{metric!r} is neither a metric of responses nor a file; "
-            + did_you_mean(metric, TEXT_METRICS),
-        )
-    if section.json_schema is not None:
-        yield from _schema_findings(Path(section.json_schema))
-        if "json_validity" not in section.metrics:
-            yield advice("evaluation.json_schema", "is only used by the metric json_validity.")
-    elif "json_validity" in section.metrics:
-        yield advice(
-            "evaluation.json_schema", "is not set, so json_validity accepts any JSON; name a file."
-        )
-
-
-def _schema_findings(path: Path) -> Iterator[Finding]:
-    try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as problem:
-        text = f"{str(path)!r} cannot be read ({problem.strerror}); paths are relative to the "
-        yield error("evaluation.json_schema", text + "working directory.")
-        return
-    except ValueError as problem:
-        yield error("evaluation.json_schema", f"{str(path)!r} is not JSON: {problem}.")
-        return
-    from jsonschema.exceptions import SchemaError
-    from jsonschema.validators import validator_for
-
-    try:
-        validator_for(schema).check_schema(schema)
-    except SchemaError as problem:
-        text = f"{str(path)!r} is no JSON schema: {problem.message} at {problem.json_path}."
-        yield error("evaluation.json_schema", text)
 
 
 def _template_findings(recipe: Recipe) -> Iterator[Finding]:
@@ -222,7 +174,8 @@ def _unused_advice(tuning: TuningSection) -> Iterator[Finding]:
 
 def _rank_advice(recipe: Recipe) -> Iterator[Finding]:
     tuning, rank = recipe.tuning, recipe.tuning.rank
-    is_format = bool(set(recipe.evaluation.metrics) & set(FORMAT_METRICS))
+    named = [use.name for use in recipe.evaluation.uses]
+    is_format = any(name in declared() and declared()[name].judges_form for name in named)
     if rank < SMALLEST_USEFUL_RANK:
         yield advice("tuning.rank", f"is {rank}; format and style need 8 to 16.")
     elif rank > LARGEST_USUAL_RANK:
@@ -233,7 +186,7 @@ def _rank_advice(recipe: Recipe) -> Iterator[Finding]:
     elif is_format and rank > LARGEST_FORMAT_RANK:
         yield advice(
             "tuning.rank",
-            f"is {rank} for a format ({', '.join(recipe.evaluation.metrics)}), which needs 8 to "
+            f"is {rank} for a format ({', '.join(named)}), which needs 8 to "
             "16. Take 64 to 128 for reasoning.",
         )
     if rank >= REASONING_RANK and not tuning.use_rslora:

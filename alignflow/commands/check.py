@@ -52,51 +52,54 @@ def check(
 
     place = resolve_home(home)
     checks = [check_file(path, overrides or [], home=place, full=full) for path in recipes]
-    code = min((found.exit_code for found in checks if found.exit_code), default=0)
+    code = min((checked.exit_code for checked in checks if checked.exit_code), default=0)
     if as_json:
         typer.echo(json.dumps(_as_json(checks), indent=2))
     else:
         from rich.console import Console
 
         out, problems = Console(), Console(stderr=True)
-        for found in checks:
-            _print(found, out, problems)
+        for checked in checks:
+            _print(checked, out, problems)
     raise typer.Exit(code)
 
 
 def _as_json(checks: list[Check]) -> dict[str, object]:
     return {
         "schema": 1,
-        "ok": all(found.exit_code == 0 for found in checks),
+        "ok": all(checked.exit_code == 0 for checked in checks),
         "recipes": [
-            {**found.model_dump(mode="json"), "exit_code": found.exit_code} for found in checks
+            {**checked.model_dump(mode="json"), "exit_code": checked.exit_code}
+            for checked in checks
         ],
     }
 
 
-def _print(found: Check, out: Console, problems: Console) -> None:
+def _print(checked: Check, out: Console, problems: Console) -> None:
     """Errors go to stderr, all else to stdout."""
-    if found.recipe is not None:
-        out.print(f"[bold]{found.recipe}[/]  {' → '.join(found.stages)}", highlight=False)
+    if checked.recipe is not None:
+        out.print(f"[bold]{checked.recipe}[/]  {' → '.join(checked.stages)}", highlight=False)
     for line in [
-        *_model_lines(found),
-        *(_source_line(rows) for rows in found.rows),
-        *_need_lines(found),
+        *_model_lines(checked),
+        *(_source_line(rows) for rows in checked.rows),
+        *_need_lines(checked),
     ]:
         out.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     for level, (label, style) in LABELS.items():
         console = problems if level == "error" else out
-        for finding in found.findings:
+        for finding in checked.findings:
             if finding.level == level:
                 console.print(f"  [{style}]{label:<8}[/]", end="")
                 console.print(finding.line, highlight=False, markup=False, soft_wrap=True)
-    errors = sum(finding.level == "error" for finding in found.findings)
+    errors = sum(finding.level == "error" for finding in checked.findings)
     verdict = f"{errors} to repair" if errors else "nothing is wrong"
-    out.print(f"  {found.file}: {verdict} ({found.seconds:.1f} s)", highlight=False, soft_wrap=True)
+    out.print(
+        f"  {checked.file}: {verdict} ({checked.seconds:.1f} s)", highlight=False, soft_wrap=True
+    )
 
 
-def _model_lines(found: Check) -> list[str]:
-    shape = found.base_model
+def _model_lines(checked: Check) -> list[str]:
+    shape = checked.base_model
     if shape is None:
         return []
     if shape.from_name:
@@ -122,10 +125,10 @@ def _source_line(rows: SourceRows) -> str:
     return line
 
 
-def _need_lines(found: Check) -> list[str]:
+def _need_lines(checked: Check) -> list[str]:
     from alignflow.checking.needs import gib
 
-    needs = found.needs
+    needs = checked.needs
     if needs is None:
         return []
     share = needs.trainable_parameters / max(needs.parameters, 1)

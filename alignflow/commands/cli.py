@@ -16,8 +16,8 @@ from alignflow.commands.run import run, show
 from alignflow.errors import AlignflowError, RecipeError
 
 UNEXPECTED, CANCELLED = 70, 130
-WrongUsage: Any = typer.BadParameter.__mro__[2]
-"""click's base of all complaints about a command line; typer may carry a copy of click of its own."""
+WrongUsage: Any = typer.TyperException
+"""Base of all complaints about a command line; each can `show` itself."""
 
 app = typer.Typer(
     cls=CommandGroup,

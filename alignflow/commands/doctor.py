@@ -27,8 +27,8 @@ def doctor(home: Home = None, as_json: Json = False) -> None:
     facts = examine(resolve_home(home))
     broken = [fact for fact in facts if fact.state == "bad"]
     if as_json:
-        found = {"schema": 1, "ok": not broken, "facts": [fact.model_dump() for fact in facts]}
-        typer.echo(json.dumps(found, indent=2))
+        answer = {"schema": 1, "ok": not broken, "facts": [fact.model_dump() for fact in facts]}
+        typer.echo(json.dumps(answer, indent=2))
     else:
         from rich.console import Console
 

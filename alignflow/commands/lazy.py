@@ -28,11 +28,11 @@ class Deferred(TyperCommand):
     def real(self) -> Any:
         """The command itself, from a Typer app or a function."""
         module, _, attribute = self._target.partition(":")
-        found: Any = getattr(importlib.import_module(module), attribute)
-        if isinstance(found, typer.Typer):
-            return typer.main.get_command(found)
+        command: Any = getattr(importlib.import_module(module), attribute)
+        if isinstance(command, typer.Typer):
+            return typer.main.get_command(command)
         app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        app.command(self.name)(found)
+        app.command(self.name)(command)
         return typer.main.get_command(app)
 
     def make_context(

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "deployments" / "recipes" / "quickstart-retrain.yaml"
-AUTH = ("PREFECT_SERVER_API_AUTH_STRING", "MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY")  # fmt: skip
+AUTH = (
+    *("PREFECT_SERVER_API_AUTH_STRING", "MLFLOW_AUTH_ADMIN_PASSWORD"),
+    "MLFLOW_FLASK_SERVER_SECRET_KEY",
+)
 LOOK_SECONDS = 1.0
 WORKER_STARTS = 5
 
@@ -155,6 +158,7 @@ def up_environment(
     from alignflow.stages.environment import NO_TELEMETRY, prefect_environment
 
     auth = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
+    watched = str(Path(inbox).absolute()) if inbox and "://" not in inbox else inbox
     return {
         **os.environ,
         **prefect_environment(home),
@@ -169,8 +173,8 @@ def up_environment(
         **({"PREFECT_API_AUTH_STRING": auth} if auth else {}),
         "ALIGNFLOW_HOME": str(home),
         "ALIGNFLOW_RECIPE": str(recipe.absolute()),
-        **({"ALIGNFLOW_INBOX": inbox if "://" in inbox else str(Path(inbox).absolute())} if inbox else {}),
-    }  # fmt: skip
+        **({"ALIGNFLOW_INBOX": watched} if watched else {}),
+    }
 
 
 def _checked(recipe: Path, environment: Mapping[str, str]) -> str:
@@ -184,7 +188,8 @@ def _checked(recipe: Path, environment: Mapping[str, str]) -> str:
             f"{ROOT / 'prefect.yaml'} is not there: `alignflow up` needs a checkout of alignflow, "
             "installed with `pip install --editable .`"
         )
-    os.environ.update({name: environment[name] for name in environment if name.startswith("ALIGNFLOW_")})  # fmt: skip
+    ours = (name for name in environment if name.startswith("ALIGNFLOW_"))
+    os.environ.update({name: environment[name] for name in ours})
     checked = check_recipe(str(recipe))
     inbox_at(checked["inbox"], Path(checked["home"]))
     return checked["inbox"]
@@ -241,4 +246,5 @@ def worker_command() -> list[str]:
     """A worker that starts flow runs as processes of this machine."""
     from alignflow.services.deploy import WORK_POOL
 
-    return [sys.executable, "-m", "prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process"]  # fmt: skip
+    start = ("-m", "prefect", "worker", "start", "--type", "process")
+    return [sys.executable, *start, "--pool", WORK_POOL]

@@ -7,13 +7,13 @@ from typing import Any, Protocol
 
 from alignflow.data.groups import main_places
 from alignflow.evaluation.measure import (
-    Answer,
+    DecodedResponse,
     Job,
     Measured,
     Outcome,
     prompt_clusters,
 )
-from alignflow.evaluation.metric_modules import MetricModule, judge, load_module
+from alignflow.evaluation.metric_modules import MetricModule, compute_metric, load_module
 from alignflow.models.scoring import response_logps, reward_scores
 
 
@@ -48,8 +48,8 @@ def win_rate(models: Models, aligned: Measured, sft: Measured) -> Measured:
     model = models.reward_model()
     places = main_places([prompt.group for prompt in models.job.prompts])
 
-    def scores(answers: Sequence[Answer]) -> list[float]:
-        rows = [[*models.job.prompts[place].ids, *answers[place].ids] for place in places]
+    def scores(responses: Sequence[DecodedResponse]) -> list[float]:
+        rows = [[*models.job.prompts[place].ids, *responses[place].ids] for place in places]
         pad = models.tokenizer.pad_token_id
         return reward_scores(model, rows, pad=pad, batch_size=models.job.section.batch_size)
 
@@ -57,24 +57,24 @@ def win_rate(models: Models, aligned: Measured, sft: Measured) -> Measured:
     return _compared(models.job, "win_rate", "win_rate", ours, theirs)
 
 
-def _logps(models: Models, role: str, answers: Sequence[Answer]) -> list[float]:
+def _logps(models: Models, role: str, responses: Sequence[DecodedResponse]) -> list[float]:
     model = models.policy(role)
     job = models.job
     places = main_places([prompt.group for prompt in job.prompts])
     return response_logps(
         model,
         [job.prompts[place].ids for place in places],
-        [answers[place].ids for place in places],
+        [responses[place].ids for place in places],
         batch_size=job.section.batch_size,
         temperature=job.section.temperature,
     )
 
 
 def _compared(job: Job, metric: str, name: str, ours: list[float], theirs: list[float]) -> Measured:
-    found = judge(MetricModule(metric, load_module(metric), {}), ours, theirs)
+    compared = compute_metric(MetricModule(metric, load_module(metric), {}), ours, theirs)
     clusters = prompt_clusters(job.prompts)
     places = main_places([prompt.group for prompt in job.prompts])
     outcome = Outcome(
-        values=found.per_prompt[metric], clusters=[clusters[place] for place in places]
+        values=compared.per_prompt[metric], clusters=[clusters[place] for place in places]
     )
-    return Measured(metrics={name: found.figure}, outcomes={name: outcome})
+    return Measured(metrics={name: compared.figure}, outcomes={name: outcome})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +13,19 @@ from pydantic import Field
 
 from alignflow.data.groups import HOLDOUT, main_places
 from alignflow.errors import EvaluationError
-from alignflow.evaluation.bootstrap import interval
-from alignflow.evaluation.metric_modules import MetricModule, judge, load_metrics, load_module
+from alignflow.evaluation.about import SAMPLED
+from alignflow.evaluation.metric_modules import (
+    MetricFigures,
+    MetricModule,
+    compute_metric,
+    load_metrics,
+    load_module,
+)
+from alignflow.evaluation.statistics import interval
 from alignflow.models.generate import Response, decode, respond
 from alignflow.models.scoring import text_losses
 from alignflow.recipe import EvaluationSection
+from alignflow.stages.layout import Prepared
 from alignflow.stages.spec import Record
 
 
@@ -52,8 +60,8 @@ class Outcome(Record):
     exponential: bool = False
 
 
-class Answer(Record):
-    """One response."""
+class DecodedResponse(Record):
+    """One response to a prompt."""
 
     ids: list[int]
     text: str
@@ -64,8 +72,8 @@ class Measured(Record):
 
     metrics: dict[str, float]
     outcomes: dict[str, Outcome]
-    greedy: list[Answer] = Field(default_factory=list)
-    sampled: list[Answer] = Field(default_factory=list)
+    greedy: list[DecodedResponse] = Field(default_factory=list)
+    sampled: list[DecodedResponse] = Field(default_factory=list)
     verdicts: dict[str, list[float]] = Field(default_factory=dict)
     """First metric and its further figures of every prompt: `greedy`, `sampled`, ..."""
 
@@ -76,8 +84,8 @@ def load_job(prepared: Path, section: EvaluationSection, seed: int) -> Job:
     Raises:
         EvaluationError: There is nothing to judge on, or a metric does not load.
     """
-    prompts = _limited(_read_prompts(prepared / "evaluation" / "prompts.parquet"), section)
-    general = _read(prepared / "general" / "rows.parquet")
+    prompts = _limited(_read_prompts(Prepared(prepared).evaluation), section)
+    general = _read(Prepared(prepared).general)
     if not prompts and not general:
         raise EvaluationError(
             "There are no evaluation prompts and no general text. Name a source in "
@@ -129,33 +137,25 @@ def measure(
     Raises:
         EvaluationError: A figure cannot be computed; none is ever made up.
     """
-    outcomes: dict[str, Outcome] = {}
-    metrics: dict[str, float] = {}
-    verdicts: dict[str, list[float]] = {}
-    answers: dict[str, list[Answer]] = {}
-    for mode, temperature in modes(job.section) if job.prompts else []:
-        before = len(job.prompts) * len(answers)
-        responses = respond(
-            model,
-            tokenizer,
-            [prompt.ids for prompt in job.prompts],
-            max_new_tokens=job.section.max_new_tokens,
-            batch_size=job.section.batch_size,
-            temperature=temperature,
-            seed=job.seed,
-            progress=_shifted(progress, before),
-        )
-        texts = decode(tokenizer, responses)
-        answers[mode] = [
-            Answer(ids=response.ids, text=text)
-            for response, text in zip(responses, texts, strict=True)
-        ]
-        _judge_mode(job, mode, responses, texts, metrics, outcomes, verdicts)
+    parts = [
+        _measured_mode(model, tokenizer, job, place, progress)
+        for place in range(len(modes(job.section)) if job.prompts else 0)
+    ]
     if job.general:
-        metrics["perplexity_general"], outcomes["perplexity_general"] = _perplexity(
-            model, tokenizer, job
-        )
-    return Measured(metrics=metrics, outcomes=outcomes, verdicts=verdicts, **answers)
+        parts.append(_measured_text(model, tokenizer, job))
+    return united(parts)
+
+
+def united(parts: Iterable[Measured]) -> Measured:
+    """One model's figures and responses, of parts that have different ones."""
+    parts = list(parts)
+    return Measured(
+        metrics={name: figure for part in parts for name, figure in part.metrics.items()},
+        outcomes={name: outcome for part in parts for name, outcome in part.outcomes.items()},
+        greedy=[response for part in parts for response in part.greedy],
+        sampled=[response for part in parts for response in part.sampled],
+        verdicts={name: values for part in parts for name, values in part.verdicts.items()},
+    )
 
 
 def modes(section: EvaluationSection) -> list[tuple[str, float | None]]:
@@ -173,47 +173,132 @@ def _shifted(progress: Callable[[int], None] | None, by: int) -> Callable[[int],
     return (lambda done: progress(by + done)) if progress else None
 
 
-def _judge_mode(
+def _measured_mode(
+    model: Any,
+    tokenizer: Any,
     job: Job,
-    mode: str,
-    responses: list[Response],
-    texts: list[str],
-    metrics: dict[str, float],
-    outcomes: dict[str, Outcome],
-    verdicts: dict[str, list[float]],
-) -> None:
-    """Adds the figures of greedy or sampled responses."""
-    groups = [prompt.group for prompt in job.prompts]
-    main = main_places(groups)
+    place: int,
+    progress: Callable[[int], None] | None,
+) -> Measured:
+    """Responses of one of `modes`, and their figures."""
+    mode, temperature = modes(job.section)[place]
+    generated = respond(
+        model,
+        tokenizer,
+        [prompt.ids for prompt in job.prompts],
+        max_new_tokens=job.section.max_new_tokens,
+        batch_size=job.section.batch_size,
+        temperature=temperature,
+        seed=job.seed,
+        progress=_shifted(progress, len(job.prompts) * place),
+    )
+    texts = decode(tokenizer, generated)
+    judged = _judged(job, texts)
+    further = place == len(modes(job.section)) - 1
+    figures = [
+        *_figures(judged, "" if mode == "greedy" else SAMPLED, further=further),
+        _length(job, generated, "" if mode == "greedy" else SAMPLED),
+    ]
     clusters = prompt_clusters(job.prompts)
-    prefix = "" if mode == "greedy" else "sampled_"
-    last = mode == modes(job.section)[-1][0]
+    responses = [
+        DecodedResponse(ids=response.ids, text=text)
+        for response, text in zip(generated, texts, strict=True)
+    ]
+    return Measured(
+        metrics={figure.name: figure.value for figure in figures},
+        outcomes={
+            figure.name: Outcome(
+                values=figure.values, clusters=[clusters[p] for p in figure.places]
+            )
+            for figure in figures
+            if figure.values is not None
+        },
+        verdicts=_verdicts(judged, mode, len(texts)),
+        **{mode: responses},
+    )
 
-    def add(name: str, figure: float, places: list[int], values: list[float] | None) -> None:
-        metrics[name] = figure
-        if values is not None:
-            outcomes[name] = Outcome(values=values, clusters=[clusters[p] for p in places])
 
-    for number, metric in enumerate(job.metrics):
-        for group, places in _judged(groups, main):
-            found = judge(
+class _Judged(NamedTuple):
+    """What a metric says of the responses of one group."""
+
+    metric: MetricModule
+    is_first: bool
+    """Of the recipe's metrics."""
+    group: str
+    """Empty for the main prompts."""
+    places: list[int]
+    found: MetricFigures
+
+    @property
+    def own_values(self) -> list[float] | None:
+        """The metric's own value of each prompt, where it has one."""
+        return self.found.per_prompt.get(self.metric.name)
+
+    @property
+    def further(self) -> dict[str, list[float]]:
+        """Its further figures by prompt."""
+        return {n: v for n, v in self.found.per_prompt.items() if n != self.metric.name}
+
+
+class _Figure(NamedTuple):
+    """A figure, the prompts it is about, and its value for each."""
+
+    name: str
+    value: float
+    places: list[int]
+    values: list[float] | None
+
+
+def _judged(job: Job, texts: list[str]) -> list[_Judged]:
+    """Every metric on every group but the hold-out, whose responses a judge compares."""
+    groups = [prompt.group for prompt in job.prompts]
+    return [
+        _Judged(
+            metric,
+            number == 0,
+            group,
+            places,
+            compute_metric(
                 metric,
                 [texts[place] for place in places],
                 [job.prompts[place].target for place in places],
-            )
-            own = found.per_prompt.get(metric.name)
-            stem = f"{group}_" if group else ""
-            add(f"{prefix}{stem}{metric.name}", found.figure, places, own)
-            if number == 0:
-                add(f"{prefix}{stem}accuracy", found.figure, places, own)
-                _spread(verdicts, f"{mode}_correct", places, own, len(texts))
-            for name, values in found.per_prompt.items():
-                if name != metric.name and number == 0:
-                    _spread(verdicts, f"{mode}_{name}", places, values, len(texts))
-                if name != metric.name and last and not group:
-                    add(name, sum(values) / len(values), places, values)
-    lengths = [float(responses[place].length) for place in main]
-    add(f"{prefix}response_length", sum(lengths) / len(lengths), main, lengths)
+            ),
+        )
+        for number, metric in enumerate(job.metrics)
+        for group, places in _groups(groups, main_places(groups))
+        if groups[places[0]] != HOLDOUT
+    ]
+
+
+def _figures(judged: list[_Judged], prefix: str, *, further: bool) -> Iterator[_Figure]:
+    """Figures by name: of each metric and group, the first metric's under its second name too."""
+    for entry in judged:
+        stem = f"{prefix}{entry.group}_" if entry.group else prefix
+        second = [entry.metric.leading_name] if entry.is_first else []
+        for name in (entry.metric.name, *second):
+            yield _Figure(f"{stem}{name}", entry.found.figure, entry.places, entry.own_values)
+        if further and not entry.group:
+            for name, values in entry.further.items():
+                yield _Figure(name, sum(values) / len(values), entry.places, values)
+
+
+def _length(job: Job, generated: list[Response], prefix: str) -> _Figure:
+    """Mean length of the responses to the main prompts, in tokens."""
+    main = main_places([prompt.group for prompt in job.prompts])
+    lengths = [float(generated[place].length) for place in main]
+    return _Figure(f"{prefix}response_length", sum(lengths) / len(lengths), main, lengths)
+
+
+def _verdicts(judged: list[_Judged], mode: str, prompts: int) -> dict[str, list[float]]:
+    """The first metric's values and its further ones where their prompts are among all."""
+    rows: dict[str, list[float]] = {}
+    for entry in judged:
+        correct = {"correct": entry.own_values} if entry.own_values is not None else {}
+        for name, values in {**correct, **entry.further}.items() if entry.is_first else ():
+            row = rows.setdefault(f"{mode}_{name}", [math.nan] * prompts)
+            for place, value in zip(entry.places, values, strict=True):
+                row[place] = value
+    return rows
 
 
 def _groups(groups: list[str], main: list[int]) -> list[tuple[str, list[int]]]:
@@ -226,35 +311,13 @@ def _groups(groups: list[str], main: list[int]) -> list[tuple[str, list[int]]]:
     ]
 
 
-def _judged(groups: list[str], main: list[int]) -> list[tuple[str, list[int]]]:
-    """Groups that metrics are about: all but the hold-out, whose answers a judge compares."""
-    return [
-        (name, places) for name, places in _groups(groups, main) if groups[places[0]] != HOLDOUT
-    ]
-
-
 def prompt_clusters(prompts: list[Prompt]) -> list[int]:
     """Places of prompts where equal prompts have equal places."""
     place_of: dict[tuple[int, ...], int] = {}
     return [place_of.setdefault(tuple(prompt.ids), len(place_of)) for prompt in prompts]
 
 
-def _spread(
-    verdicts: dict[str, list[float]],
-    name: str,
-    places: list[int],
-    values: list[float] | None,
-    count: int,
-) -> None:
-    """Puts values of some prompts where they belong among all."""
-    if values is None:
-        return
-    row = verdicts.setdefault(name, [math.nan] * count)
-    for place, value in zip(places, values, strict=True):
-        row[place] = value
-
-
-def _perplexity(model: Any, tokenizer: Any, job: Job) -> tuple[float, Outcome]:
+def _measured_text(model: Any, tokenizer: Any, job: Job) -> Measured:
     """Perplexity: exp of the loss of a token of general text. Higher than the base model's is forgetting."""
     limit = getattr(model.config, "max_position_embeddings", None)
     rows = [tokenizer(text).input_ids[:limit] for text in job.general]
@@ -264,9 +327,12 @@ def _perplexity(model: Any, tokenizer: Any, job: Job) -> tuple[float, Outcome]:
     losses = text_losses(model, rows, batch_size=min(job.section.batch_size, 16))
     tokens = [float(len(row) - 1) for row in rows]
     metric = MetricModule("perplexity", load_module("perplexity"), {})
-    figure = judge(metric, losses, tokens).figure
-    return figure, Outcome(
+    outcome = Outcome(
         values=losses, weights=tokens, clusters=list(range(len(rows))), exponential=True
+    )
+    return Measured(
+        metrics={"perplexity_general": compute_metric(metric, losses, tokens).figure},
+        outcomes={"perplexity_general": outcome},
     )
 
 

@@ -13,12 +13,11 @@ from alignflow.errors import EvaluationError
 from alignflow.evaluation.statistics import by_prompt
 from alignflow.files import atomic_write_json, digest_json
 from alignflow.stages.artifacts import Artifact
+from alignflow.stages.layout import SCORES_FILE
 from alignflow.stages.spec import Record
 
 if TYPE_CHECKING:  # loads torch, which whoever reads scores does without
     from alignflow.evaluation.measure import Job, Measured, Outcome
-
-SCORES_FILE = "scores.json"
 
 
 class Scores(Record):
@@ -80,7 +79,7 @@ def _by_text(outcome: Outcome) -> dict[str, float]:
 
 def write_scores(path: Path, scores: Mapping[str, Scores]) -> None:
     """Writes the scores of several models, by role."""
-    atomic_write_json(path, {role: found.model_dump(mode="json") for role, found in scores.items()})
+    atomic_write_json(path, {role: own.model_dump(mode="json") for role, own in scores.items()})
 
 
 def read_scores(evaluation: Artifact) -> dict[str, Scores]:
@@ -96,4 +95,4 @@ def read_scores(evaluation: Artifact) -> dict[str, Scores]:
         raise EvaluationError(
             f"{path} cannot be read ({error}). Delete the artifact and run again."
         ) from error
-    return {role: Scores.model_validate(found) for role, found in content.items()}
+    return {role: Scores.model_validate(own) for role, own in content.items()}

@@ -1,4 +1,4 @@
-"""Paired statistics of the promotion gate: exact tests, clustered bootstrap, power. Numpy only.
+"""Intervals by the bootstrap, and the gate's exact tests and their power. Numpy only.
 
 The unit is the prompt: several responses or pairs of one prompt are one observation. Every test is
 one-sided, because the only question is whether the candidate is better.
@@ -7,15 +7,18 @@ one-sided, because the only question is whether the candidate is better.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
 from alignflow.stages.spec import Record
 
-RESAMPLES_AT_ONCE = 2_000_000
+LEVEL = 0.95
+DRAWS_AT_ONCE = 4_000_000
+"""Indices: bounds the memory."""
 LARGEST_WIN_RATE = 1.0 - 1e-9
 
 
@@ -119,7 +122,7 @@ def bootstrap(
     mean = float(values.mean())
     if values.size == 1 or float(np.ptp(values)) == 0.0:
         return Interval(mean=mean, low=mean, high=mean, n=int(values.size))
-    means = _resampled_means(values, resamples, seed)
+    means = _resampled(values, np.ones(values.size), resamples, seed)
     low, high = (
         float(np.quantile(means, _bca_level(values, means, level)))
         for level in (1.0 - confidence, confidence)
@@ -127,14 +130,57 @@ def bootstrap(
     return Interval(mean=mean, low=low, high=high, n=int(values.size))
 
 
-def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+def interval(
+    values: Sequence[float],
+    *,
+    clusters: Sequence[Any] | None = None,
+    weights: Sequence[float] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+    transform: Callable[[np.ndarray], np.ndarray] | None = None,
+    bounds: tuple[float, float] = ((1 - LEVEL) / 2, (1 + LEVEL) / 2),
+) -> tuple[float, float]:
+    """Percentile interval of sum(values) / sum(weights), a mean where no weights are given.
+
+    Args:
+        values: One number per row.
+        clusters: Rows with the same entry (the same prompt) are drawn together.
+        weights: Denominators, as tokens for a perplexity.
+        resamples: Bootstrap samples.
+        seed: Of the draws.
+        transform: Applied to each resampled ratio, as exp for a perplexity.
+        bounds: Quantiles; 95 % lie between those by default.
+    """
+    if not len(values):
+        raise ValueError("no values to take an interval of")
+    sums, totals = _by_cluster(values, weights, clusters)
+    ratios = _resampled(sums, totals, resamples, seed)
+    low, high = np.quantile(ratios if transform is None else transform(ratios), bounds)
+    return float(low), float(high)
+
+
+def _by_cluster(
+    values: Sequence[float], weights: Sequence[float] | None, clusters: Sequence[Any] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of values and of weights of each cluster, in order of appearance."""
+    numerators = np.asarray(values, dtype=np.float64)
+    denominators = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=float)
+    if clusters is None:
+        return numerators, denominators
+    place_of = {cluster: place for place, cluster in enumerate(dict.fromkeys(clusters))}
+    places = np.array([place_of[cluster] for cluster in clusters])
+    return np.bincount(places, numerators), np.bincount(places, denominators)
+
+
+def _resampled(sums: np.ndarray, totals: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """sum(sums) / sum(totals) of each bootstrap sample; how many are drawn at once changes none."""
     generator = np.random.default_rng(seed)
-    rows = max(1, RESAMPLES_AT_ONCE // values.size)
-    parts = []
+    rows = max(1, DRAWS_AT_ONCE // sums.size)
+    ratios = []
     for start in range(0, resamples, rows):
-        size = (min(rows, resamples - start), values.size)
-        parts.append(values[generator.integers(0, values.size, size)].mean(axis=1))
-    return np.concatenate(parts)
+        drawn = generator.integers(sums.size, size=(min(rows, resamples - start), sums.size))
+        ratios.append(sums[drawn].sum(axis=1) / totals[drawn].sum(axis=1))
+    return np.concatenate(ratios)
 
 
 def _bca_level(values: np.ndarray, means: np.ndarray, level: float) -> float:
@@ -175,7 +221,10 @@ def smallest_detectable_win_rate(trials: int, alpha: float, power: float) -> flo
         return None
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (low, middle) if sign_test_power(trials, middle, alpha) >= power else (middle, high)  # fmt: skip
+        if sign_test_power(trials, middle, alpha) >= power:
+            high = middle
+        else:
+            low = middle
     return high
 
 
@@ -211,5 +260,8 @@ def prompts_needed(effect: float, alpha: float, power: float, discordance: float
         low, high = high, high * 2
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if sign_test_power(middle, rate, alpha) >= power else (middle + 1, high)  # fmt: skip
+        if sign_test_power(middle, rate, alpha) >= power:
+            high = middle
+        else:
+            low = middle + 1
     return math.ceil(high / discordance)

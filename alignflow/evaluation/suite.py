@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import torch
 
 from alignflow.errors import EvaluationError
+from alignflow.evaluation.about import leading_figures
 from alignflow.evaluation.compare import kl_to_sft, win_rate
 from alignflow.evaluation.kept import evaluation_digest, kept_or
 from alignflow.evaluation.measure import (
@@ -27,8 +28,9 @@ from alignflow.evaluation.measure import (
     load_job,
     measure,
     responses,
+    united,
 )
-from alignflow.evaluation.scores import SCORES_FILE, prompt_name, scores_of, write_scores
+from alignflow.evaluation.scores import prompt_name, scores_of, write_scores
 from alignflow.models.loading import (
     BaseModel,
     base_of,
@@ -39,10 +41,11 @@ from alignflow.models.loading import (
 )
 from alignflow.recipe import EvaluationSection
 from alignflow.stages.events import EventWriter
+from alignflow.stages.layout import RESPONSES_FILE, SCORES_FILE
+from alignflow.stages.params import EvaluateParams
 from alignflow.stages.spec import RowAccount, StageResult, StageSpec
 
 SAMPLES = 12
-LEADING = ("accuracy", "sampled_accuracy", "unsafe_rate")
 
 
 class Bench(NamedTuple):
@@ -118,7 +121,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     Raises:
         EvaluationError: A model cannot be scored. There is no zero in place of a score.
     """
-    section = EvaluationSection.model_validate(spec.params["section"])
+    section = EvaluateParams.of(spec).section
     bench = load_bench(spec, section)
     roles = [role for role in section.models if role == "base" or role in spec.inputs]
     if not roles:
@@ -130,9 +133,9 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     }
     if {"sft", "aligned"} <= set(roles):
         measured["aligned"] = _compared(bench, measured, events)
-    write_responses(work / "output" / "responses.parquet", bench.job, measured)
+    write_responses(work / "output" / RESPONSES_FILE, bench.job, measured)
     scores = {
-        role: scores_of(bench.job, found, bench.model(role)) for role, found in measured.items()
+        role: scores_of(bench.job, model, bench.model(role)) for role, model in measured.items()
     }
     write_scores(work / "output" / SCORES_FILE, scores)
     return StageResult(
@@ -160,12 +163,12 @@ def _measure(bench: Bench, role: str, place: int, roles: int, events: EventWrite
             del model
             free_memory()
 
-    found, kept = kept_or(Path(bench.spec.home), bench.digest(role), make)
+    measured, kept = kept_or(Path(bench.spec.home), bench.digest(role), make)
     if kept:
         events.message(f"{role}: evaluated before, with the same result by construction")
     progress(each)
-    events.metrics(place, {f"{role}/{name}": value for name, value in found.metrics.items()})
-    return found
+    events.metrics(place, {f"{role}/{name}": value for name, value in measured.metrics.items()})
+    return measured
 
 
 def _compared(bench: Bench, measured: dict[str, Measured], events: EventWriter) -> Measured:
@@ -183,13 +186,7 @@ def _compared(bench: Bench, measured: dict[str, Measured], events: EventWriter) 
         events.message("aligned: win rate against the SFT model under the reward model")
         digest = bench.digest("aligned", "sft", "reward")
         parts.append(kept_or(home, digest, lambda: win_rate(bench, aligned, sft))[0])
-    return aligned.model_copy(
-        update={
-            "metrics": aligned.metrics | {k: v for part in parts for k, v in part.metrics.items()},
-            "outcomes": aligned.outcomes
-            | {k: v for part in parts for k, v in part.outcomes.items()},
-        }
-    )
+    return united([aligned, *parts])
 
 
 def free_memory() -> None:
@@ -200,21 +197,22 @@ def free_memory() -> None:
 
 
 def flat(measured: dict[str, Measured]) -> dict[str, float | None]:
-    """`{"sft/accuracy": ...}`, what tells most first: the last model, and LEADING."""
+    """`{"sft/accuracy": ...}`, what tells most first: the last model, and its leading figures."""
+    leading = {name: place for place, name in enumerate(leading_figures())}
     return {
-        f"{role}/{name}": found.metrics[name]
-        for role, found in reversed(measured.items())
-        for name in sorted(found.metrics, key=lambda name: name not in LEADING)
+        f"{role}/{name}": model.metrics[name]
+        for role, model in reversed(measured.items())
+        for name in sorted(model.metrics, key=lambda name: leading.get(name, len(leading)))
     }
 
 
 def figures(measured: dict[str, Measured], resamples: int, seed: int) -> dict[str, Any]:
     """What the report shows: figures and intervals by model."""
     return {
-        "evaluation": {role: found.metrics for role, found in measured.items()},
+        "evaluation": {role: model.metrics for role, model in measured.items()},
         "intervals": {
-            role: intervals(found.outcomes, resamples=resamples, seed=seed)
-            for role, found in measured.items()
+            role: intervals(model.outcomes, resamples=resamples, seed=seed)
+            for role, model in measured.items()
         },
     }
 
@@ -227,7 +225,7 @@ def samples(job: Job, measured: dict[str, Measured]) -> list[dict[str, str]]:
         {
             "question": job.prompts[place].question,
             "target": job.prompts[place].target,
-            **{role: found.greedy[place].text for role, found in measured.items()},
+            **{role: model.greedy[place].text for role, model in measured.items()},
         }
         for place in places
     ]
@@ -244,11 +242,11 @@ def write_responses(path: Path, job: Job, measured: dict[str, Measured]) -> None
             "question": prompt.question,
             "conversation": prompt.conversation,
             "target": prompt.target,
-            "greedy": found.greedy[place].text,
-            "sampled": found.sampled[place].text if found.sampled else None,
-            **{name: values[place] for name, values in found.verdicts.items()},
+            "greedy": model.greedy[place].text,
+            "sampled": model.sampled[place].text if model.sampled else None,
+            **{name: values[place] for name, values in model.verdicts.items()},
         }
-        for role, found in measured.items()
+        for role, model in measured.items()
         for place, prompt in enumerate(job.prompts)
     ]
     if rows:

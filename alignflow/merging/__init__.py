@@ -13,6 +13,7 @@ from alignflow.merging.certificate import (
     Certificate,
     Figures,
     Limits,
+    demand_passed,
     read_certificate,
     require_certificate,
 )
@@ -20,6 +21,7 @@ from alignflow.merging.certified_merge import merge
 from alignflow.merging.planning.adapter import AdapterStep, trained_on_nf4
 from alignflow.merging.planning.merge_plan import MergeOptions, MergePlan
 from alignflow.merging.planning.plan import check_base, plan
+from alignflow.merging.request import requested
 
 if TYPE_CHECKING:
     from alignflow.merging.verifying.comparison import verify
@@ -33,9 +35,11 @@ __all__ = [
     "MergeOptions",
     "MergePlan",
     "check_base",
+    "demand_passed",
     "merge",
     "plan",
     "read_certificate",
+    "requested",
     "require_certificate",
     "trained_on_nf4",
     "verify",

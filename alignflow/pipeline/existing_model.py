@@ -230,21 +230,19 @@ def merge(
         RecipeError: The arguments contradict each other.
     """
     _quiet()
-    from alignflow.merging.command import merge_command
+    from alignflow.merging import demand_passed, requested
+    from alignflow.merging import merge as write_merged
 
-    certificate = merge_command(
+    asked = requested(
         str(base),
-        str(adapter) if weight == 1.0 else f"{adapter}={weight}",
-        Path(out),
-        combine=[f"{name}={share}" for name, share in (combine or {}).items()],
-        then=[Path(path) for path in then],
+        (str(adapter), weight),
+        combine=[(name, share) for name, share in (combine or {}).items()],
+        then=[str(path) for path in then],
         qlora_base=qlora_base,
         dtype=dtype,
         verify=verify,
-        write=lambda _line: None,
     )
-    assert certificate is not None, "only a dry run has none"
-    return certificate
+    return demand_passed(write_merged(asked.base, asked.steps, Path(out), asked.options), Path(out))
 
 
 def _rendered(directory: Path, prompt: str, system: str | None) -> str:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignflow.data.lengths import limits_of
-from alignflow.evaluation.metric_modules import own_file
+from alignflow.evaluation.metric_modules import judging_files, own_file
 from alignflow.files import sha256_file
 from alignflow.pipeline.resolve import resolve_data_source
 from alignflow.recipe import (
     DATA_PARTS,
     TRAINING_STAGES,
     DataSource,
+    EvaluationSection,
     PPOSection,
     PretrainSection,
     Recipe,
@@ -146,9 +147,14 @@ def _train(recipe: Recipe, stage: str, artifacts: Mapping[str, Artifact]) -> Wor
         before = (*before, "reward")
         named = [term.source for term in section.rewards if term.is_function]
         paths = {source: str(resolve_function(source)) for source in named}
-        fields["rewarded_by"] = {name: sha256_file(Path(path)) for name, path in paths.items()}
+        databases = [file for term in section.rewards for file in term.files]
+        fields["rewarded_by"] = {
+            **{name: sha256_file(Path(path)) for name, path in paths.items()},
+            **digests_of_files(databases),
+        }
     if isinstance(section, PPOSection) and section.watch is not None:
-        fields["watched_by"] = digests_of_files([section.watch.metric])
+        watched = EvaluationSection(metrics=[section.watch.metric])
+        fields["watched_by"] = digests_of_files(judging_files(watched))
     for field, model in section.models().items():
         resolved = resolve_base_model(model, f"{stage}.{field}")
         digest = {"digest": resolved.digest}
@@ -193,10 +199,8 @@ def _evaluate(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> Work:
 
 
 def judged_by(recipe: Recipe) -> dict[str, str]:
-    """Digests of the files that metrics are computed with: the user's own and the JSON schema."""
-    section = recipe.evaluation
-    named = [*section.metrics, *([section.json_schema] if section.json_schema else [])]
-    return digests_of_files(named)
+    """Digests of the files that metrics are computed with: the user's own, and what metrics read."""
+    return digests_of_files(judging_files(recipe.evaluation))
 
 
 def digests_of_files(names: list[str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alignflow.errors import RecipeError
+from alignflow.evaluation.about import is_rate
 from alignflow.files import atomic_write_json, atomic_write_text, digest_json
 from alignflow.pipeline.report_page import loss_curves, render_cell, render_page
 from alignflow.recipe import METHODS, Recipe
@@ -271,8 +272,7 @@ def as_text(metric: str, value: float | None) -> str:
     """A rate in per cent, another figure with three digits."""
     if value is None:
         return "-"
-    rate = metric.endswith(("accuracy", "rate", "match", "validity")) and 0 <= value <= 1
-    return f"{value:.1%}" if rate else f"{value:.3g}"
+    return f"{value:.1%}" if is_rate(metric, value) else f"{value:.3g}"
 
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, Template
 
+from alignflow.data.groups import PARAPHRASE
 from alignflow.errors import ArtifactError
+from alignflow.evaluation.about import is_rate, leading_figures, lower_is_better
 from alignflow.pipeline.plot import line_plot
 from alignflow.recipe import Recipe
 from alignflow.stages.artifacts import Artifact, read_manifest
@@ -17,22 +19,10 @@ from alignflow.stages.events import EVENTS_FILE, metric_history, read_events
 
 PAGE, CELL = "report.html.j2", "report_cell.html.j2"
 MODELS = ("base", "sft", "aligned", "merged")
-LEADING = (
-    "accuracy",
-    "sampled_accuracy",
-    "paraphrase_accuracy",
-    "unsafe_rate",
-    "chatter_rate",
-    "win_rate",
-    "kl_to_sft",
-    "perplexity_general",
-    "response_length",
-)
 CURVES_LEADING = ("loss", "eval_loss", "accuracy", "rewards/accuracies", "rewards/margins")
 LOSSES, UNTRAINED = ("loss", "eval_loss"), ("prepare", "evaluate", "merge")
 UNDRAWN = ("num_tokens", "learning_rate")
 CURVES_PER_STAGE = 6
-LOWER_IS_BETTER = ("unsafe_rate", "chatter_rate", "perplexity_general", "kl_to_sft")
 
 
 def render_page(report: Mapping[str, Any], recipe: Recipe | None = None) -> str:
@@ -88,13 +78,12 @@ def metric_rows(report: Mapping[str, Any], *, leading: bool) -> list[dict[str, A
     evaluation, intervals = report["evaluation"], report["evaluation_intervals"]
     models = [model for model in MODELS if model in evaluation]
     names = dict.fromkeys(name for model in models for name in evaluation[model])
-    chosen = (
-        [n for n in LEADING if n in names] if leading else [n for n in names if n not in LEADING]
-    )
+    first = leading_figures(PARAPHRASE)
+    chosen = [n for n in first if n in names] if leading else [n for n in names if n not in first]
     return [
         {
             "name": name,
-            "lower_is_better": name in LOWER_IS_BETTER,
+            "lower_is_better": lower_is_better(name),
             "cells": [
                 _cell(name, evaluation[model].get(name), intervals.get(model, {}).get(name))
                 for model in models
@@ -105,9 +94,9 @@ def metric_rows(report: Mapping[str, Any], *, leading: bool) -> list[dict[str, A
 
 
 def _cell(name: str, value: float | None, interval: list[float] | None) -> dict[str, Any]:
-    rate = name.endswith(("accuracy", "rate", "match", "validity"))
     if value is None:
         return {"text": "-", "interval": "", "bar": None}
+    rate = is_rate(name, value)
     low_high = ""
     if interval:
         low, high = interval

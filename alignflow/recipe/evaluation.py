@@ -6,14 +6,15 @@ from typing import Literal
 
 from pydantic import Field
 
+from alignflow.recipe.judging import MetricEntry, MetricUse
 from alignflow.recipe.section import Section
 
 
 class EvaluationSection(Section):
     """How models are judged, before and after each stage."""
 
-    metrics: list[str] = Field(default_factory=lambda: ["exact_match"])
-    """Modules of alignflow.evaluation.metrics (`execution_accuracy`, `exact_match`, `json_validity`, `overlap`), or paths of your own `evaluate` modules. The first is `accuracy`."""
+    metrics: list[MetricEntry] = Field(default_factory=lambda: ["exact_match"])
+    """Modules of alignflow.evaluation.metrics (`execution_accuracy`, `exact_match`, `json_validity`, `overlap`), or paths of your own `evaluate` modules; with arguments, `{execution_accuracy: {database: company.sqlite}}`. The first is `accuracy`."""
 
     models: list[Literal["base", "sft", "aligned"]] = Field(
         default_factory=lambda: ["base", "sft", "aligned"]
@@ -40,6 +41,11 @@ class EvaluationSection(Section):
 
     bootstrap_resamples: int = Field(default=2000, ge=100)
     """Resamples of the 95 % intervals, clustered by prompt."""
+
+    @property
+    def uses(self) -> list[MetricUse]:
+        """The metrics with their arguments, in their order."""
+        return [MetricUse.of(entry) for entry in self.metrics]
 
 
 class MergeSection(Section):

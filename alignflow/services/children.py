@@ -40,12 +40,8 @@ class Service:
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "alignflow.services.children",
-                    str(os.getpid()),
-                    *command,
+                    *(sys.executable, "-P", "-m", "alignflow.services.children"),
+                    *(str(os.getpid()), *command),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -129,8 +125,8 @@ def end_children() -> None:
 
 
 def _children() -> list[int]:
-    found = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-    return [int(word) for path in found for word in path.read_text().split()]
+    lists = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    return [int(word) for path in lists for word in path.read_text().split()]
 
 
 def demand_free(host: str, port: int, option: str) -> None:

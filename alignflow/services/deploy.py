@@ -23,10 +23,12 @@ from alignflow.settings import Settings
 WORK_POOL = "alignflow"
 PASSED_ON = ("ALIGNFLOW_HOME", "MLFLOW_TRACKING_URI", "HF_HUB_OFFLINE", "HF_HOME")
 PATH_FIELDS = (
-    "base_model.source", "base_model.chat_template", "tuning.init_adapter",
-    "evaluation.metrics", "evaluation.json_schema", "ppo.watch.metric",
-    *(f"{method}.rewards.source" for method in METHODS), "retrain.judge.model.source",
-)  # fmt: skip
+    *("base_model.source", "base_model.chat_template", "tuning.init_adapter"),
+    *("evaluation.metrics", "evaluation.metrics.*.database", "evaluation.metrics.*.json_schema"),
+    *("evaluation.json_schema", "ppo.watch.metric", "ppo.watch.metric.*.database"),
+    *(f"{method}.rewards.{field}" for method in METHODS for field in ("source", "database")),
+    "retrain.judge.model.source",
+)
 """Fields, beside `data`, that may name a file or a directory."""
 
 
@@ -63,15 +65,15 @@ def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
     Raises:
         RecipeError: An address holds a password.
     """
-    found = {name: environment[name] for name in PASSED_ON if name in environment}
-    for name, value in found.items():
+    passed = {name: environment[name] for name in PASSED_ON if name in environment}
+    for name, value in passed.items():
         if "://" in value and urlsplit(value).password:
             raise RecipeError(
                 f"{name} holds a password, which would stand in the deployments for everyone to "
                 "read. Leave it out and give it to workers (MLFLOW_TRACKING_USERNAME and "
                 "MLFLOW_TRACKING_PASSWORD in their environment)."
             )
-    return found
+    return passed
 
 
 def deployed_home() -> Path:
@@ -108,12 +110,16 @@ def _absolute_data(source: str, folder: Path) -> str:
 
 
 def _move(place: Any, parts: list[str], folder: Path) -> None:
-    """Makes the paths at `parts` below `place` absolute, in each entry of a list."""
+    """Makes the paths at `parts` below `place` absolute, in each entry of a list; `*` is any key."""
     if isinstance(place, list):
         for entry in place:
             _move(entry, parts, folder)
         return
     name, *rest = parts
+    if name == "*" and isinstance(place, dict):
+        for entry in place.values():
+            _move(entry, rest, folder)
+        return
     if not isinstance(place, dict) or place.get(name) is None:
         return
     if rest:
@@ -124,8 +130,15 @@ def _move(place: Any, parts: list[str], folder: Path) -> None:
         place[name] = _absolute(place[name], folder)
 
 
-def _absolute(text: str, folder: Path) -> str:
-    """What is there below `folder` as an absolute path; `file.py:name` names a function in a file."""
+def _absolute(text: Any, folder: Path) -> Any:
+    """What is there below `folder` as an absolute path; `file.py:name` names a function in a file.
+
+    Of a metric with arguments it is the name; anything else stays as it is.
+    """
+    if isinstance(text, dict) and len(text) == 1:
+        return {_absolute(name, folder): arguments for name, arguments in text.items()}
+    if not isinstance(text, str):
+        return text
     file, colon, function = text.rpartition(":")
     if colon and file.endswith(".py") and (folder / file).is_file():
         return f"{folder / file}:{function}"

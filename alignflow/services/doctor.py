@@ -28,7 +28,7 @@ from alignflow.checking.needs import (
 from alignflow.settings import Settings, without_password
 from alignflow.stages.spec import Record
 
-CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 TORCH_SECONDS = 120
 LEAST_DISK_BYTES = 2 * GIB
 SIZES = {"0.6B": 0.6e9, "8B": 8.2e9, "32B": 32.8e9, "72B": 72.7e9}
@@ -38,20 +38,20 @@ PORTS = {4200: "Prefect server", 5000: "MLflow server"}
 PROBE = """
 import json, warnings
 warnings.simplefilter("ignore")
-found = {}
+seen = {}
 try:
     import torch
-    found = {"torch": torch.__version__, "cuda": torch.version.cuda, "threads": torch.get_num_threads(),
+    seen = {"torch": torch.__version__, "cuda": torch.version.cuda, "threads": torch.get_num_threads(),
              "gpus": [{"name": p.name, "memory_bytes": p.total_memory, "capability": f"{p.major}.{p.minor}"}
                       for i in range(torch.cuda.device_count()) for p in [torch.cuda.get_device_properties(i)]]}
     import bitsandbytes.functional as F
-    device = "cuda" if found["gpus"] else "cpu"
+    device = "cuda" if seen["gpus"] else "cpu"
     packed, state = F.quantize_4bit(torch.ones(64, 64, device=device), quant_type="nf4")
     back = F.dequantize_4bit(packed, state)
-    found["nf4"] = bool(torch.allclose(back, torch.ones_like(back)))
+    seen["nf4"] = bool(torch.allclose(back, torch.ones_like(back)))
 except Exception as error:
-    found["error"] = f"{type(error).__name__}: {error}"
-print(json.dumps(found))
+    seen["error"] = f"{type(error).__name__}: {error}"
+print(json.dumps(seen))
 """
 
 State = Literal["good", "note", "bad"]
@@ -82,10 +82,8 @@ def examine(home: Path) -> list[Fact]:
 def probe_torch() -> dict[str, Any]:
     """Torch, its GPUs and whether NF4 works, asked in a child."""
     try:
-        child = subprocess.run(
-            [sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=TORCH_SECONDS,
-            check=False,
-        )  # fmt: skip
+        command = [sys.executable, "-c", PROBE]
+        child = subprocess.run(command, capture_output=True, text=True, timeout=TORCH_SECONDS)
         return json.loads(child.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
         return {"error": f"importing torch took more than {TORCH_SECONDS} s"}

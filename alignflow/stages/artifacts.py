@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,9 @@ from alignflow.stages.events import EVENTS_FILE
 from alignflow.stages.spec import InputRef, Record, StageResult, StageSpec, library_versions
 
 MANIFEST_FILE = "manifest.json"
+MANIFEST_FIELDS = (
+    *("stage", "key", "files", "spec", "result", "seconds", "attempts", "libraries"),
+)
 
 
 class Artifact(Record):
@@ -89,7 +92,7 @@ def work_directory(home: Path, stage: str, key: str) -> Path:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Generator[None]:
     """Holds `directory`'s lock; raises StageError when another process does.
 
     The lock is the kernel's (flock), so it ends with the process that holds it.
@@ -147,15 +150,7 @@ def read_manifest(directory: Path) -> Artifact:
     path = directory / MANIFEST_FILE
     try:
         manifest = json.loads(path.read_text())
-        return Artifact(
-            path=str(directory),
-            **{
-                name: manifest[name]
-                for name in (
-                    "stage", "key", "files", "spec", "result", "seconds", "attempts", "libraries"
-                )
-            },
-        )  # fmt: skip
+        return Artifact(path=str(directory), **{name: manifest[name] for name in MANIFEST_FIELDS})
     except FileNotFoundError as error:
         raise ArtifactError(
             f"{directory} has no {MANIFEST_FILE}, so its writer did not finish. Run the stage again."
@@ -171,10 +166,10 @@ def verify(directory: Path) -> Artifact:
         ArtifactError: Names the first file that is missing, added or changed.
     """
     artifact = read_manifest(directory)
-    found = hash_files(directory)
-    found.pop(MANIFEST_FILE, None)
-    for name in sorted(set(found) | set(artifact.files)):
-        expected, actual = artifact.files.get(name), found.get(name)
+    on_disk = hash_files(directory)
+    on_disk.pop(MANIFEST_FILE, None)
+    for name in sorted(set(on_disk) | set(artifact.files)):
+        expected, actual = artifact.files.get(name), on_disk.get(name)
         if expected != actual:
             raise ArtifactError(
                 f"{directory / name}: the manifest says {expected or 'no such file'}, "

@@ -64,7 +64,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 def parse_event(line: str) -> dict[str, Any] | None:
     """One event, or None for a torn line."""
     try:
-        event = json.loads(line)
+        event: dict[str, Any] | None = json.loads(line)
     except ValueError:
         return None
     return event if isinstance(event, dict) and "kind" in event else None

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -174,7 +174,7 @@ def ensure() -> Forkserver:
 
 
 @contextmanager
-def ended_after() -> Iterator[None]:
+def ended_after() -> Generator[None]:
     """Ends the forkserver that the block started, if it did."""
     global _current
     try:
@@ -260,12 +260,12 @@ def _fork(request: dict[str, Any], line: socket.socket, flow_pid: int) -> int:
 
 
 def _ended(children: set[int]) -> list[tuple[int, int]]:
-    found = []
+    ended: list[tuple[int, int]] = []
     for pid in children:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
-            found.append((pid, os.waitstatus_to_exitcode(status)))
-    return found
+            ended.append((pid, os.waitstatus_to_exitcode(status)))
+    return ended
 
 
 def _say(line: socket.socket, **reply: Any) -> None:

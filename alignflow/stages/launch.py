@@ -70,8 +70,8 @@ def run_stage(
         AlignflowError: The attempt failed; its `retried` says whether another may help.
     """
     home = Path(spec.home)
-    if found := find(home, spec.stage, spec.key):
-        return found
+    if finished := find(home, spec.stage, spec.key):
+        return finished
     work = work_directory(home, spec.stage, spec.key)
     work.mkdir(parents=True, exist_ok=True, mode=0o700)
     before = read_events(work / EVENTS_FILE)
@@ -82,8 +82,8 @@ def run_stage(
     code = _watched(plan, work, attempt, on_event or _ignore, server)
     if code == 0:
         return read_manifest(artifact_directory(home, spec.stage, spec.key))
-    if found := find(home, spec.stage, spec.key):
-        return found  # published, then killed: what counts is the artifact
+    if finished := find(home, spec.stage, spec.key):
+        return finished  # published, then killed: what counts is the artifact
     raise _failure(spec, work, attempt, code, out_of_memory=count_oom_kills() > oom_kills)
 
 

@@ -111,7 +111,7 @@ def use_fakes(monkeypatch: pytest.MonkeyPatch, orders: Path) -> None:
     from alignflow.stages import forkserver
 
     monkeypatch.setenv("ALIGNFLOW_TEST_STAGES", json.dumps(FAKE_STAGES))
-    monkeypatch.setenv("PYTHONPATH", str(RUN_FLOW.parent))
+    monkeypatch.setenv("PYTHONPATH", str(RUN_FLOW.parent), prepend=os.pathsep)
     monkeypatch.setenv("FAKE_ORDERS", str(orders))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(retries, "FIRST_DELAY_SECONDS", 0.0)

@@ -39,8 +39,11 @@ class Runs:
         self.home = home
         self._server = subprocess.Popen(
             [sys.executable, str(RUN)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
 
     def start(self, fault: str = "") -> int:
         """Process id of a new run."""

@@ -66,8 +66,13 @@ def test_a_lineage_from_its_founding_to_its_second_generation(home: Path, orders
     assert second["retrain"]["continues"] == 1 and second["retrain"]["replayed"] == 6
     assert "sft" not in states(second)
     assert executions(orders)[len(before) :] == [
-        "prepare", "reward", "dpo", "evaluate", "merge", "evaluate",
-    ]  # fmt: skip
+        "prepare",
+        "reward",
+        "dpo",
+        "evaluate",
+        "merge",
+        "evaluate",
+    ]
     assert head(home) == 2 and where(home) == (0, 0, 65)
     assert "nothing" not in second["retrain"]["outcome"]
 

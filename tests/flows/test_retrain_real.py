@@ -123,8 +123,10 @@ def test_the_champion_loads_by_its_alias_in_a_process_without_this_project(
     uri = f"sqlite:///{reports['home'] / 'mlflow.db'}"
     done = subprocess.run(
         [sys.executable, "-I", "-c", LOADS, uri],
-        capture_output=True, text=True, cwd=reports["home"],
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=reports["home"],
+    )
     assert done.stdout.endswith("loaded"), done.stderr
     head = champion(reports["home"], "small-retrain")
     assert head is not None and head.generation == 1

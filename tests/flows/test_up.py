@@ -26,9 +26,12 @@ from alignflow.ledger import champion, renew_holdout
 
 CANARY = "canary-0f3a9c"
 SECRETS = (
-    "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "ALIGNFLOW_JUDGE_KEY", "HF_TOKEN",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "ALIGNFLOW_JUDGE_KEY",
+    "HF_TOKEN",
     "AWS_SECRET_ACCESS_KEY",
-)  # fmt: skip
+)
 
 
 def free_port() -> int:

@@ -97,9 +97,14 @@ def test_samples_depend_on_the_seed_and_not_on_the_batch(
 ) -> None:
     def sample(seed: int, batch_size: int) -> list[Response]:
         return respond(
-            model, tokenizer, prompts, max_new_tokens=12, batch_size=batch_size,
-            temperature=1.0, seed=seed,
-        )  # fmt: skip
+            model,
+            tokenizer,
+            prompts,
+            max_new_tokens=12,
+            batch_size=batch_size,
+            temperature=1.0,
+            seed=seed,
+        )
 
     assert sample(0, 3) == sample(0, 64)
     assert sample(0, 64) != sample(1, 64)

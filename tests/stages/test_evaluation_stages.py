@@ -71,9 +71,14 @@ def test_every_model_gets_its_figures_intervals_and_responses(
     result = run(suite, spec)
     for model in ("base", "sft", "aligned"):
         for metric in (
-            "accuracy", "exact_match", "overlap", "sampled_accuracy", "sampled_overlap",
-            "perplexity_general", "response_length",
-        ):  # fmt: skip
+            "accuracy",
+            "exact_match",
+            "overlap",
+            "sampled_accuracy",
+            "sampled_overlap",
+            "perplexity_general",
+            "response_length",
+        ):
             value = result.metrics[f"{model}/{metric}"]
             low, high = result.details["intervals"][model][metric]
             assert value is not None and low <= value + 1e-9 and value <= high + 1e-9
@@ -124,9 +129,12 @@ def test_the_merged_model_is_certified_reloaded_and_scores_as_the_adapter_did(
     inputs = {role: trained[role] for role in ("data", "sft", "aligned")}
     judged = run(suite, spec_of("evaluate", tmp_path, inputs, section=section()))
     spec = spec_of(
-        "merge", tmp_path, inputs,
-        section=MergeSection(dtype="float32").model_dump(mode="json"), evaluation=section(),
-    )  # fmt: skip
+        "merge",
+        tmp_path,
+        inputs,
+        section=MergeSection(dtype="float32").model_dump(mode="json"),
+        evaluation=section(),
+    )
     result = run(merging, spec)
     for metric, value in judged.details["evaluation"]["aligned"].items():
         if metric != "kl_to_sft":
@@ -144,9 +152,11 @@ def test_a_failed_certificate_stops_the_stage_with_its_figures(
     trained: dict[str, Artifact], tmp_path: Path
 ) -> None:
     spec = spec_of(
-        "merge", tmp_path, {role: trained[role] for role in ("data", "aligned")},
+        "merge",
+        tmp_path,
+        {role: trained[role] for role in ("data", "aligned")},
         section=MergeSection(dtype="bfloat16", max_kl=1e-15).model_dump(mode="json"),
         evaluation=section(),
-    )  # fmt: skip
+    )
     with pytest.raises(CertificateError, match=r"merge\.max_kl 1e-15"):
         run(merging, spec)

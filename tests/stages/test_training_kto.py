@@ -90,13 +90,23 @@ def test_the_loss_equals_trl_over_three_updates(rated: Artifact, tmp_path: Path)
 
     rows = pq.read_table(rated.directory / "ratings" / "train.parquet").to_pylist()
     shared: dict[str, Any] = {
-        "loss_type": "apo_zero_unpaired", "undesirable_weight": 1.5, "beta": 0.3, "max_steps": 3,
-        "learning_rate": 1e-2, "lr_scheduler_type": "constant",
-    }  # fmt: skip
+        "loss_type": "apo_zero_unpaired",
+        "undesirable_weight": 1.5,
+        "beta": 0.3,
+        "max_steps": 3,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+    }
     spec = make_spec(
-        rated, tmp_path / "ours", "kto", mode="full", batch_size=len(rows), warmup_ratio=0.0,
-        compute={"micro_batch_size": len(rows)}, **shared,
-    )  # fmt: skip
+        rated,
+        tmp_path / "ours",
+        "kto",
+        mode="full",
+        batch_size=len(rows),
+        warmup_ratio=0.0,
+        compute={"micro_batch_size": len(rows)},
+        **shared,
+    )
     run_stage(spec)
     tokenizer = load_tokenizer(rated.directory)
     texts = [
@@ -108,10 +118,19 @@ def test_the_loss_equals_trl_over_three_updates(rated: Artifact, tmp_path: Path)
         for row in rows
     ]
     arguments = KTOConfig(
-        output_dir=str(tmp_path), per_device_train_batch_size=len(rows), logging_steps=1,
-        max_length=64, bf16=False, use_cpu=True, activation_checkpointing=False, report_to="none",
-        save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False, **shared,
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=len(rows),
+        logging_steps=1,
+        max_length=64,
+        bf16=False,
+        use_cpu=True,
+        activation_checkpointing=False,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        **shared,
+    )
     with quiet():
         trainer = KTOTrainer(
             model=load_base(read_base(rated.directory), dtype="float32", quantization=None),

@@ -92,7 +92,9 @@ def test_a_reward_model_and_a_function_are_added_up_by_weight(
         name: next(value for key, value in first.items() if key == f"rewards/{name}/mean")
         for name in ("reward_model", "short")
     }
-    assert first["reward"] == pytest.approx(2 * parts["reward_model"] + 0.5 * parts["short"], abs=1e-3)  # fmt: skip
+    assert first["reward"] == pytest.approx(
+        2 * parts["reward_model"] + 0.5 * parts["short"], abs=1e-3
+    )
 
 
 def test_a_weak_reward_model_is_not_optimized(prepared: Artifact, tmp_path: Path) -> None:

@@ -45,9 +45,12 @@ def test_bfloat16_weights_are_rounded_by_chance_and_resume_bit_identical(
     training_spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
     options: dict[str, Any] = {
-        "tuning": THIN, "optimizer": optimizer, "max_steps": 5, "save_steps": 2,
+        "tuning": THIN,
+        "optimizer": optimizer,
+        "max_steps": 5,
+        "save_steps": 2,
         "learning_rate": 1e-4,
-    }  # fmt: skip
+    }
     whole = training_spec("sft", home=tmp_path / "whole", **options)
     result = run_stage(whole)
     broken = training_spec("sft", home=tmp_path / "broken", **options)

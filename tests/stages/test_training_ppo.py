@@ -84,9 +84,15 @@ def ppo_spec(
     **section: Any,
 ) -> StageSpec:
     settings = {
-        "learning_rate": 1e-3, "max_steps": 4, "batch_size": 8, "max_length": 64,
-        "max_new_tokens": 8, "save_steps": 1, "min_reward_accuracy": 0.0, **section,
-    }  # fmt: skip
+        "learning_rate": 1e-3,
+        "max_steps": 4,
+        "batch_size": 8,
+        "max_length": 64,
+        "max_new_tokens": 8,
+        "save_steps": 1,
+        "min_reward_accuracy": 0.0,
+        **section,
+    }
     inputs = {"data": data.ref()}
     if trained:
         inputs |= {"sft": trained[0].ref(), "reward": trained[1].ref()}
@@ -106,14 +112,21 @@ def ppo_spec(
 
 
 def shared(
-    prepared: Artifact, trained: Trained, mode: str = "lora", dtype: str = "float32",
+    prepared: Artifact,
+    trained: Trained,
+    mode: str = "lora",
+    dtype: str = "float32",
     **options: Any,
-) -> SharedBase:  # fmt: skip
+) -> SharedBase:
     policy, judge = trained
     return SharedBase(
-        read_base(prepared.directory), policy.directory / "adapter", judge.directory,
-        TuningSection.model_validate({"rank": 4, "mode": mode}), dtype=dtype, **options,
-    )  # fmt: skip
+        read_base(prepared.directory),
+        policy.directory / "adapter",
+        judge.directory,
+        TuningSection.model_validate({"rank": 4, "mode": mode}),
+        dtype=dtype,
+        **options,
+    )
 
 
 def rollouts(prepared: Artifact, roles: SharedBase, count: int = 4) -> Sequences:
@@ -312,10 +325,19 @@ def test_ppo_solves_a_bandit_with_a_reward_function_and_no_reward_model(
     With full tuning: the tiny base is random, and no adapter could make its tied head decided.
     """
     spec = ppo_spec(
-        with_prompts, tmp_path, mode="full", rewards=[exclamations], max_steps=25, batch_size=32,
-        learning_rate=1e-2, kl_coef=0.0, missing_eos_penalty=None, max_new_tokens=2,
-        save_steps=100, max_approx_kl=None,
-    )  # fmt: skip
+        with_prompts,
+        tmp_path,
+        mode="full",
+        rewards=[exclamations],
+        max_steps=25,
+        batch_size=32,
+        learning_rate=1e-2,
+        kl_coef=0.0,
+        missing_eos_penalty=None,
+        max_new_tokens=2,
+        save_steps=100,
+        max_approx_kl=None,
+    )
     result = run_stage(spec)
     rewards = logged(spec, "objective/scores")
     assert rewards[0] < 0.5
@@ -343,9 +365,13 @@ def test_the_policy_that_does_the_task_best_is_kept_and_ppo_ends_when_it_only_ge
     )
     watch = {"metric": str(metric), "every": 2, "examples": 4, "patience": 2}
     spec = ppo_spec(
-        with_prompts, tmp_path, rewards=[exclamations], watch=watch, max_steps=12,
+        with_prompts,
+        tmp_path,
+        rewards=[exclamations],
+        watch=watch,
+        max_steps=12,
         missing_eos_penalty=None,
-    )  # fmt: skip
+    )
     result = run_stage(spec)
     assert result.details["watched"] == [[0, 1.0], [2, 0.5], [4, pytest.approx(1 / 3)]]
     assert (result.details["kept_update"], result.details["updates"]) == (0, 4)
@@ -413,9 +439,14 @@ def test_the_nll_term_makes_chosen_responses_likelier_while_ppo_runs(
     prepared: Artifact, trained: Trained, tmp_path: Path
 ) -> None:
     spec = ppo_spec(
-        prepared, tmp_path, trained, nll_weight=1.0, max_steps=6, learning_rate=1e-2,
+        prepared,
+        tmp_path,
+        trained,
+        nll_weight=1.0,
+        max_steps=6,
+        learning_rate=1e-2,
         lr_scheduler_type="constant",
-    )  # fmt: skip
+    )
     result = run_stage(spec)
     losses = logged(spec, "loss/nll_avg")
     assert losses[-1] < losses[0] - 0.1

@@ -42,19 +42,24 @@ def prepared(
         ),
         "replay": write_lines(
             folder / "replay.jsonl",
-            [{"text": f"grass {n} is green. "} for n in range(60)] + [{"text": "grass is green. " * 3}],
+            [{"text": f"grass {n} is green. "} for n in range(60)]
+            + [{"text": "grass is green. " * 3}],
         ),
         "sft": tiny_rows["sft"],
         "general": tiny_rows["general"],
-    }  # fmt: skip
+    }
     return run_and_publish(prepare_spec(folder / "home", tiny_base, sources))
 
 
 def test_measured_text_is_not_trained_on_and_documents_are_held_out(prepared: Artifact) -> None:
     rows = json.loads((prepared.directory / "rows.json").read_text())
     assert rows["replay"] == {
-        "read": 61, "trained": 60, "truncated": 0, "held_out": 0, "dropped": {"general_text": 1}
-    }  # fmt: skip
+        "read": 61,
+        "trained": 60,
+        "truncated": 0,
+        "held_out": 0,
+        "dropped": {"general_text": 1},
+    }
     assert 0 < rows["pretrain"]["held_out"] < 20
 
 
@@ -149,10 +154,12 @@ def test_later_stages_tune_align_and_merge_on_it(prepared: Artifact, tmp_path: P
         home=str(tmp_path),
         seed=0,
         params={
-            **sft.spec.params, "section": {}, "evaluation": {"bootstrap_resamples": 200, "metrics": []},
+            **sft.spec.params,
+            "section": {},
+            "evaluation": {"bootstrap_resamples": 200, "metrics": []},
         },
         inputs={"data": prepared.ref(), "pretrain": pretrained.ref(), "aligned": sft.ref()},
-    )  # fmt: skip
+    )
     from alignflow.evaluation.suite import load_bench
     from alignflow.merging.stage import run
     from alignflow.recipe import EvaluationSection
@@ -171,9 +178,15 @@ def test_the_first_loss_is_the_mean_over_all_but_first_tokens(
     prepared: Artifact, tmp_path: Path
 ) -> None:
     spec = make_spec(
-        prepared, tmp_path, "pretrain", mode="full", replay_share=0.0, batch_size=64, max_steps=1,
+        prepared,
+        tmp_path,
+        "pretrain",
+        mode="full",
+        replay_share=0.0,
+        batch_size=64,
+        max_steps=1,
         compute={"micro_batch_size": 16},
-    )  # fmt: skip
+    )
     run_stage(spec)
     events = read_events(work_of(spec) / "events.jsonl")
     loss = next(event["values"]["loss"] for event in events if "loss" in event.get("values", {}))

@@ -53,7 +53,12 @@ def test_log_one_minus_exp_is_exact_and_its_gradient_finite_from_sure_to_impossi
 
 
 def test_a_batch_holds_chosen_then_demonstrations_then_rejected() -> None:
-    pair = {"chosen_ids": [5, 6, 7], "chosen_mask": [0, 0, 1], "rejected_ids": [5, 6, 8, 9], "rejected_mask": [0, 0, 1, 1]}  # fmt: skip
+    pair = {
+        "chosen_ids": [5, 6, 7],
+        "chosen_mask": [0, 0, 1],
+        "rejected_ids": [5, 6, 8, 9],
+        "rejected_mask": [0, 0, 1, 1],
+    }
     alone = {"chosen_ids": [5, 4], "chosen_mask": [1, 1], "rejected_ids": [], "rejected_mask": []}
     batch = Collator(0, nll_on_prompt=False)([alone, pair])
     assert batch["input_ids"].tolist() == [[5, 6, 7, 0], [5, 4, 0, 0], [5, 6, 8, 9]]
@@ -139,11 +144,23 @@ def stock_losses(prepared: Artifact, folder: Path, kind: str, **settings: Any) -
         trainer_class: Any = getattr(module, f"{kind.upper()}Trainer")
         rows = stock_rows(prepared)
         arguments = configuration(
-            output_dir=str(folder), max_steps=STEPS, per_device_train_batch_size=len(rows),
-            learning_rate=1e-2, lr_scheduler_type="constant", logging_steps=1, max_length=64,
-            bf16=False, use_cpu=True, gradient_checkpointing=False, report_to="none",
-            save_strategy="no", disable_tqdm=True, seed=0, dataloader_pin_memory=False, **settings,
-        )  # fmt: skip
+            output_dir=str(folder),
+            max_steps=STEPS,
+            per_device_train_batch_size=len(rows),
+            learning_rate=1e-2,
+            lr_scheduler_type="constant",
+            logging_steps=1,
+            max_length=64,
+            bf16=False,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            seed=0,
+            dataloader_pin_memory=False,
+            **settings,
+        )
         trainer = trainer_class(
             model=load_base(read_base(prepared.directory), dtype="float32", quantization=None),
             args=arguments,
@@ -176,10 +193,16 @@ def pairs_only(
         (
             "simpo",
             {"beta": 1.5, "simpo_gamma": 0.3, "label_smoothing": 0.1},
-            {"loss_type": "simpo", "beta": 1.5, "simpo_gamma": 0.3, "cpo_alpha": 0.0, "label_smoothing": 0.1},
+            {
+                "loss_type": "simpo",
+                "beta": 1.5,
+                "simpo_gamma": 0.3,
+                "cpo_alpha": 0.0,
+                "label_smoothing": 0.1,
+            },
         ),
     ],
-)  # fmt: skip
+)
 def test_each_loss_equals_trls_over_three_updates(
     pairs_only: Artifact, tmp_path: Path, stage: str, ours: dict[str, Any], theirs: dict[str, Any]
 ) -> None:
@@ -187,10 +210,18 @@ def test_each_loss_equals_trls_over_three_updates(
 
     rows = len(stock_rows(pairs_only))
     spec = make_spec(
-        pairs_only, tmp_path / "ours", stage, mode="full", batch_size=rows, max_steps=STEPS,
-        learning_rate=1e-2, lr_scheduler_type="constant", warmup_ratio=0.0,
-        compute={"micro_batch_size": rows}, **ours,
-    )  # fmt: skip
+        pairs_only,
+        tmp_path / "ours",
+        stage,
+        mode="full",
+        batch_size=rows,
+        max_steps=STEPS,
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        warmup_ratio=0.0,
+        compute={"micro_batch_size": rows},
+        **ours,
+    )
     run_stage(spec)
     found = logged(spec, "loss")
     assert found == pytest.approx(

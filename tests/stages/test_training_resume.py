@@ -23,8 +23,11 @@ from alignflow.files import digest_directory
 from alignflow.stages.artifacts import Artifact
 
 LONG: dict[str, Any] = {
-    "max_steps": 6, "save_steps": 2, "learning_rate": 1e-2, "compute": {"micro_batch_size": 4},
-}  # fmt: skip
+    "max_steps": 6,
+    "save_steps": 2,
+    "learning_rate": 1e-2,
+    "compute": {"micro_batch_size": 4},
+}
 OWN: dict[str, dict[str, Any]] = {
     "pretrain": {"replay_share": 0.0, "max_length": 32},
     "orpo": {"tuning": {"dropout": 0.1}},
@@ -53,7 +56,9 @@ def test_a_stopped_stage_continues_and_ends_bit_identical(
     settings = {**LONG, **OWN[stage]}
     if stage in ("rloo", "grpo"):
         reward = tmp_path / "short.py"
-        reward.write_text("def short(prompts, responses, targets): return [-len(r) for r in responses]")  # fmt: skip
+        reward.write_text(
+            "def short(prompts, responses, targets): return [-len(r) for r in responses]"
+        )
         settings["rewards"] = [f"{reward}:short"]
     data = documents if stage == "pretrain" else prepared
     whole = make_spec(data, tmp_path / "whole", stage, **settings)

@@ -50,12 +50,22 @@ def stock_losses(trainer: Any) -> list[float]:
 
 def stock_arguments(folder: Path, rows: int) -> dict[str, Any]:
     return {
-        "output_dir": str(folder), "max_steps": STEPS, "per_device_train_batch_size": rows,
-        "learning_rate": 1e-2, "lr_scheduler_type": "constant", "logging_steps": 1,
-        "max_length": None, "bf16": False, "use_cpu": True, "activation_checkpointing": False,
-        "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "seed": 0,
+        "output_dir": str(folder),
+        "max_steps": STEPS,
+        "per_device_train_batch_size": rows,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "max_length": None,
+        "bf16": False,
+        "use_cpu": True,
+        "activation_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "seed": 0,
         "dataloader_pin_memory": False,
-    }  # fmt: skip
+    }
 
 
 def rows_of(prepared: Artifact, part: str) -> Dataset:
@@ -81,10 +91,15 @@ def rows_of(prepared: Artifact, part: str) -> Dataset:
 
 def settings(rows: int, **more: Any) -> dict[str, Any]:
     return {
-        "mode": "full", "batch_size": rows, "max_steps": STEPS, "learning_rate": 1e-2,
-        "lr_scheduler_type": "constant", "warmup_ratio": 0.0,
-        "compute": {"micro_batch_size": rows}, **more,
-    }  # fmt: skip
+        "mode": "full",
+        "batch_size": rows,
+        "max_steps": STEPS,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "warmup_ratio": 0.0,
+        "compute": {"micro_batch_size": rows},
+        **more,
+    }
 
 
 def test_sft_equals_trl(training_spec: Make, prepared: Artifact, tmp_path: Path) -> None:

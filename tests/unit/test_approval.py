@@ -18,10 +18,16 @@ ASKS = RetrainSection(approval="required", approval_timeout_hours=2)
 def verdict(decision: str) -> Verdict:
     return Verdict.model_validate(
         {
-            "verdict": decision, "reasons": ["better"], "candidate": "c", "champion": "o",
-            "evaluation": "e", "profile": "balanced", "look": 1, "alpha": 0.05,
+            "verdict": decision,
+            "reasons": ["better"],
+            "candidate": "c",
+            "champion": "o",
+            "evaluation": "e",
+            "profile": "balanced",
+            "look": 1,
+            "alpha": 0.05,
         }
-    )  # fmt: skip
+    )
 
 
 def waiting(home: Path, seconds: float) -> None:

@@ -82,12 +82,19 @@ def test_headers_tell_the_shape() -> None:
     shape = read_shape(BASE)
     assert shape.context == 512
     assert sorted(shape.linear) == [
-        "down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"
-    ]  # fmt: skip
+        "down_proj",
+        "gate_proj",
+        "k_proj",
+        "o_proj",
+        "q_proj",
+        "up_proj",
+        "v_proj",
+    ]
     assert len(shape.linear["q_proj"]) == 4
     assert 0.9e6 < shape.parameters < 1.1e6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -179,8 +186,11 @@ def test_every_error_is_named_at_once(tmp_path: Path) -> None:
         dpo__loss_type=["nope"],
     )
     assert {finding.field for finding in errors(found)} == {
-        "tuning.target_modules", "data.sft", "evaluation.metrics", "dpo.loss_type"
-    }  # fmt: skip
+        "tuning.target_modules",
+        "data.sft",
+        "evaluation.metrics",
+        "dpo.loss_type",
+    }
     assert found.exit_code == 64
     with pytest.raises(RecipeError) as caught:
         preflight(Recipe.model_validate(changed(tuning__target_modules="nope")), "r.yaml")
@@ -285,10 +295,13 @@ def test_bfloat16_weights_count_the_copies_that_are_rounded() -> None:
 def test_ppo_counts_the_weights_kept_while_it_generates_its_roles_and_its_best_policy() -> None:
     def ppo(mode: str, dtype: str = "float32", **section: Any) -> Needs:
         return needs(
-            data__prompts="builtin:freight-prompts", method="ppo", dpo=None, reward={},
+            data__prompts="builtin:freight-prompts",
+            method="ppo",
+            dpo=None,
+            reward={},
             ppo={"max_length": 192, "max_new_tokens": 40, **section},
             tuning={"mode": mode, "dtype": dtype},
-        )  # fmt: skip
+        )
 
     def weights(found: Needs) -> dict[str, float]:
         return {stage.stage: stage.weights_bytes / 8e9 for stage in found.stages}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from alignflow.checking.judging_rules import judging_findings
 from alignflow.checking.ppo_rules import model_count, ppo_findings, trained_count
 from alignflow.recipe import PPOSection, Recipe
 from alignflow.stages.spec import StageResult
@@ -34,7 +35,8 @@ def with_prompts(**data: Any) -> dict[str, Any]:
 
 
 def said(found: Recipe) -> str:
-    return "\n".join(f"{finding.level} {finding.line}" for finding in ppo_findings(found))
+    findings = [*judging_findings(found), *ppo_findings(found)]
+    return "\n".join(f"{finding.level} {finding.line}" for finding in findings)
 
 
 def test_a_plain_recipe_gets_no_finding() -> None:

@@ -13,6 +13,8 @@ from alignflow.checking.sandbox import run_limited
 from alignflow.checking.template import template_findings
 from alignflow.errors import DataError
 
+pytestmark = pytest.mark.slow  # each check reads the tokenizer in a child
+
 
 def test_the_embedded_job_is_accounted_for(tmp_path: Path) -> None:
     found = checked(tmp_path)

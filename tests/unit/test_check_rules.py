@@ -12,7 +12,8 @@ from alignflow.checking.findings import Finding, exit_code, raised
 from alignflow.checking.rules import LOSSES, recipe_findings
 from alignflow.checking.trainer_arguments import known_arguments
 from alignflow.errors import DataError, RecipeError
-from alignflow.evaluation.metric_modules import OURS, TEXT_METRICS, load_module
+from alignflow.evaluation.about import OURS, text_metrics
+from alignflow.evaluation.metric_modules import load_module
 from alignflow.recipe import Recipe
 from alignflow.training.engine.reserved import RESERVED
 
@@ -119,6 +120,7 @@ def test_an_absent_chat_template_is_a_fault_of_the_data() -> None:
     assert exit_code(findings) == 65
 
 
+@pytest.mark.slow
 def test_arguments_are_read_from_the_installed_libraries_without_importing_them() -> None:
     from dataclasses import fields
 
@@ -128,6 +130,7 @@ def test_arguments_are_read_from_the_installed_libraries_without_importing_them(
     assert "output_dir" in RESERVED
 
 
+@pytest.mark.slow
 def test_losses_and_metrics_are_those_there_are() -> None:
     import inspect
 
@@ -138,7 +141,7 @@ def test_losses_and_metrics_are_those_there_are() -> None:
     ours = [path.stem for path in OURS.glob("[a-z]*.py")]
     kinds = {name: {f.dtype for f in load_module(name).features.values()} for name in ours}
     texts = {name for name, kind in kinds.items() if kind == {"string"}}
-    assert texts == set(TEXT_METRICS)
+    assert texts == set(text_metrics())
 
 
 def test_an_exceptions_field_is_found_in_its_message() -> None:

@@ -45,8 +45,10 @@ def test_rotation_keeps_two_and_never_deletes_for_an_uncertified_one(root: Path)
     (root / "checkpoint-200").mkdir()
     rotate(root)
     assert sorted(path.name for path in root.iterdir()) == [
-        "checkpoint-10", "checkpoint-100", "checkpoint-200",
-    ]  # fmt: skip
+        "checkpoint-10",
+        "checkpoint-100",
+        "checkpoint-200",
+    ]
 
 
 def test_without_checkpoints_training_starts_anew(tmp_path: Path) -> None:

@@ -25,8 +25,13 @@ def shell(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
     return subprocess.run(
         [sys.executable, "-m", "alignflow.commands.cli", *arguments],
-        capture_output=True, text=True, cwd=cwd, env=environment, timeout=60, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        timeout=60,
+        check=False,
+    )
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -124,6 +129,7 @@ def test_wrong_input_is_named_with_what_to_do_before_anything_starts(
     assert not (tmp_path / "home" / "artifacts").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_passes_without_a_download(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -136,9 +142,10 @@ def test_every_shipped_recipe_passes_without_a_download(
     levels = {finding["level"] for finding in found["recipes"][0]["findings"]}
     assert "error" not in levels
     unasked = [
-        finding for finding in found["recipes"][0]["findings"]
+        finding
+        for finding in found["recipes"][0]["findings"]
         if finding["level"] == "advice" and not finding["field"].endswith("revision")
-    ]  # fmt: skip
+    ]
     assert unasked == []
 
 
@@ -210,6 +217,7 @@ def test_generate_refuses_what_is_no_model_and_what_could_run_code(
     assert code == 64 and "can run code" in err
 
 
+@pytest.mark.slow
 def test_generate_answers_with_the_embedded_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,6 +227,7 @@ def test_generate_answers_with_the_embedded_model(
     assert out.strip()
 
 
+@pytest.mark.slow
 def test_evaluate_judges_a_model_that_exists(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,12 +247,13 @@ def test_evaluate_judges_a_model_that_exists(
     assert json.loads(out)["metrics"]["accuracy"] == 0.0
 
 
+@pytest.mark.slow
 def test_doctor_says_what_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = said(capsys, "doctor", "--json", "--home", str(tmp_path))
     facts = {fact["name"]: fact for fact in json.loads(out)["facts"]}
     assert code == 0
     assert facts["torch"]["state"] == "good" and facts["bitsandbytes"]["state"] == "good"
-    assert {"python", "cores", "gpu", "lora", "qlora", "full", "home", "hub"} <= set(facts)
+    assert {"python", "cores", "lock", "gpu", "lora", "qlora", "full", "home", "hub"} <= set(facts)
 
 
 def test_doctor_says_what_is_broken(

@@ -30,9 +30,20 @@ KUBERNETES = [
     for document in yaml.safe_load_all(path.read_text())
 ]
 SERVICE_KEYS = {
-    "image", "build", "command", "environment", "volumes", "ports", "depends_on", "healthcheck",
-    "restart", "working_dir", "deploy", "shm_size", "stop_grace_period",
-}  # fmt: skip
+    "image",
+    "build",
+    "command",
+    "environment",
+    "volumes",
+    "ports",
+    "depends_on",
+    "healthcheck",
+    "restart",
+    "working_dir",
+    "deploy",
+    "shm_size",
+    "stop_grace_period",
+}
 
 
 @pytest.fixture
@@ -60,6 +71,7 @@ def filled(value: Any, checked: dict[str, Any]) -> Any:
     return checked[match[1]] if match else value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DEPLOYMENTS)
 def test_a_deployments_flow_exists_and_takes_its_parameters(
     name: str, checked: dict[str, Any]
@@ -81,6 +93,7 @@ def test_a_deployments_flow_exists_and_takes_its_parameters(
     }
 
 
+@pytest.mark.slow
 def test_schedules_limits_and_triggers_are_what_prefect_takes() -> None:
     from prefect.client.schemas.objects import ConcurrencyLimitConfig
     from prefect.client.schemas.schedules import SCHEDULE_TYPES
@@ -133,9 +146,12 @@ def test_the_kubernetes_work_pool_fills_every_place_of_its_template() -> None:
 
 def test_the_kubernetes_manifests_name_only_what_is_there() -> None:
     versions = {
-        "PersistentVolumeClaim": "v1", "ServiceAccount": "v1", "Deployment": "apps/v1",
-        "Role": "rbac.authorization.k8s.io/v1", "RoleBinding": "rbac.authorization.k8s.io/v1",
-    }  # fmt: skip
+        "PersistentVolumeClaim": "v1",
+        "ServiceAccount": "v1",
+        "Deployment": "apps/v1",
+        "Role": "rbac.authorization.k8s.io/v1",
+        "RoleBinding": "rbac.authorization.k8s.io/v1",
+    }
     named = {(entry["kind"], entry["metadata"]["name"]) for entry in KUBERNETES}
     for entry in KUBERNETES:
         assert entry["apiVersion"] == versions[entry["kind"]]
@@ -299,8 +315,9 @@ def test_every_file_that_a_deployed_recipe_names_has_an_absolute_path(tmp_path: 
     assert moved.evaluation.json_schema == str(tmp_path / "schema.json")
     assert moved.ppo is not None and moved.ppo.watch is not None
     assert [term.source for term in moved.ppo.rewards] == [
-        f"{tmp_path / 'reward.py'}:score", "reward_model",
-    ]  # fmt: skip
+        f"{tmp_path / 'reward.py'}:score",
+        "reward_model",
+    ]
     assert moved.ppo.watch.metric == str(tmp_path / "metric.py")
     judge = moved.retrain.judge if moved.retrain else None
     assert judge is not None and judge.model is not None

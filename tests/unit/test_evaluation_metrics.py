@@ -10,20 +10,24 @@ import pytest
 
 from alignflow.builtin import rows
 from alignflow.errors import EvaluationError
+from alignflow.evaluation.about import OURS
 from alignflow.evaluation.measure import main_places
 from alignflow.evaluation.metric_modules import (
-    OURS,
     MetricModule,
-    judge,
+    compute_metric,
     load_metrics,
     load_module,
     metric_digests,
 )
 from alignflow.recipe import EvaluationSection
 
+pytestmark = pytest.mark.slow  # `evaluate` takes seconds to import
+
 
 def figure(name: str, predictions: list, references: list | None = None, **arguments) -> float:
-    return judge(MetricModule(name, load_module(name), arguments), predictions, references).figure
+    return compute_metric(
+        MetricModule(name, load_module(name), arguments), predictions, references
+    ).figure
 
 
 @pytest.mark.parametrize("path", sorted(OURS.glob("[a-z]*.py")), ids=lambda path: path.stem)
@@ -73,7 +77,7 @@ def test_execution_accuracy_runs_the_answers_and_counts_unsafe_ones() -> None:
     target, right = example["target"], json.loads(example["target"])["answer"]
     answers = [right, "DELETE FROM trucks", f"Here you are: {right}", "no idea"]
     metric = MetricModule("execution_accuracy", load_module("execution_accuracy"), {})
-    found = judge(metric, answers, [target] * 4)
+    found = compute_metric(metric, answers, [target] * 4)
     assert found.figure == 0.25
     assert found.per_prompt["execution_accuracy"] == [1.0, 0.0, 0.0, 0.0]
     assert found.per_prompt["unsafe_rate"] == [0.0, 1.0, 0.0, 0.0]
@@ -106,7 +110,7 @@ def own_metric(folder: Path, result: str) -> MetricModule:
 def test_a_users_own_module_is_loaded_by_path(tmp_path: Path) -> None:
     metric = own_metric(tmp_path, "sum(p.isupper() for p in predictions) / len(predictions)")
     assert metric.name == "shouting"
-    assert judge(metric, ["A", "b"], ["", ""]).figure == 0.5
+    assert compute_metric(metric, ["A", "b"], ["", ""]).figure == 0.5
 
 
 @pytest.mark.parametrize("result", ["float('nan')", "1 / 0", "'high'"])
@@ -114,7 +118,7 @@ def test_a_metric_that_cannot_be_computed_is_an_error_never_a_zero(
     tmp_path: Path, result: str
 ) -> None:
     with pytest.raises(EvaluationError, match="shouting"):
-        judge(own_metric(tmp_path, result), ["A"], [""])
+        compute_metric(own_metric(tmp_path, result), ["A"], [""])
 
 
 def test_an_unknown_metric_is_named_with_those_there_are() -> None:

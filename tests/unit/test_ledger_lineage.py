@@ -43,8 +43,6 @@ from alignflow.stages.artifacts import publish, verify, work_directory
 from alignflow.stages.events import read_events
 from alignflow.stages.spec import StageResult, StageSpec
 
-DATABASES = ("sqlite", "postgres")
-
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
@@ -52,7 +50,7 @@ def server() -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(params=DATABASES)
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
 def home(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home whose ledger holds nothing out."""
     monkeypatch.delenv("ALIGNFLOW_LEDGER_URL", raising=False)
@@ -76,9 +74,15 @@ def counts(home: Path) -> tuple[int, int, int]:
 
 def promoted(home: Path, expected: int | None, snapshot: str | None = None, **more: Any) -> Any:
     return promote(
-        home, "m", expected=expected, digest="d", artifacts={"merge": "/a"}, reason="better",
-        snapshot=snapshot, **more,
-    )  # fmt: skip
+        home,
+        "m",
+        expected=expected,
+        digest="d",
+        artifacts={"merge": "/a"},
+        reason="better",
+        snapshot=snapshot,
+        **more,
+    )
 
 
 def test_a_promotion_consumes_and_a_rejection_gives_back(home: Path) -> None:
@@ -148,6 +152,7 @@ def test_consumed_rows_are_mixed_in_again_and_counted_apart(home: Path) -> None:
     assert counts(home) == (8, 0, 20)
 
 
+@pytest.mark.slow
 def test_two_processes_that_add_the_same_file_at_once_count_each_row_once(home: Path) -> None:
     path = write(home.parent / "a.jsonl", [row(number) for number in range(200)])
     code = (

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ledger_cases import content, row, swapped, write
@@ -54,6 +55,7 @@ def ledger_of(files: list[list[dict[str, Any]]]) -> tuple[dict[str, Any], str | 
         return found, freeze(home).digest if trained else None
 
 
+@pytest.mark.slow
 @FEW
 @given(arrangements())
 def test_order_files_and_repeats_do_not_change_the_ledger_or_its_snapshot(

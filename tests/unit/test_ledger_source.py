@@ -34,6 +34,7 @@ def recipe_on(source: str, sft: Path) -> Recipe:
     )
 
 
+@pytest.mark.slow
 def test_a_recipe_prepares_the_rows_of_the_ledger_and_never_its_hold_out(tmp_path: Path) -> None:
     from alignflow.data import prepare
 

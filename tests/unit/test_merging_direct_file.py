@@ -62,6 +62,7 @@ def test_a_file_system_without_direct_writes_is_written_through_the_cache(
     assert (tmp_path / "file").read_bytes() == content and refusals
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_is_said_so_and_what_a_thread_meets_is_not_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

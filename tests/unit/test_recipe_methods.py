@@ -66,7 +66,10 @@ def test_a_method_runs_the_stages_it_needs(made: Recipe, stages: list[str]) -> N
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"method": "orpo", "dpo": None, "orpo": {}, "data__preferences": None}, "data.preferences"),
+        (
+            {"method": "orpo", "dpo": None, "orpo": {}, "data__preferences": None},
+            "data.preferences",
+        ),
         ({"method": "rloo", "dpo": None, "rloo": {}}, "rloo.rewards names the reward model"),
         (
             {"method": "grpo", "dpo": None, "grpo": {"batch_size": 10, "num_generations": 4}},
@@ -81,7 +84,7 @@ def test_a_method_runs_the_stages_it_needs(made: Recipe, stages: list[str]) -> N
             "this stage makes a new adapter",
         ),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_together_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         recipe(**fields)

@@ -44,9 +44,12 @@ def test_what_cannot_work_is_refused_with_the_reason(tuning: dict[str, Any], rea
 
 
 PPO: dict[str, Any] = {
-    "method": "ppo", "dpo": None, "sft": None,
-    "reward": {"max_length": 192}, "ppo": {"max_length": 192, "max_new_tokens": 40},
-}  # fmt: skip
+    "method": "ppo",
+    "dpo": None,
+    "sft": None,
+    "reward": {"max_length": 192},
+    "ppo": {"max_length": 192, "max_new_tokens": 40},
+}
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,14 @@ def finished(home: Path, stage: str, result: StageResult) -> Artifact:
 
 def outcome(artifact: Artifact) -> StageOutcome:
     return StageOutcome(
-        stage=artifact.stage, key=artifact.key, state="completed", seconds=1.5, attempts=1,
-        artifact=artifact.directory, result=artifact.result,
-    )  # fmt: skip
+        stage=artifact.stage,
+        key=artifact.key,
+        state="completed",
+        seconds=1.5,
+        attempts=1,
+        artifact=artifact.directory,
+        result=artifact.result,
+    )
 
 
 @pytest.fixture
@@ -73,17 +78,39 @@ def report(tmp_path: Path) -> dict[str, Any]:
 
 def test_the_json_has_the_promised_keys(report: dict[str, Any]) -> None:
     assert list(report) == [
-        "schema", "run_id", "recipe", "recipe_digest", "status", "seconds", "stages",
-        "evaluation", "evaluation_intervals", "adapter", "merged_model", "registered_model", "mlflow",
-    ]  # fmt: skip
+        "schema",
+        "run_id",
+        "recipe",
+        "recipe_digest",
+        "status",
+        "seconds",
+        "stages",
+        "evaluation",
+        "evaluation_intervals",
+        "adapter",
+        "merged_model",
+        "registered_model",
+        "mlflow",
+    ]
     assert report["schema"] == 1
     assert list(report["stages"][0]) == [
-        "stage", "key", "state", "seconds", "attempts", "artifact", "mlflow_run_id", "metrics",
+        "stage",
+        "key",
+        "state",
+        "seconds",
+        "attempts",
+        "artifact",
+        "mlflow_run_id",
+        "metrics",
         "rows",
-    ]  # fmt: skip
+    ]
     assert report["stages"][0]["rows"] == {
-        "read": 10, "trained": 8, "truncated": 0, "held_out": 0, "dropped": {"too_long": 2},
-    }  # fmt: skip
+        "read": 10,
+        "trained": 8,
+        "truncated": 0,
+        "held_out": 0,
+        "dropped": {"too_long": 2},
+    }
     assert report["evaluation"]["sft"]["accuracy"] == 0.75
     assert report["evaluation_intervals"] == {"sft": {"accuracy": [0.7, 0.8]}}
     assert Path(report["adapter"]).name == "adapter"
@@ -109,13 +136,23 @@ def test_the_page_is_one_file_that_escapes_what_models_say(
 
 
 CERTIFICATE = {
-    "status": "unverified", "figures": None, "arithmetic": "as PEFT does",
-    "limits": {"max_kl": 1e-3, "min_top1_agreement": 0.99}, "serve": {"merged": "vllm serve out"},
-}  # fmt: skip
+    "status": "unverified",
+    "figures": None,
+    "arithmetic": "as PEFT does",
+    "limits": {"max_kl": 1e-3, "min_top1_agreement": 0.99},
+    "serve": {"merged": "vllm serve out"},
+}
 FIGURES = {
-    "probes": 4, "tokens": 80, "kl": 2e-6, "max_logp_difference": 0.03, "top1_agreement": 0.9875,
-    "finite": True, "greedy_agreement": 0.75, "latency_ratio": None, "streamed": False,
-}  # fmt: skip
+    "probes": 4,
+    "tokens": 80,
+    "kl": 2e-6,
+    "max_logp_difference": 0.03,
+    "top1_agreement": 0.9875,
+    "finite": True,
+    "greedy_agreement": 0.75,
+    "latency_ratio": None,
+    "streamed": False,
+}
 
 
 @pytest.mark.parametrize(
@@ -131,9 +168,18 @@ def test_the_page_shows_what_a_merge_certificate_measured_and_no_more(
 ) -> None:
     certificate = CERTIFICATE | {"figures": figures}
     made = finished(tmp_path, "merge", StageResult(details={"certificate": certificate}))
-    found = build_report(RECIPE, "r", "completed", 1.0, [outcome(made)], {
-        "tracking_uri": None, "experiment": "tiny", "run_id": None,
-    })  # fmt: skip
+    found = build_report(
+        RECIPE,
+        "r",
+        "completed",
+        1.0,
+        [outcome(made)],
+        {
+            "tracking_uri": None,
+            "experiment": "tiny",
+            "run_id": None,
+        },
+    )
     page = (write_report(tmp_path, found) / "report.html").read_text()
     assert said in page and unsaid not in page and "vllm serve out" in page
 

@@ -83,8 +83,9 @@ def test_from_scratch_every_stage_runs() -> None:
 
 def test_the_policy_continues_the_champion_and_the_reference_stays_the_original_sft_model() -> None:
     assert lineage_artifacts(recipe(), SECOND) == {
-        "init": Path("/a/dpo2"), "sft": Path("/a/sft"),
-    }  # fmt: skip
+        "init": Path("/a/dpo2"),
+        "sft": Path("/a/sft"),
+    }
     assert lineage_artifacts(recipe(), FOUNDER) == {"sft": Path("/a/sft")}
     assert lineage_artifacts(recipe(reference="champion"), SECOND) == {"sft": Path("/a/dpo2")}
 

@@ -70,6 +70,7 @@ def eight_bits(groups: Any) -> Optimizer:
     return AdamW(groups, lr=1e-2, optim_bits=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [lambda groups: torch.optim.AdamW(groups, lr=1e-2), eight_bits])
 def test_moments_stay_wide_and_a_resumed_run_rounds_as_the_whole_one(kind: Any) -> None:
     def step(optimizer: Optimizer, weights: list[torch.nn.Parameter], at: int) -> None:

@@ -1,6 +1,7 @@
-"""Modules of the `evaluate` library, loaded from here by name.
+"""Modules of the `evaluate` library, loaded from here by name. A file is all that a metric needs.
 
-`evaluate.load` copies a module to its own cache and reads its imports line by line, so each stands
-alone, with one import per line. `compute` returns the figure under the module's name, and
-`per_prompt`: further figures that are means over prompts, with the value of each prompt.
+`ABOUT` says what the metric is (`alignflow.evaluation.about`); the rest of the program knows it by
+that. `evaluate.load` copies a module to its own cache and reads its imports line by line, so there
+is one import per line. `_compute` returns the figure under the file's name, and `per_prompt`: further
+figures that are means over prompts, with the value of each prompt.
 """

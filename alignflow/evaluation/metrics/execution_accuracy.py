@@ -1,33 +1,29 @@
-"""Share of SQL answers that give the right rows on two databases, and how the others fail."""
+"""Share of SQL answers that give the right rows on every database, and how the others fail."""
 
-import datasets
-import evaluate
+from alignflow.evaluation import module
+from alignflow.evaluation.about import Figure, MetricAbout
+from alignflow.evaluation.execution import execution_judge
+from alignflow.recipe.judging import ExecutionArguments
 
-from alignflow.builtin.freight.judge import judge
+ABOUT = MetricAbout(
+    name="execution_accuracy",
+    is_rate=True,
+    also=(
+        Figure(name="unsafe_rate", better="lower", is_rate=True, place=1),
+        Figure(name="chatter_rate", better="lower", is_rate=True, place=2),
+    ),
+    arguments=ExecutionArguments,
+)
 
-_FEATURES = {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
 
-
-class ExecutionAccuracy(evaluate.Metric):
+class ExecutionAccuracy(module.TextMetric):
     """Runs each answer; `unsafe_rate` counts answers that would modify the data."""
 
-    def _info(self):
-        return evaluate.MetricInfo(
-            description=__doc__ or "",
-            citation="",
-            inputs_description="predictions: answers; references: targets of builtin:freight",
-            features=datasets.Features(_FEATURES),
+    def _compute(self, predictions, references, **arguments):
+        judge = execution_judge(ExecutionArguments(**arguments))
+        verdicts = [judge(p, r) for p, r in zip(predictions, references, strict=True)]
+        return module.means(
+            execution_accuracy=[float(verdict.correct) for verdict in verdicts],
+            unsafe_rate=[float(verdict.category == "unsafe") for verdict in verdicts],
+            chatter_rate=[float(verdict.category == "chatter") for verdict in verdicts],
         )
-
-    def _compute(self, predictions, references):
-        verdicts = [
-            judge(prediction, reference)
-            for prediction, reference in zip(predictions, references, strict=True)
-        ]
-        per_prompt = {
-            "execution_accuracy": [float(verdict.correct) for verdict in verdicts],
-            "unsafe_rate": [float(verdict.category == "unsafe") for verdict in verdicts],
-            "chatter_rate": [float(verdict.category == "chatter") for verdict in verdicts],
-        }
-        means = {name: sum(values) / len(values) for name, values in per_prompt.items()}
-        return {**means, "per_prompt": per_prompt}

@@ -2,30 +2,19 @@
 
 import re
 
-import datasets
-import evaluate
+from alignflow.evaluation import module
+from alignflow.evaluation.about import MetricAbout
 
-_FEATURES = {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
+ABOUT = MetricAbout(name="overlap")
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
-class Overlap(evaluate.Metric):
+class Overlap(module.TextMetric):
     """1 for the same words in the same order, 0 for no common word."""
 
-    def _info(self):
-        return evaluate.MetricInfo(
-            description=__doc__ or "",
-            citation="",
-            inputs_description="predictions: responses; references: targets",
-            features=datasets.Features(_FEATURES),
-        )
-
     def _compute(self, predictions, references):
-        values = [
-            overlap(words(prediction), words(reference))
-            for prediction, reference in zip(predictions, references, strict=True)
-        ]
-        return {"overlap": sum(values) / len(values), "per_prompt": {"overlap": values}}
+        pairs = zip(predictions, references, strict=True)
+        return module.means(overlap=[overlap(words(p), words(r)) for p, r in pairs])
 
 
 def words(text):

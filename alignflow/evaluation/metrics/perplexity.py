@@ -2,22 +2,20 @@
 
 import math
 
-import datasets
-import evaluate
+from alignflow.evaluation import module
+from alignflow.evaluation.about import Figure, MetricAbout
 
-_FEATURES = {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
+_BOUNDS = {"better": "lower", "lowest": 1.0, "highest": math.inf}
+ABOUT = MetricAbout(
+    name="perplexity",
+    compares_responses=False,
+    also=(Figure(name="perplexity_general", place=5, **_BOUNDS),),
+    **_BOUNDS,
+)
 
 
-class Perplexity(evaluate.Metric):
+class Perplexity(module.NumberMetric):
     """Tokens weigh the same, whichever text they stand in."""
-
-    def _info(self):
-        return evaluate.MetricInfo(
-            description=__doc__ or "",
-            citation="",
-            inputs_description="predictions: summed -log p of each text; references: its tokens",
-            features=datasets.Features(_FEATURES),
-        )
 
     def _compute(self, predictions, references):
         return {"perplexity": math.exp(sum(predictions) / sum(references))}

@@ -1,25 +1,17 @@
 """Mean length of responses, in tokens."""
 
-import datasets
-import evaluate
+from alignflow.evaluation import module
+from alignflow.evaluation.about import MetricAbout
 
-_FEATURES = {"predictions": datasets.Value("int64")}
+ABOUT = MetricAbout(
+    name="response_length", better=None, highest=float("inf"), compares_responses=False, place=6
+)
 
 
-class ResponseLength(evaluate.Metric):
+class ResponseLength(module.NumberMetric):
     """The end token is not counted."""
 
-    def _info(self):
-        return evaluate.MetricInfo(
-            description=__doc__ or "",
-            citation="",
-            inputs_description="predictions: tokens of each response",
-            features=datasets.Features(_FEATURES),
-        )
+    inputs = {"predictions": "int64"}  # noqa: RUF012 (a constant)
 
     def _compute(self, predictions):
-        values = [float(length) for length in predictions]
-        return {
-            "response_length": sum(values) / len(values),
-            "per_prompt": {"response_length": values},
-        }
+        return module.means(response_length=[float(length) for length in predictions])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from alignflow.evaluation.statistics import interval
 from alignflow.stages.spec import RowAccount
 from alignflow.training.engine.fit import Measured, Method, scores
 from alignflow.training.engine.job import AnySection, Job
@@ -92,9 +93,12 @@ def agreement(
 
 def clustered_interval(values: np.ndarray, clusters: list[str], seed: int) -> list[float]:
     """95 % percentile bootstrap interval of the mean, whole clusters drawn."""
-    names, index = np.unique(np.asarray(clusters), return_inverse=True)
-    sums = np.bincount(index, weights=values, minlength=len(names))
-    sizes = np.bincount(index, minlength=len(names))
-    drawn = np.random.default_rng(seed).integers(len(names), size=(RESAMPLES, len(names)))
-    means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    return [float(bound) for bound in np.percentile(means, [2.5, 97.5])]
+    order = sorted(range(len(clusters)), key=clusters.__getitem__)
+    low, high = interval(
+        values[order],
+        clusters=[clusters[place] for place in order],
+        resamples=RESAMPLES,
+        seed=seed,
+        bounds=(0.025, 0.975),
+    )
+    return [low, high]

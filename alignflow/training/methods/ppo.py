@@ -161,8 +161,8 @@ def train(
             state.update += 1
             if state.update % section.logging_steps == 0 or state.update == updates:
                 events.metrics(state.update, state.metrics)
-            due = watch is not None and watch.due(state.update, updates)
-            better = due and look(job, setting, state, watch)
+            due = watch if watch is not None and watch.due(state.update, updates) else None
+            better = due is not None and look(job, setting, state, due)
             if state.update % section.save_steps == 0 or stop.asked or better:
                 save_checkpoint(job.checkpoints, roles, optimizer, state)
             if stop.asked and state.update < updates:
@@ -172,7 +172,7 @@ def train(
                 )
     if watch and state.update < updates:
         events.message(
-            f"{watch.section.metric} on held-out prompts has not risen for "
+            f"{watch.section.name} on held-out prompts has not risen for "
             f"{watch.section.patience} evaluations: PPO ends at update {state.update} of "
             f"{updates}."
         )
@@ -240,7 +240,7 @@ def look(job: Job[PPOSection], setting: Setting, state: State, watch: Watch) -> 
     """
     figure = watch.measure(setting)
     state.watched.history.append((state.update, figure))
-    job.events.metrics(state.update, {f"watched/{watch.section.metric}": figure})
+    job.events.metrics(state.update, {f"watched/{watch.section.name}": figure})
     better = state.watched.best[0] == state.update
     if better:
         keep_best(best_directory(job), state.update, setting.roles.policy_state())
@@ -256,7 +256,7 @@ def settle(job: Job[PPOSection], roles: Roles, state: State, watch: Watch | None
         put_weights(roles.policy_state(), best_directory(job) / f"checkpoint-{best}")
         job.events.message(
             f"The policy after update {best} of {state.update} is kept: it has the highest "
-            f"{watch.section.metric} on held-out prompts, {figure:.3g}."
+            f"{watch.section.name} on held-out prompts, {figure:.3g}."
         )
     return best
 

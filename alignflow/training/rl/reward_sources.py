@@ -1,4 +1,4 @@
-"""Where rewards come from besides the reward model: the builtin judge, or the user's function.
+"""Where rewards come from besides the reward model: answers that are run, or the user's function.
 
 A source takes three lists of equal length, `prompts` and `responses` as text and `targets`, and
 returns one number each. The same sources serve PPO, RLOO and GRPO.
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from alignflow.errors import DataError, EvaluationError, RecipeError
+from alignflow.evaluation.execution import execution_judge
+from alignflow.recipe.judging import ExecutionArguments
 from alignflow.recipe.rewards import EXECUTION, REWARD_MODEL, RewardTerm
 
 RewardFunction = Callable[[list[str], list[str], list[str | None]], Tensor]
@@ -36,15 +38,18 @@ def load_rewards(
         RecipeError: A function cannot be imported.
     """
     return {
-        term.source: _checked(term.source, _function(term.source, paths or {}))
+        term.source: _checked(
+            term.source,
+            execution_reward_on(term)
+            if term.source == EXECUTION
+            else _function(term.source, paths or {}),
+        )
         for term in terms
         if term.source != REWARD_MODEL
     }
 
 
 def _function(source: str, paths: Mapping[str, str]) -> Callable[..., Any]:
-    if source == EXECUTION:
-        return execution_reward
     place, _, name = source.rpartition(":")
     try:
         if place.endswith(".py"):
@@ -68,40 +73,51 @@ def _module_at(path: Path) -> Any:
 
 def _checked(source: str, function: Callable[..., Any]) -> RewardFunction:
     def scores(prompts: list[str], responses: list[str], targets: list[str | None]) -> Tensor:
-        found = [
+        given = [
             float(score)
             for score in function(prompts=prompts, responses=responses, targets=targets)
         ]
-        if len(found) != len(responses) or not all(math.isfinite(score) for score in found):
+        if len(given) != len(responses) or not all(math.isfinite(score) for score in given):
             raise EvaluationError(
-                f"The reward {source!r} gave {len(found)} scores, {found[:3]} first, for "
+                f"The reward {source!r} gave {len(given)} scores, {given[:3]} first, for "
                 f"{len(responses)} responses; it must give one finite number for each."
             )
-        return torch.tensor(found, dtype=torch.float32)
+        return torch.tensor(given, dtype=torch.float32)
 
     return scores
+
+
+def execution_reward_on(arguments: ExecutionArguments) -> Callable[..., list[float]]:
+    """The reward `execution` on a recipe's databases, or on the freight job's where it names none.
+
+    It is 1.0 for a response that the metric `execution_accuracy` finds right, else 0.0: a query that
+    returns the target's rows on every database, or exactly the refusal where that is the target.
+
+    Raises:
+        DataError: A database is not there; when called, a prompt has no target.
+    """
+    judge = execution_judge(arguments)
+
+    def reward(prompts: list[str], responses: list[str], targets: list[str | None]) -> list[float]:
+        del prompts
+        if None in targets:
+            raise DataError(
+                "The reward `execution` compares with a target, and a prompt has none. Name a "
+                "source with the columns prompt and target in data.prompts."
+            )
+        return [
+            float(judge(response, target or "").correct)
+            for response, target in zip(responses, targets, strict=True)
+        ]
+
+    return reward
 
 
 def execution_reward(
     prompts: list[str], responses: list[str], targets: list[str | None]
 ) -> list[float]:
-    """1.0 where the freight judge finds an answer right, else 0.0.
-
-    Raises:
-        DataError: A prompt has no target.
-    """
-    from alignflow.builtin.freight.judge import judge
-
-    del prompts
-    scores = []
-    for response, target in zip(responses, targets, strict=True):
-        if target is None:
-            raise DataError(
-                "The reward `execution` compares with a target, and a prompt has none. Name a "
-                "source with the columns prompt and target in data.prompts."
-            )
-        scores.append(float(judge(response, target).correct))
-    return scores
+    """The reward `execution` of the embedded freight job."""
+    return execution_reward_on(ExecutionArguments())(prompts, responses, targets)
 
 
 LEAST_STD = 1e-6

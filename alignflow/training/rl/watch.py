@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from alignflow.errors import DataError
-from alignflow.evaluation.metric_modules import judge, load_metrics
+from alignflow.evaluation.metric_modules import compute_metric, load_metrics
 from alignflow.models.generate import decode, respond
 from alignflow.recipe import EvaluationSection
 from alignflow.recipe.rewards import WatchSection
@@ -63,12 +63,16 @@ class Watch:
         """The metric of one sampled response to each prompt."""
         with setting.roles.generating() as policy:
             responses = respond(
-                policy, setting.tokenizer, [prompt.ids for prompt in self._prompts],
+                policy,
+                setting.tokenizer,
+                [prompt.ids for prompt in self._prompts],
                 max_new_tokens=setting.section.max_new_tokens,
-                temperature=setting.section.temperature, seed=SEED,
-            )  # fmt: skip
+                temperature=setting.section.temperature,
+                seed=SEED,
+            )
         texts = decode(setting.tokenizer, responses)
-        return judge(self._metric, texts, [prompt.target for prompt in self._prompts]).figure
+        targets = [prompt.target for prompt in self._prompts]
+        return compute_metric(self._metric, texts, targets).figure
 
     def exhausted(self, watched: Watched) -> bool:
         """Whether the metric has not risen for `patience` evaluations."""
@@ -80,7 +84,8 @@ def keep_best(root: Path, update: int, policy: dict[str, Tensor]) -> None:
     """Writes the policy's weights; the best before them are kept until a checkpoint knows these."""
     directory = root / f"checkpoint-{update}"
     directory.mkdir(parents=True, exist_ok=True)
-    save_file({n: p.detach().contiguous() for n, p in policy.items()}, directory / "weights.safetensors")  # fmt: skip
+    weights = {name: tensor.detach().contiguous() for name, tensor in policy.items()}
+    save_file(weights, directory / "weights.safetensors")
     certify(directory)
     rotate(root)
 
@@ -89,7 +94,7 @@ def describe(watched: Watched, section: WatchSection, kept: int) -> dict[str, An
     """For the report."""
     update, figure = watched.best
     return {
-        "watched_metric": section.metric,
+        "watched_metric": section.name,
         "watched": [list(entry) for entry in watched.history],
         "best_update": update,
         "best": figure,

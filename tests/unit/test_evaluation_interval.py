@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from alignflow.evaluation.bootstrap import interval
+from alignflow.evaluation.statistics import interval
 
 
 def test_equal_values_leave_no_doubt() -> None:
@@ -36,7 +36,7 @@ def test_the_same_seed_gives_the_same_interval_and_chunks_change_nothing(
     whole = interval(values, seed=3)
     assert interval(values, seed=3) == whole
     assert interval(values, seed=4) != whole
-    monkeypatch.setattr("alignflow.evaluation.bootstrap.CHUNK_DRAWS", 1000)
+    monkeypatch.setattr("alignflow.evaluation.statistics.DRAWS_AT_ONCE", 1000)
     assert interval(values, seed=3) == whole
 
 
