@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from alignflow.commands.options import Json
-from alignflow.errors import CertificateError, RecipeError
+from alignflow.errors import RecipeError
 
 if TYPE_CHECKING:
-    from alignflow.merging import AdapterStep, Certificate
+    from alignflow.merging import Certificate
 
 
 def merge(
@@ -66,36 +66,29 @@ def merge(
       alignflow merge base adapter merged --export gguf --llama-cpp ~/llama.cpp
       alignflow merge base adapter merged --dry-run
     """  # noqa: D301 (click's mark)
-    from alignflow.merging import MergeOptions, plan, trained_on_nf4
+    from alignflow.merging import demand_passed, merge_request, plan
     from alignflow.merging import merge as write_merged
     from alignflow.merging.export import check_export, demand_room, export_model
 
     if export:
         check_export(export, llama_cpp)
-    steps = _steps(adapter, combine or [], then or [])
-    if qlora_base is None and any(trained_on_nf4(path) for path, _ in steps[0].members):
-        qlora_base = "dequantized"
-    options = MergeOptions(
+    asked = merge_request(
+        base,
+        [_weighted(adapter, default=1.0), *map(_weighted, combine or [])],
+        [str(following) for following in then or []],
+        qlora_base=qlora_base,
         dtype=dtype,
-        quantization="nf4" if qlora_base else None,
-        qlora_base=qlora_base or "dequantized",
         verify=not no_verify,
-        base_source=base,
     )
-    directory = _directory(base)
     if export == "nf4":
-        demand_room(directory)
+        demand_room(asked.base)
     if dry_run:
-        typer.echo(_planned(plan(directory, steps, options).describe(), as_json))
+        typer.echo(_planned(plan(*asked).describe(), as_json))
         return
     with shown_progress() as progress:
-        certificate = write_merged(directory, steps, out, options, progress)
+        certificate = write_merged(asked.base, asked.steps, out, asked.options, progress)
     typer.echo(_certified(certificate, out, as_json))
-    if certificate.status == "failed":
-        raise CertificateError(
-            f"{out}: the merged model differs from base plus adapter: {_figures(certificate)}. "
-            "Merge in a wider type (--dtype float32), or look at the adapter."
-        )
+    demand_passed(certificate, out)
     if export:
         typer.echo(export_model(out, export, llama_cpp))
 
@@ -128,16 +121,7 @@ def shown_progress() -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _steps(adapter: str, combine: list[str], then: list[Path]) -> list[AdapterStep]:
-    """The first merge, of one adapter or of several with weights, and those that follow it."""
-    from alignflow.merging import AdapterStep
-
-    path, weight = _weighted(adapter, default=1.0)
-    first = AdapterStep(path, weight, tuple(_weighted(text) for text in combine))
-    return [first, *(AdapterStep(_directory(str(following))) for following in then)]
-
-
-def _weighted(text: str, default: float | None = None) -> tuple[Path, float]:
+def _weighted(text: str, default: float | None = None) -> tuple[str, float]:
     """Reads ADAPTER=WEIGHT.
 
     Raises:
@@ -145,32 +129,12 @@ def _weighted(text: str, default: float | None = None) -> tuple[Path, float]:
     """
     name, equals, number = text.rpartition("=")
     if not equals and default is not None:
-        return _directory(text), default
+        return text, default
     try:
-        return _directory(name), float(number)
+        return name, float(number)
     except ValueError as error:
         raise RecipeError(
             f"--with {text}: expected ADAPTER=WEIGHT with a number, as in runs/sft/adapter=0.5."
-        ) from error
-
-
-def _directory(name: str) -> Path:
-    """A local directory, or the snapshot of a Hub id on this disk, downloaded where allowed.
-
-    Raises:
-        RecipeError: It is neither.
-    """
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pth", "*.gguf", "*.h5"]))
-    except Exception as error:
-        raise RecipeError(
-            f"{name} is no directory, and no snapshot of it could be had from the Hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the name, or unset "
-            "HF_HUB_OFFLINE to download it."
         ) from error
 
 
@@ -194,17 +158,5 @@ def _certified(certificate: Certificate, out: Path, as_json: bool) -> str:
         return certificate.model_dump_json(indent=2)
     lines = [f"{out}: {certificate.status}", certificate.arithmetic]
     if certificate.figures:
-        lines.append(_figures(certificate))
+        lines.append(certificate.in_words())
     return "\n".join([*lines, *certificate.serve.values()])
-
-
-def _figures(certificate: Certificate) -> str:
-    figures = certificate.figures
-    if figures is None or not (figures.finite and certificate.finite):
-        return "a weight or a logit is not finite"
-    return (
-        f"KL {figures.kl:.3g} nats per token (limit {certificate.limits.max_kl:g}), most likely "
-        f"token equal in {figures.top1_agreement:.2%} of {figures.tokens} "
-        f"(limit {certificate.limits.min_top1_agreement:.2%}), largest difference of a "
-        f"log-probability {figures.max_logp_difference:.3g}"
-    )

@@ -67,6 +67,17 @@ class Certificate(Record):
     serve: dict[str, str] = Field(default_factory=dict)
     """Command lines of vLLM for the merged model, and for base plus adapter."""
 
+    def in_words(self) -> str:
+        """What the comparison said."""
+        if self.figures is None or not (self.figures.finite and self.finite):
+            return "a weight or a logit is not finite"
+        return (
+            f"KL {self.figures.kl:.3g} nats per token (limit {self.limits.max_kl:g}), most likely "
+            f"token equal in {self.figures.top1_agreement:.2%} of {self.figures.tokens} "
+            f"(limit {self.limits.min_top1_agreement:.2%}), largest difference of a "
+            f"log-probability {self.figures.max_logp_difference:.3g}"
+        )
+
     def write(self, directory: Path) -> None:
         """Puts it beside the model."""
         atomic_write_json(directory / CERTIFICATE_FILE, self.model_dump(mode="json"))
