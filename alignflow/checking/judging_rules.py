@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from alignflow.check.findings import Finding, advice, error, raised, warning
+from alignflow.checking.findings import Finding, advice, error, raised, warning
 from alignflow.errors import DataError, RecipeError
 from alignflow.evaluation.about import lower_is_better, text_metrics
 from alignflow.evaluation.metric_modules import arguments_of, compares_responses

@@ -230,19 +230,20 @@ def merge(
         RecipeError: The arguments contradict each other.
     """
     _quiet()
-    from alignflow.merging import demand_passed, requested
+    from alignflow.merging import demand_passed, merge_request
     from alignflow.merging import merge as write_merged
 
-    asked = requested(
+    asked = merge_request(
         str(base),
-        (str(adapter), weight),
-        combine=[(name, share) for name, share in (combine or {}).items()],
-        then=[str(path) for path in then],
+        [(str(adapter), weight), *(combine or {}).items()],
+        [str(path) for path in then],
         qlora_base=qlora_base,
         dtype=dtype,
         verify=verify,
     )
-    return demand_passed(write_merged(asked.base, asked.steps, Path(out), asked.options), Path(out))
+    certificate = write_merged(asked.base, asked.steps, Path(out), asked.options)
+    demand_passed(certificate, Path(out))
+    return certificate
 
 
 def _rendered(directory: Path, prompt: str, system: str | None) -> str:

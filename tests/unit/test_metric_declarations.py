@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from check_cases import changed
 
-from alignflow.check.findings import Finding
-from alignflow.check.judging_rules import judging_findings
+from alignflow.checking.findings import Finding
+from alignflow.checking.judging_rules import judging_findings
 from alignflow.errors import EvaluationError, RecipeError
 from alignflow.evaluation import about
 from alignflow.evaluation.metric_modules import (
