@@ -9,13 +9,18 @@ from typing import Literal
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from alignflow.data.prepare import DROPPED_FILE
 from alignflow.errors import RecipeError
 from alignflow.faults import faultpoint
 from alignflow.gate.contest import decides, pinned_prompts
 from alignflow.gate.gate import plan
-from alignflow.ledger import Generation, freeze, generation, mark_dropped, set_state
-from alignflow.ledger import pinned_prompts as held_out_file
+from alignflow.ledger import (
+    Generation,
+    freeze,
+    generation,
+    holdout_prompts_file,
+    mark_dropped,
+    set_state,
+)
 from alignflow.lineage.retraining import (
     Champion,
     Situation,
@@ -28,6 +33,7 @@ from alignflow.lineage.retraining import (
 )
 from alignflow.recipe import DataSource, Recipe, require_retrain
 from alignflow.stages.artifacts import verify
+from alignflow.stages.layout import Prepared
 from alignflow.stages.spec import Record, StageSpec
 from tasks.approval import awaited_elsewhere
 from tasks.pipeline import PipelineRun, new_run_id
@@ -136,7 +142,7 @@ def _held_out(home: Path, recipe: Recipe) -> list[DataSource]:
     """The hold-out's prompts, where a judge will compare answers to them."""
     if decides(recipe) != "judge":
         return []
-    path = held_out_file(home, require_retrain(recipe).preference_set)
+    path = holdout_prompts_file(home, require_retrain(recipe).preference_set)
     return [DataSource(source=str(path))] if path else []
 
 
@@ -180,7 +186,7 @@ class RetrainRun(PipelineRun):
 def account_for(run: RetrainRun) -> None:
     """Records the rows that `prepare` dropped, and says what the hold-out can show."""
     prepare = run.artifacts["prepare"]
-    dropped = json.loads((prepare.directory / DROPPED_FILE).read_text())
+    dropped = json.loads(Prepared(prepare.directory).dropped.read_text())
     if dropped:
         mark_dropped(run.home, run.plan.preference_set, dropped)
     state = set_state(run.home, run.plan.preference_set, run.plan.model)

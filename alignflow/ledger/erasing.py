@@ -71,15 +71,15 @@ def erase(
             keys = _one(connection, row_id) if row_id else _of_source(connection, source or "")
             keys = _with_opposites(connection, keys)
             ids = _bury(connection, keys, reason)
-            found = [*_texts(connection, keys), *_rated_texts(connection, source)]
+            written = [*_texts(connection, keys), *_rated_texts(connection, source)]
             faultpoint("ledger.erase.buried")
-        words = words_of(found)
+        words = words_of(written)
         changed = erase_from_files(home, words)
         rewritten = _rewrite_snapshots(engine, home, set(ids))
         faultpoint("ledger.erase.files")
         with writing(engine) as connection:
             bad = _erase_quarantine(connection, words, source)
-            bad_ratings = _erase_ratings(connection, found, source)
+            bad_ratings = _erase_ratings(connection, written, source)
             if not keys and not bad and not bad_ratings:
                 raise DataError(
                     f"Nothing in the ledger came from {source!r}. `alignflow prefs show ID` says what a "
@@ -98,7 +98,7 @@ def _one(connection: Connection, row_id: str) -> list[int]:
 
 
 def _of_source(connection: Connection, source: str) -> list[int]:
-    found = (
+    given = (
         select(observations.c.row)
         .join(files, files.c.key == observations.c.file)
         .where(
@@ -111,14 +111,16 @@ def _of_source(connection: Connection, source: str) -> list[int]:
         )
         .distinct()
     )
-    return list(connection.execute(found).scalars())
+    return list(connection.execute(given).scalars())
 
 
 def _with_opposites(connection: Connection, keys: list[int]) -> list[int]:
     both = set(keys)
     for part in _chunks(keys):
-        found = select(rows.c.opposite).where(rows.c.key.in_(part), rows.c.opposite.is_not(None))
-        both.update(key for key in connection.execute(found).scalars() if key is not None)
+        opposites = select(rows.c.opposite).where(
+            rows.c.key.in_(part), rows.c.opposite.is_not(None)
+        )
+        both.update(key for key in connection.execute(opposites).scalars() if key is not None)
     return sorted(both)
 
 
@@ -127,13 +129,13 @@ def _chunks(keys: list[int]) -> Iterable[list[int]]:
 
 
 def _texts(connection: Connection, keys: list[int]) -> list[tuple[str, str, str]]:
-    found: list[tuple[str, str, str]] = []
+    written: list[tuple[str, str, str]] = []
     for part in _chunks(keys):
         chosen = select(texts.c.prompt, texts.c.chosen, texts.c.rejected).where(
             texts.c.row.in_(part)
         )
-        found += connection.execute(chosen).tuples().all()
-    return found
+        written += connection.execute(chosen).tuples().all()
+    return written
 
 
 def _rated_texts(connection: Connection, source: str | None) -> list[tuple[str, str, str]]:
@@ -151,10 +153,10 @@ def _erase_quarantine(connection: Connection, words: Words, source: str | None) 
     needles = [form.encode() for word in words.parts for form in _as_json(word)]
     sources = [form.encode() for form in _as_json(source)] if source else []
     hit = []
-    found = select(quarantine.c.file, quarantine.c.offset, quarantine.c.raw, files.c.label).join(
-        files, files.c.key == quarantine.c.file
-    )
-    for file, offset, raw, label in connection.execute(found):
+    kept_rows = select(
+        quarantine.c.file, quarantine.c.offset, quarantine.c.raw, files.c.label
+    ).join(files, files.c.key == quarantine.c.file)
+    for file, offset, raw, label in connection.execute(kept_rows):
         kept = bytes(raw)
         named = source is not None and label in (source, str(Path(source).expanduser().absolute()))
         quoted = any(b'"' + form + b'"' in kept for form in sources)
@@ -175,10 +177,10 @@ def _as_json(word: str) -> set[str]:
 
 
 def _erase_ratings(
-    connection: Connection, found: list[tuple[str, str, str]], source: str | None
+    connection: Connection, written: list[tuple[str, str, str]], source: str | None
 ) -> int:
     erased = 0
-    for prompt, chosen, rejected in found:
+    for prompt, chosen, rejected in written:
         gone = update(ratings).where(
             ratings.c.prompt == prompt, ratings.c.completion.in_([chosen, rejected])
         )
@@ -196,8 +198,8 @@ def _bury(connection: Connection, keys: list[int], reason: str) -> list[str]:
         connection.execute(
             update(rows).where(rows.c.key.in_(part), rows.c.erased.is_(None)).values(erased=reason)
         )
-        found = connection.execute(select(rows.c.id).where(rows.c.key.in_(part))).scalars()
-        ids |= {bytes(name).hex() for name in found}
+        named = connection.execute(select(rows.c.id).where(rows.c.key.in_(part))).scalars()
+        ids |= {bytes(name).hex() for name in named}
     return sorted(ids)
 
 

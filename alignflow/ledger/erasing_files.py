@@ -68,10 +68,10 @@ class Words(NamedTuple):
         return page
 
 
-def words_of(found: Iterable[tuple[str, str, str]]) -> Words:
+def words_of(written: Iterable[tuple[str, str, str]]) -> Words:
     """The texts of rows: what was asked, in each turn, and both responses."""
     words: set[str] = set()
-    for prompt, chosen, rejected in found:
+    for prompt, chosen, rejected in written:
         words |= {chosen, rejected, *(turn["content"] for turn in json.loads(prompt))}
     parts = sorted(
         (word for word in words if len(word) >= SHORTEST_SEARCHED), key=len, reverse=True
@@ -87,7 +87,7 @@ def erase_from_files(home: Path, words: Words) -> list[str]:
     for path in _files(home):
         if _erase_from(path, words, drop=path.is_relative_to(home / INBOX)):
             changed.append(path)
-    for directory in {found for path in changed if (found := _artifact_of(home, path))}:
+    for directory in {artifact for path in changed if (artifact := _artifact_of(home, path))}:
         recertify(directory)
     return [str(path) for path in changed]
 

@@ -14,7 +14,8 @@ from alignflow.data.forms import first_user_turn
 from alignflow.errors import RecipeError
 from alignflow.files import atomic_write_json, digest_json
 from alignflow.ledger.schema import holdouts, prompts, ratings, rows, texts
-from alignflow.ledger.store import has_ledger, insert_many, now, opened, reading, select_in, writing
+from alignflow.ledger.store import insert_many, now, opened, reading, select_in, writing
+from alignflow.settings import has_ledger
 
 LARGEST = 2**64
 
@@ -29,14 +30,14 @@ def decide(connection: Connection, hashes: Iterable[bytes]) -> dict[bytes, bool]
     """What is so of each prompt; those not seen before are decided by the newest hold-out."""
     wanted = set(hashes)
     known = select_in(connection, "SELECT hash, held_out FROM prompts WHERE hash IN ({})", wanted)
-    found = {bytes(prompt): bool(held) for prompt, held in known}
-    missing = wanted - found.keys()
+    decided = {bytes(prompt): bool(held) for prompt, held in known}
+    missing = wanted - decided.keys()
     if missing:
         key, salt, share = current_holdout(connection)
         new = {prompt: is_held_out(prompt, salt, share) for prompt in missing}
         insert_many(connection, prompts, [(prompt, held, key) for prompt, held in new.items()])
-        found.update(new)
-    return found
+        decided.update(new)
+    return decided
 
 
 def current_holdout(connection: Connection) -> tuple[int, str, float]:
@@ -78,20 +79,28 @@ def held_out_prompts(home: Path) -> set[str]:
         .distinct()
     )
     with opened(home, create=False) as engine, reading(engine) as connection:
-        found = [*connection.execute(asked).scalars(), *connection.execute(rated).scalars()]
-    return {first_user_turn(json.loads(prompt)) for prompt in found if prompt is not None}
+        asked_and_rated = [
+            *connection.execute(asked).scalars(),
+            *connection.execute(rated).scalars(),
+        ]
+    return {first_user_turn(json.loads(prompt)) for prompt in asked_and_rated if prompt is not None}
+
+
+def held_out_hashes(home: Path) -> list[str]:
+    """sha256 of every held-out first user turn; none where there is no ledger."""
+    if not has_ledger(home):
+        return []
+    chosen = select(prompts.c.hash).where(prompts.c.held_out.is_(True)).order_by(prompts.c.hash)
+    with opened(home, create=False) as engine, reading(engine) as connection:
+        return [bytes(entry).hex() for entry in connection.execute(chosen).scalars()]
 
 
 def held_out_file(home: Path) -> Path | None:
-    """A file with the sha256 of every held-out first user turn, for `prepare`; it holds no text.
+    """A file with `held_out_hashes`, for `prepare`; it holds no text. None where there are none.
 
-    None where there is no ledger, or it holds nothing out. Its name has the digest of its content.
+    Its name has the digest of its content.
     """
-    if not has_ledger(home):
-        return None
-    chosen = select(prompts.c.hash).where(prompts.c.held_out.is_(True)).order_by(prompts.c.hash)
-    with opened(home, create=False) as engine, reading(engine) as connection:
-        hashes = [bytes(entry).hex() for entry in connection.execute(chosen).scalars()]
+    hashes = held_out_hashes(home)
     if not hashes:
         return None
     path = home / "snapshots" / f"held_out-{digest_json(hashes)[:12]}.json"

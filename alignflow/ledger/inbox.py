@@ -163,10 +163,10 @@ class LocalInbox:
 def _stamp(path: Path) -> object:
     """What changes with the file; None where somebody has taken it away."""
     try:
-        found = path.lstat()
+        state = path.lstat()
     except FileNotFoundError:
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def is_written(path: Path) -> bool:
@@ -210,20 +210,20 @@ class RemoteInbox:
 
     def look(self) -> tuple[list[Entry], list[str], list[str]]:
         """See `Inbox`. Where the system tells no times, it is asked twice."""
-        found = self._listed()
-        read, ignored = _kinds(sorted(found))
+        listed = self._listed()
+        read, ignored = _kinds(sorted(listed))
         ages = {name: self._age_seconds(name) for name in read}
         if any(age is None for age in ages.values()):
             time.sleep(self._settled_seconds)
             again = self._listed()
             ages = {
-                name: (float("inf") if found[name] == again.get(name) else 0.0)
+                name: (float("inf") if listed[name] == again.get(name) else 0.0)
                 if age is None
                 else age
                 for name, age in ages.items()
             }
         settled = [name for name in read if (ages[name] or 0.0) >= self._settled_seconds]
-        complete = [Entry(name, f"{self._address}/{name}", found[name]) for name in settled]
+        complete = [Entry(name, f"{self._address}/{name}", listed[name]) for name in settled]
         return complete, [name for name in read if name not in settled], ignored
 
     def _listed(self) -> dict[str, object]:

@@ -32,7 +32,7 @@ class Refused(NamedTuple):
     moved_to: str | None
 
 
-def found_in(path: Path) -> list[Source]:
+def sources_in(path: Path) -> list[Source]:
     """The file, or what is in a folder and complete: no hidden and no temporary names.
 
     Raises:

@@ -30,7 +30,7 @@ from alignflow.ledger.batches import (
     counts_of,
     parsed,
 )
-from alignflow.ledger.incoming import Refused, Source, found_in, refuse
+from alignflow.ledger.incoming import Refused, Source, refuse, sources_in
 from alignflow.ledger.parsing import (
     GZ_GRACE_BYTES,
     MAX_GZ_BYTES,
@@ -43,7 +43,7 @@ from alignflow.ledger.parsing import (
 )
 from alignflow.ledger.schema import files, quarantine
 from alignflow.ledger.store import now, opened, preference_set, reading, writing
-from alignflow.recipe import RetrainSection
+from alignflow.recipe.retrain import PREFERENCE_SET_PATTERN
 
 BATCH_LINES = 8000
 BATCH_BYTES = 8 * 1024 * 1024
@@ -101,13 +101,13 @@ def add(
         RecipeError: The set's name is none.
         DiskSpaceError: The disk is full. The batch at hand was undone, those before it are kept.
     """
-    found = [source for path in sources for source in found_in(path)]
-    return add_sources(home, found, into, on_progress)
+    inside = [source for path in sources for source in sources_in(path)]
+    return add_sources(home, inside, into, on_progress)
 
 
 def add_sources(
     home: Path,
-    found: Sequence[Source],
+    sources: Sequence[Source],
     into: str = "default",
     on_progress: OnProgress | None = None,
 ) -> Added:
@@ -119,7 +119,7 @@ def add_sources(
     with opened(home) as engine:
         with writing(engine) as connection:
             set_key = preference_set(connection, into)
-        for source in found:
+        for source in sources:
             try:
                 file, own = _add_file(engine, set_key, source, frozenset(brought), on_progress)
             except RefusedFile as problem:
@@ -129,7 +129,7 @@ def add_sources(
             if own.accepted:
                 brought.add(file.key)
             _tell_bad(engine, file, source.label, reasons, first)
-    return Added(len(found) - len(refused), counts, reasons, first, refused)
+    return Added(len(sources) - len(refused), counts, reasons, first, refused)
 
 
 def add_stream(home: Path, stream: Any, into: str = "default") -> Added:
@@ -148,8 +148,7 @@ def check_name(name: str) -> None:
     Raises:
         RecipeError: It is none.
     """
-    pattern = RetrainSection.model_fields["preference_set"].metadata[0].pattern
-    if not re.fullmatch(pattern.strip("^$"), name):
+    if not re.fullmatch(PREFERENCE_SET_PATTERN, name):
         raise RecipeError(
             f"{name!r} cannot name a preference set: wanted letters, digits, '.', '_' or '-', at most "
             "63, the first a letter or digit."
@@ -211,19 +210,19 @@ def _register(
     Raises:
         RefusedFile: The file is new, and most of it is bad.
     """
-    known = (
+    same_content = (
         select(files.c.key, files.c.offset, files.c.done)
         .where(files.c.preference_set == set_key)
         .where(files.c.sha256 == sha256)
     )
     with reading(engine) as connection:
-        found = connection.execute(known).first()
+        known = connection.execute(same_content).first()
     judged: list[Batch] = []
-    if found is None:
+    if known is None:
         judged = _judge(source.path, size)
         with writing(engine) as connection:
-            found = connection.execute(known).first()
-            if found is None:
+            known = connection.execute(same_content).first()
+            if known is None:
                 values = {"preference_set": set_key, "sha256": sha256, "label": source.label}
                 counts = {"accepted": 0, "duplicates": 0, "quarantined": 0}
                 made = connection.execute(
@@ -235,7 +234,7 @@ def _register(
                 assert key is not None
                 return FileKey(key[0], set_key), 0, False, judged
         judged = []
-    return FileKey(found.key, set_key), found.offset, found.done, judged
+    return FileKey(known.key, set_key), known.offset, known.done, judged
 
 
 def _judge(path: Path, size: int) -> list[Batch]:

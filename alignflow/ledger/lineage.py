@@ -124,11 +124,11 @@ def promote(
     """
     with opened(home) as engine, writing(engine) as connection:
         head = _head(connection, model)
-        found = head.generation if head else None
-        if found != expected:
+        present = head.generation if head else None
+        if present != expected:
             raise PromotionRace(
-                f"The champion of {model} is generation {found}, the candidate was gated against "
-                f"generation {expected}: nothing was promoted. Gate it against generation {found}."
+                f"The champion of {model} is generation {present}, the candidate was gated against "
+                f"generation {expected}: nothing was promoted. Gate it against generation {present}."
             )
         newest = connection.execute(
             select(func.coalesce(func.max(promotions.c.generation), -1)).where(
@@ -226,13 +226,13 @@ def _generation(entry: Any) -> Generation:
 
 def generation(home: Path, model: str, number: int) -> Generation | None:
     """A generation of a model, still in its lineage or undone."""
-    found = (
+    numbered = (
         select(promotions, snapshots.c.name.label("snapshot_name"))
         .join(snapshots, snapshots.c.key == promotions.c.snapshot, isouter=True)
         .where(promotions.c.model == model, promotions.c.generation == number)
     )
     with opened(home, create=False) as engine, reading(engine) as connection:
-        entry = connection.execute(found).first()
+        entry = connection.execute(numbered).first()
         return _generation(entry) if entry else None
 
 

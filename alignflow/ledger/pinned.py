@@ -33,7 +33,7 @@ def held_out_pairs(home: Path, name: str) -> list[HeldOutPair]:
         ]
 
 
-def pinned_prompts(home: Path, name: str) -> Path | None:
+def holdout_prompts_file(home: Path, name: str) -> Path | None:
     """A file of the set's held-out prompts, for an evaluation; None where there are none.
 
     Its name has the digest of its rows, so an evaluation of equal prompts is the same evaluation.

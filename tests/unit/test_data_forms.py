@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from alignflow.data.feedback import preference_pair
 from alignflow.data.forms import BadRow, conversation, demonstration, first_user_turn
-from alignflow.data.pairs import preference_pair
 from alignflow.data.reading import read_source
 from alignflow.data.template import ChatTemplate, TemplateRejects
 from alignflow.errors import DataError
@@ -126,8 +126,9 @@ def test_equal_answers_are_a_bad_row() -> None:
 def test_every_response_of_a_dialogue_is_marked() -> None:
     pieces = ChatTemplate(CHATML, {}).turns([USER, YES, USER, NO])
     assert [text for text, response in pieces if response] == [
-        "yes<|im_end|>\n", "no<|im_end|>\n",
-    ]  # fmt: skip
+        "yes<|im_end|>\n",
+        "no<|im_end|>\n",
+    ]
     assert "".join(text for text, _ in pieces) == ChatTemplate(CHATML, {}).render(
         [USER, YES, USER, NO]
     )

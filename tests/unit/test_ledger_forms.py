@@ -36,10 +36,13 @@ def pairs(fields: dict[str, Any]) -> list[Preference]:
         },
         {"prompt": "q", "responses": ["no", "yes"], "scores": [1, 2.5]},
         {"prompt": "q", "responses": ["no", "yes"], "ranks": [2, 1]},
-        {"prompt": [USER], "completions": [{"response": "no", "score": 1}, {"response": "yes", "score": 3}]},
+        {
+            "prompt": [USER],
+            "completions": [{"response": "no", "score": 1}, {"response": "yes", "score": 3}],
+        },
         {"prompt": "q", "responses": [{"content": "yes", "rank": 1}, {"content": "no", "rank": 2}]},
     ],
-)  # fmt: skip
+)
 def test_every_form_of_a_pair_is_one_row_with_one_id(fields: dict[str, Any]) -> None:
     (pair,) = pairs(fields)
     (plain,) = pairs({"prompt": "q", "chosen": "yes", "rejected": "no"})
@@ -106,7 +109,10 @@ GOOD = {"prompt": "q", "chosen": "yes", "rejected": "no"}
         ({**GOOD, "chosen": "a\ud800"}, "surrogate"),
         ({**GOOD, "prompt": [USER, YES]}, "role_order:assistant_last"),
         ({**GOOD, "prompt": [USER, USER]}, "role_order:repeats"),
-        ({**GOOD, "prompt": [USER, {"role": "system", "content": "s"}]}, "role_order:system_not_first"),
+        (
+            {**GOOD, "prompt": [USER, {"role": "system", "content": "s"}]},
+            "role_order:system_not_first",
+        ),
         ({**GOOD, "prompt": [{"role": "system", "content": "s"}]}, "role_order:no_user"),
         ({**GOOD, "prompt": [{"role": "robot", "content": "s"}]}, "role_order:unknown"),
         ({**GOOD, "prompt": [{"role": ["user"], "content": "s"}]}, "role_order:unknown"),
@@ -123,7 +129,7 @@ GOOD = {"prompt": "q", "chosen": "yes", "rejected": "no"}
         ({"prompt": "q", "completion": "a"}, "missing:label"),
         ({"prompt": "q", "completion": "a", "label": "good"}, "type:label:str"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_row_says_what_is_wrong_with_it(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(BadRow) as caught:
         preferences_of(fields)

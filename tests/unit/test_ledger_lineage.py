@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from ledger_cases import content, new_database, postgres_server, row, swapped, write
 
-from alignflow.data.pairs import preference_pair
+from alignflow.data.feedback import preference_pair
 from alignflow.errors import DataError, RecipeError
 from alignflow.ledger import (
     PromotionRace,
@@ -76,9 +76,15 @@ def counts(home: Path) -> tuple[int, int, int]:
 
 def promoted(home: Path, expected: int | None, snapshot: str | None = None, **more: Any) -> Any:
     return promote(
-        home, "m", expected=expected, digest="d", artifacts={"merge": "/a"}, reason="better",
-        snapshot=snapshot, **more,
-    )  # fmt: skip
+        home,
+        "m",
+        expected=expected,
+        digest="d",
+        artifacts={"merge": "/a"},
+        reason="better",
+        snapshot=snapshot,
+        **more,
+    )
 
 
 def test_a_promotion_consumes_and_a_rejection_gives_back(home: Path) -> None:
