@@ -93,19 +93,11 @@ class Demonstration(NamedTuple):
     text: str | None = None
 
 
-class TrainingPrompt(NamedTuple):
-    """A prompt that is answered in training, with what its answer is rewarded by, if anything."""
+class Prompt(NamedTuple):
+    """A prompt that is answered, and what its answer is judged or rewarded by, if anything."""
 
     messages: list[Message]
     target: str | None
-
-
-class EvaluationPrompt(NamedTuple):
-    """A prompt that is judged, with what its answer is judged by."""
-
-    messages: list[Message]
-    target: str
-    group: str
 
 
 @plain_reasons()
@@ -128,32 +120,19 @@ def demonstration(fields: dict[str, Any]) -> Demonstration:
 
 
 @plain_reasons()
-def evaluation_prompt(fields: dict[str, Any]) -> EvaluationPrompt:
-    """A row as a prompt to judge on.
+def prompt_to_answer(fields: dict[str, Any], *, wants_target: bool) -> Prompt:
+    """A row as a prompt to answer.
 
     Raises:
-        BadRow: There is no prompt or target.
+        BadRow: There is no prompt, or no target where it wants one.
     """
-    prompt = fields.get("prompt", fields.get("messages"))
-    target = _as_text(fields.get("target"), "target")
-    if prompt is None or target is None:
-        raise missing_columns(fields, "prompt and target")
-    group = str(fields.get("group") or "all")
-    normalised(group, "group")
-    return EvaluationPrompt(conversation(prompt, "user"), target, group)
-
-
-@plain_reasons()
-def training_prompt(fields: dict[str, Any]) -> TrainingPrompt:
-    """A row as a prompt to answer in training.
-
-    Raises:
-        BadRow: There is no prompt.
-    """
-    prompt = fields.get("prompt", fields.get("messages"))
-    if prompt is None:
-        raise missing_columns(fields, "prompt")
-    return TrainingPrompt(conversation(prompt, "user"), _as_text(fields.get("target"), "target"))
+    prompt, target = fields.get("prompt", fields.get("messages")), fields.get("target")
+    if prompt is None or (wants_target and target is None):
+        raise missing_columns(fields, "prompt and target" if wants_target else "prompt")
+    if target is not None:
+        target = target if isinstance(target, str) else json.dumps(target, ensure_ascii=False)
+        normalised(target, "target")
+    return Prompt(conversation(prompt, "user"), target)
 
 
 @plain_reasons()
@@ -171,15 +150,6 @@ def general_text(fields: dict[str, Any]) -> str:
 def missing_columns(fields: dict[str, Any], wanted: str) -> BadRow:
     """What to raise of a row that lacks the columns of its part."""
     return BadRow("missing_columns", f"has {sorted(fields)}, wanted {wanted}")
-
-
-def _as_text(value: Any, field: str) -> str | None:
-    """A text, or any other value as JSON."""
-    if value is None:
-        return None
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    normalised(text, field)
-    return text
 
 
 def conversation(value: Any, role: str = "user") -> list[Message]:

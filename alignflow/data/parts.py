@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from alignflow.data.feedback import (
-    PAIR_COLUMNS,
-    RATING_COLUMNS,
-    preference_pair,
-    single_rating,
-)
+from alignflow.data.feedback import PAIR_COLUMNS, RATING_COLUMNS, preference_pair, single_rating
 from alignflow.data.forms import (
     DEMONSTRATION_COLUMNS,
     Demonstration,
     demonstration,
-    evaluation_prompt,
     general_text,
     last_user_turn,
-    training_prompt,
+    normalised,
+    prompt_to_answer,
     transcript,
 )
 from alignflow.data.template import Message
@@ -86,7 +81,7 @@ def _rating(fields: dict[str, Any]) -> Formed:
 
 
 def _prompt(fields: dict[str, Any]) -> Formed:
-    row = training_prompt(fields)
+    row = prompt_to_answer(fields, wants_target=False)
 
     def columns(encoder: Encoder) -> dict[str, Any]:
         return {**encoder.prompt(row.messages)._asdict(), "target": row.target}
@@ -95,7 +90,9 @@ def _prompt(fields: dict[str, Any]) -> Formed:
 
 
 def _evaluation(fields: dict[str, Any]) -> Formed:
-    row = evaluation_prompt(fields)
+    row = prompt_to_answer(fields, wants_target=True)
+    group = str(fields.get("group") or "all")
+    normalised(group, "group")
 
     def columns(encoder: Encoder) -> dict[str, Any]:
         return {
@@ -103,7 +100,7 @@ def _evaluation(fields: dict[str, Any]) -> Formed:
             "question": last_user_turn(row.messages),
             "conversation": transcript(row.messages),
             "target": row.target,
-            "group": row.group,
+            "group": group,
         }
 
     return Formed(columns, row.messages)

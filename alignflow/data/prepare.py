@@ -18,15 +18,7 @@ from alignflow.data.base import describe_base, fetch_base, save_tokenizer
 from alignflow.data.lengths import within_context
 from alignflow.data.parts import PARTS
 from alignflow.data.reading import RawRow, read_source
-from alignflow.data.rows import (
-    Read,
-    Rules,
-    account_of,
-    nothing_left,
-    outcome_of,
-    reasons,
-    rules_of,
-)
+from alignflow.data.rows import Read, Rules, account_of, nothing_left, outcome_of, reasons, rules_of
 from alignflow.data.template import load_template
 from alignflow.data.tokens import Encoder
 from alignflow.errors import DataError

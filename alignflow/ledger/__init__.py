@@ -4,12 +4,7 @@ Functions open the ledger of a home for one call and are safe from several proce
 """
 
 from alignflow.ledger.erasing import Erased, erase
-from alignflow.ledger.holdout import (
-    held_out_file,
-    held_out_hashes,
-    held_out_prompts,
-    renew_holdout,
-)
+from alignflow.ledger.holdout import held_out_file, held_out_hashes, held_out_prompts, renew_holdout
 from alignflow.ledger.inbox import Taken, default_inbox, inbox_at, take_in
 from alignflow.ledger.incoming import Refused, Source
 from alignflow.ledger.ingest import Added, add, add_sources, add_stream

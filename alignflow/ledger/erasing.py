@@ -7,7 +7,6 @@ Tombstones come first, then files, and the ledger's own texts last: they say wha
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,22 +19,12 @@ from alignflow.ledger.erasing_files import (
     ERASED,
     Words,
     erase_from_files,
-    rewrite_parquet,
+    keep_rows,
     words_of,
 )
 from alignflow.ledger.reports import find_row, models_of
-from alignflow.ledger.schema import (
-    files,
-    observations,
-    quarantine,
-    ratings,
-    rows,
-    snapshots,
-    texts,
-)
-from alignflow.ledger.store import opened, writing
-
-CHUNK = 10_000
+from alignflow.ledger.schema import files, observations, quarantine, ratings, rows, snapshots, texts
+from alignflow.ledger.store import in_parts, opened, writing
 
 
 class Erased(NamedTuple):
@@ -116,7 +105,7 @@ def _of_source(connection: Connection, source: str) -> list[int]:
 
 def _with_opposites(connection: Connection, keys: list[int]) -> list[int]:
     both = set(keys)
-    for part in _chunks(keys):
+    for part in in_parts(keys):
         opposites = select(rows.c.opposite).where(
             rows.c.key.in_(part), rows.c.opposite.is_not(None)
         )
@@ -124,13 +113,9 @@ def _with_opposites(connection: Connection, keys: list[int]) -> list[int]:
     return sorted(both)
 
 
-def _chunks(keys: list[int]) -> Iterable[list[int]]:
-    return (keys[start : start + CHUNK] for start in range(0, len(keys), CHUNK))
-
-
 def _texts(connection: Connection, keys: list[int]) -> list[tuple[str, str, str]]:
     written: list[tuple[str, str, str]] = []
-    for part in _chunks(keys):
+    for part in in_parts(keys):
         chosen = select(texts.c.prompt, texts.c.chosen, texts.c.rejected).where(
             texts.c.row.in_(part)
         )
@@ -194,7 +179,7 @@ def _erase_ratings(
 def _bury(connection: Connection, keys: list[int], reason: str) -> list[str]:
     """Marks rows as erased, so that nothing is trained on them from now on; their ids."""
     ids: set[str] = set()
-    for part in _chunks(keys):
+    for part in in_parts(keys):
         connection.execute(
             update(rows).where(rows.c.key.in_(part), rows.c.erased.is_(None)).values(erased=reason)
         )
@@ -204,7 +189,7 @@ def _bury(connection: Connection, keys: list[int], reason: str) -> list[str]:
 
 
 def _erase_rows(connection: Connection, keys: list[int]) -> None:
-    for part in _chunks(keys):
+    for part in in_parts(keys):
         connection.execute(delete(texts).where(texts.c.row.in_(part)))
         connection.execute(
             update(observations)
@@ -226,7 +211,7 @@ def _leave_no_trace(engine: Engine) -> None:
 def _rewrite_snapshots(engine: Engine, home: Path, ids: set[str]) -> list[str]:
     changed = []
     for path in sorted((home / "snapshots").rglob("*.parquet")):
-        if not _without(path, ids):
+        if not keep_rows(path, lambda fields: fields["id"] not in ids, ["id"]):
             continue
         changed.append(str(path))
         with writing(engine) as connection:
@@ -236,15 +221,3 @@ def _rewrite_snapshots(engine: Engine, home: Path, ids: set[str]) -> list[str]:
                 .values(sha256=sha256_file(path))
             )
     return changed
-
-
-def _without(path: Path, ids: set[str]) -> bool:
-    """Rewrites a Parquet file without some rows; False where it has none of them."""
-    import pyarrow.parquet as pq
-
-    batches = pq.ParquetFile(path).iter_batches(columns=["id"])
-    kept = [[name not in ids for name in batch.column(0).to_pylist()] for batch in batches]
-    if all(all(batch) for batch in kept):
-        return False
-    rewrite_parquet(path, kept)
-    return True

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, Select, func, insert, select, update
 
 from alignflow.errors import AlignflowError, RecipeError
 from alignflow.faults import faultpoint
@@ -16,14 +16,7 @@ from alignflow.ledger.outbox import PROMOTED as PROMOTED_EVENT
 from alignflow.ledger.outbox import count_new, is_waiting, write_event
 from alignflow.ledger.schema import promotions, rows, snapshots
 from alignflow.ledger.snapshots import UNDECIDED
-from alignflow.ledger.store import (
-    find_set,
-    now,
-    opened,
-    preference_set,
-    reading,
-    writing,
-)
+from alignflow.ledger.store import find_set, now, opened, preference_set, reading, writing
 from alignflow.ledger.verdicts import WITHDRAWN, consume, give_back
 
 
@@ -196,15 +189,18 @@ def _announced_head(connection: Connection, model: str) -> Generation:
     return head
 
 
-def _live(connection: Connection, model: str) -> list[Any]:
-    return list(
-        connection.execute(
-            select(promotions, snapshots.c.name.label("snapshot_name"))
-            .join(snapshots, snapshots.c.key == promotions.c.snapshot, isouter=True)
-            .where(promotions.c.model == model, promotions.c.undone.is_(None))
-            .order_by(promotions.c.generation)
-        )
+def _promoted(model: str) -> Select[Any]:
+    """Every generation of a model, undone ones too, with the names of their snapshots."""
+    return (
+        select(promotions, snapshots.c.name.label("snapshot_name"))
+        .join(snapshots, snapshots.c.key == promotions.c.snapshot, isouter=True)
+        .where(promotions.c.model == model)
+        .order_by(promotions.c.generation)
     )
+
+
+def _live(connection: Connection, model: str) -> list[Any]:
+    return list(connection.execute(_promoted(model).where(promotions.c.undone.is_(None))))
 
 
 def _head(connection: Connection, model: str) -> Generation | None:
@@ -226,11 +222,7 @@ def _generation(entry: Any) -> Generation:
 
 def generation(home: Path, model: str, number: int) -> Generation | None:
     """A generation of a model, still in its lineage or undone."""
-    numbered = (
-        select(promotions, snapshots.c.name.label("snapshot_name"))
-        .join(snapshots, snapshots.c.key == promotions.c.snapshot, isouter=True)
-        .where(promotions.c.model == model, promotions.c.generation == number)
-    )
+    numbered = _promoted(model).where(promotions.c.generation == number)
     with opened(home, create=False) as engine, reading(engine) as connection:
         entry = connection.execute(numbered).first()
         return _generation(entry) if entry else None

@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -90,7 +90,7 @@ def lines_of(path: Path, name: str, offset: int) -> Iterator[Iterator[Line]]:
         if name.endswith(".parquet"):
             yield _parquet_lines(file, offset)
         elif name.endswith(".gz"):
-            yield _skipped_to(offset, split_lines(_Bounded(file)))
+            yield (line for line in split_lines(Unpacked(file)) if line.offset >= offset)
         else:
             file.seek(offset)
             yield split_lines(file, offset)
@@ -110,32 +110,37 @@ def split_lines(file: Any, offset: int = 0) -> Iterator[Line]:
         offset += size
 
 
-def _skipped_to(offset: int, lines: Iterator[Line]) -> Iterator[Line]:
-    return (line for line in lines if line.offset >= offset)
-
-
-class _Bounded:
-    """A gzip stream that ends in RefusedFile where it grows beyond reason."""
+class Unpacked:
+    """A gzip stream that ends in RefusedFile where it is damaged, or grows beyond reason."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+        size = os.fstat(file.fileno()).st_size
+        self._allowed = min(MAX_GZ_BYTES, max(GZ_GRACE_BYTES, MAX_GZ_RATIO * size))
         self._stream = gzip.GzipFile(fileobj=file, mode="rb")
         self._read = 0
 
     def readline(self, limit: int) -> bytes:
+        """The next line, or the beginning of it."""
+        return self._checked(lambda: self._stream.readline(limit))
+
+    def read(self, limit: int) -> bytes:
+        """The next bytes."""
+        return self._checked(lambda: self._stream.read(limit))
+
+    def _checked(self, take: Callable[[], bytes]) -> bytes:
         try:
-            line = self._stream.readline(limit)
+            taken = take()
         except (OSError, EOFError, zlib.error) as error:
-            raise RefusedFile("gzip", f"is not a whole gzip file ({error})") from error
-        self._read += len(line)
-        allowed = max(GZ_GRACE_BYTES, MAX_GZ_RATIO * max(1, self._file.tell()))
-        if self._read > min(MAX_GZ_BYTES, allowed):
+            message = f"is not a whole gzip file ({error}). Copy it again"
+            raise RefusedFile("gzip", message) from error
+        self._read += len(taken)
+        if self._read > self._allowed:
             raise RefusedFile(
                 "gzip_bomb",
-                f"unpacks to more than {self._read} bytes; allowed are {MAX_GZ_RATIO} times its size "
-                f"and {MAX_GZ_BYTES} bytes",
+                f"unpacks to more than {self._allowed} bytes (allowed: {MAX_GZ_RATIO} times its size, "
+                f"and {MAX_GZ_BYTES} bytes). Split it, or give it unpacked",
             )
-        return line
+        return taken
 
 
 def _parquet_lines(file: BinaryIO, offset: int) -> Iterator[Line]:

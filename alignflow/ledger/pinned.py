@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select
 
 from alignflow.data.groups import HOLDOUT
-from alignflow.files import digest_json, fsync_directory, fsync_file
+from alignflow.files import digest_json
 from alignflow.ledger.schema import rows, texts
-from alignflow.ledger.snapshot_files import WRITTEN_ROWS, snapshot_folder
+from alignflow.ledger.snapshot_files import WRITTEN_ROWS, renamed, snapshot_folder
 from alignflow.ledger.store import find_set, opened, reading
 
 
@@ -38,6 +37,9 @@ def holdout_prompts_file(home: Path, name: str) -> Path | None:
 
     Its name has the digest of its rows, so an evaluation of equal prompts is the same evaluation.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     with opened(home) as engine, reading(engine) as connection:
         first: dict[str, tuple[bytes, str]] = {}
         for row_id, prompt, chosen, _ in _held_out(connection, name):
@@ -51,7 +53,8 @@ def holdout_prompts_file(home: Path, name: str) -> Path | None:
     digest = digest_json([entry["id"] for entry in entries])[:12]
     path = snapshot_folder(home, name) / f"held_out-{digest}.parquet"
     if not path.exists():
-        _write(path, entries)
+        with renamed(path) as temporary:  # the column `id` is for erasing, which looks for it
+            pq.write_table(pa.Table.from_pylist(entries), temporary, compression="zstd")
     return path
 
 
@@ -65,16 +68,3 @@ def _held_out(connection: Connection, name: str) -> list[Any]:
         .order_by(rows.c.id)
     )
     return list(connection.execution_options(yield_per=WRITTEN_ROWS).execute(chosen))
-
-
-def _write(path: Path, entries: list[dict[str, Any]]) -> None:
-    """Parquet with the column `id`, so that erasing finds the rows."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    pq.write_table(pa.Table.from_pylist(entries), temporary, compression="zstd")
-    fsync_file(temporary)
-    os.replace(temporary, path)
-    fsync_directory(path.parent)

@@ -22,7 +22,7 @@ from alignflow.ledger.schema import (
     texts,
 )
 from alignflow.ledger.snapshots import PROMOTED, UNDECIDED, snapshot_names
-from alignflow.ledger.store import opened, reading, require_set
+from alignflow.ledger.store import in_parts, opened, reading, require_set
 
 RAW_CHARACTERS = 400
 SHORTEST_PREFIX = 6
@@ -214,7 +214,7 @@ def _snapshots_of(connection: Connection, key: int) -> list[dict[str, Any]]:
 def models_of(connection: Connection, keys: list[int]) -> list[dict[str, Any]]:
     """Generations that were trained on any of these rows, undone ones too."""
     models: dict[tuple[str, int], dict[str, Any]] = {}
-    for start in range(0, len(keys), 10_000):
+    for part in in_parts(keys):
         entries = connection.execute(
             select(
                 promotions.c.model,
@@ -225,7 +225,7 @@ def models_of(connection: Connection, keys: list[int]) -> list[dict[str, Any]]:
             )
             .join(snapshots, snapshots.c.key == promotions.c.snapshot)
             .join(snapshot_rows, snapshot_rows.c.snapshot == snapshots.c.key)
-            .where(snapshot_rows.c.row.in_(keys[start : start + 10_000]))
+            .where(snapshot_rows.c.row.in_(part))
             .distinct()
         )
         models |= {

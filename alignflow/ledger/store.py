@@ -144,7 +144,7 @@ def preference_set(connection: Connection, name: str) -> int:
     key = find_set(connection, name)
     if key is not None:
         return key
-    made = connection.execute(insert(sets).values(name=name, judged=0, announced=-1))
+    made: Any = connection.execute(insert(sets).values(name=name, judged=0, announced=-1))
     return int(made.inserted_primary_key[0])
 
 
