@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from alignflow.data.forms import UNREADABLE, BadRow, first_user_turn, one_row
 from alignflow.data.parts import PARTS, Formed
 from alignflow.data.reading import RawRow
-from alignflow.data.template import Message
 from alignflow.data.tokens import Encoder
 from alignflow.recipe import DataSection, DataSource
 from alignflow.stages.spec import RowAccount
@@ -127,13 +126,10 @@ def _check_allowed(part: str, formed: Formed, rules: Rules) -> None:
         return
     if formed.document is not None and formed.document in rules.measured:
         raise BadRow(GENERAL_TEXT)
-    if formed.prompt is not None and _is_judged(formed.prompt, rules.judged):
-        raise BadRow(EVALUATION_PROMPT)
-
-
-def _is_judged(prompt: list[Message], judged: Collection[str]) -> bool:
-    turn = first_user_turn(prompt)
-    return turn in judged or hashlib.sha256(turn.encode()).hexdigest() in judged
+    if formed.prompt is not None:
+        turn = first_user_turn(formed.prompt)
+        if turn in rules.judged or hashlib.sha256(turn.encode()).hexdigest() in rules.judged:
+            raise BadRow(EVALUATION_PROMPT)
 
 
 def _is_held_out(part: str, row: RawRow, formed: Formed, share: float) -> bool:
