@@ -144,7 +144,8 @@ def general_text(fields: dict[str, Any]) -> str:
     """
     if not isinstance(fields.get("text"), str):
         raise missing_columns(fields, "text")
-    return text_turn("user", fields["text"], "text").message["content"]
+    written_text(fields["text"], "text")
+    return fields["text"]
 
 
 def missing_columns(fields: dict[str, Any], wanted: str) -> BadRow:
@@ -170,7 +171,7 @@ def turns_of(value: Any, field: str, role: str, *, dialogues: bool = False) -> l
     if isinstance(value, str):
         if dialogues and is_dialogue(value):
             return _dialogue(value, field)
-        return [text_turn(role, value, field)]
+        return [_text_turn(role, value, field)]
     if not isinstance(value, list):
         raise BadRow(
             f"type:{field}:{kind(value)}", f"{field} is {kind(value)}, not text or messages"
@@ -180,16 +181,20 @@ def turns_of(value: Any, field: str, role: str, *, dialogues: bool = False) -> l
     return [_of_message(entry, field) for entry in value]
 
 
-def text_turn(role: str, text: str, field: str, *, may_be_empty: bool = False) -> Turn:
-    """A turn of text alone.
+def written_text(text: str, field: str) -> str:
+    """The text, normalised.
 
     Raises:
-        BadRow: The text is empty, or cannot be written.
+        BadRow: It is empty, or cannot be written.
     """
     clean = normalised(text, field)
-    if not clean and not may_be_empty:
+    if not clean:
         raise BadRow(f"empty:{field}", f"{field} has an empty text")
-    return Turn(role, clean, {}, {"role": role, "content": text})
+    return clean
+
+
+def _text_turn(role: str, text: str, field: str) -> Turn:
+    return Turn(role, written_text(text, field), {}, {"role": role, "content": text})
 
 
 def is_dialogue(text: str) -> bool:
@@ -198,14 +203,12 @@ def is_dialogue(text: str) -> bool:
 
 
 def _dialogue(text: str, field: str) -> list[Turn]:
+    """Its turns, of a prompt without the empty response that it may end in (a bare `Assistant:`)."""
     parts = _SPEAKER.split("\n\n" + text.lstrip("\n"))[1:]
     roles, bodies = [_SPEAKERS[name] for name in parts[::2]], parts[1::2]
-    is_open = field == "prompt" and roles[-1] == "assistant"
-    last = len(roles) - 1
-    return [
-        text_turn(role, body.strip(), field, may_be_empty=is_open and number == last)
-        for number, (role, body) in enumerate(zip(roles, bodies, strict=True))
-    ]
+    spoken = [(role, body.strip()) for role, body in zip(roles, bodies, strict=True)]
+    is_open = field == "prompt" and spoken[-1] == ("assistant", "")
+    return [_text_turn(role, body, field) for role, body in spoken[: -1 if is_open else None]]
 
 
 def _of_message(entry: Any, field: str) -> Turn:
@@ -223,7 +226,7 @@ def _of_message(entry: Any, field: str) -> Turn:
             f"type:{field}:{kind(content)}", f"content of a {role} turn is {kind(content)}"
         )
     message = {name: item for name, item in entry.items() if item is not None}
-    return text_turn(role, content, field)._replace(calls=calls, message=message)
+    return _text_turn(role, content, field)._replace(calls=calls, message=message)
 
 
 def refuse_calls(calls: dict[str, Any], field: str) -> None:
