@@ -9,6 +9,7 @@ from typing import Any
 from alignflow.data.template import ChatTemplate, load_template
 from alignflow.errors import DataError, RecipeError
 from alignflow.files import atomic_write_json, digest_directory, file_stamps
+from alignflow.stages.layout import Prepared
 
 MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 
@@ -59,23 +60,23 @@ def save_tokenizer(base: Path, template_path: str | None, output: Path) -> Any:
     return tokenizer
 
 
-def describe_base(params: dict[str, Any], base: Path, output: Path) -> int | None:
-    """Writes `base_model.json` and `location.json`; returns the context length."""
+def describe_base(params: dict[str, Any], base: Path, files: Prepared) -> int | None:
+    """Writes what the base model is and where; returns the context length."""
     config = json.loads((base / "config.json").read_text())
     text_config = config.get("text_config", config)
-    template: ChatTemplate | None = load_template(output / "tokenizer")
+    template: ChatTemplate | None = load_template(files.tokenizer)
     context_length = text_config.get("max_position_embeddings")
     record = {
         "source": params["source"],
         "revision": params.get("revision"),
         "digest": params["digest"],
-        "tokenizer_digest": digest_directory(output / "tokenizer"),
+        "tokenizer_digest": digest_directory(files.tokenizer),
         "chat_template_digest": template.digest if template else None,
         "context_length": context_length,
         "model_type": config.get("model_type"),
         "torch_dtype": config.get("dtype") or config.get("torch_dtype"),
     }
-    atomic_write_json(output / "base_model.json", record)
+    atomic_write_json(files.base_model, record)
     location = {"path": str(base.absolute()), "files": file_stamps(base)}
-    atomic_write_json(output / "location.json", location)
+    atomic_write_json(files.location, location)
     return context_length
