@@ -27,6 +27,7 @@ from alignflow.recipe import DATA_PARTS, DataSection, DataSource
 from alignflow.recipe.names import is_ledger
 from alignflow.stages.events import EventWriter
 from alignflow.stages.layout import Prepared
+from alignflow.stages.params import PrepareParams
 from alignflow.stages.spec import RowAccount, StageResult, StageSpec
 
 Rows = list[dict[str, Any]]
@@ -50,14 +51,14 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     """
     files = Prepared(work / "output")
     files.directory.mkdir(parents=True, exist_ok=True)
-    data = DataSection.model_validate(spec.params["data"])
+    params = PrepareParams.of(spec)
+    data = params.data
     parts = [part for part in DATA_PARTS if getattr(data, part)]
     events.progress(0, len(parts) + 1, "parts")
 
-    model = spec.params["base_model"]
-    base = fetch_base(model, spec.paths.get("base_model"))
-    tokenizer = save_tokenizer(base, model.get("chat_template"), files.tokenizer)
-    context = describe_base(model, base, files)
+    base = fetch_base(params.base_model, spec.paths.get("base_model"))
+    tokenizer = save_tokenizer(base, params.base_model.chat_template, files.tokenizer)
+    context = describe_base(params.base_model, base, files)
 
     def read(source: DataSource) -> list[RawRow]:
         return read_source(source, seed=spec.seed, path=spec.paths.get(source.source))
@@ -66,7 +67,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
         data,
         read,
         encoder=Encoder(tokenizer, load_template(files.tokenizer)),
-        limits=within_context(dict.fromkeys(DATA_PARTS) | spec.params["limits"], context),
+        limits=within_context(dict.fromkeys(DATA_PARTS) | params.limits, context),
         held_out=_held_out(spec),
     )
     accounts: dict[str, RowAccount] = {}
@@ -75,7 +76,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
         rows = _collect(part, data, read, rules)
         accounts[part] = rows.account
         dropped_ids |= rows.dropped_ids
-        _write_part(files, part, rows, spec.params.get("max_examples"))
+        _write_part(files, part, rows, params.max_examples)
         events.message(_sentence(part, rows.account))
         events.progress(number, len(parts) + 1, "parts")
     details = {part: account.model_dump() for part, account in accounts.items()}

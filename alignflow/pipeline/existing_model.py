@@ -20,6 +20,7 @@ from alignflow.settings import resolve_home
 from alignflow.stages.artifacts import Artifact
 from alignflow.stages.device import resolve_dtype
 from alignflow.stages.environment import NO_TELEMETRY, QUIET_LIBRARIES
+from alignflow.stages.params import NamedModel
 from alignflow.stages.spec import Record
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def generate(
     if is_adapter(directory):
         source = base_of(directory, base)
         resolved = resolve_base_model(source)
-        named = {"source": source.source, "digest": resolved.digest}
+        named = NamedModel(source=source.source, digest=resolved.digest)
         place = fetch_base(named, resolved.path)
         record = BaseModel(path=str(place), source=source.source, digest=resolved.digest)
         loaded = load_base(record, dtype="float32", quantization=None)

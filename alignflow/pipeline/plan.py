@@ -71,7 +71,7 @@ def stage_spec(
         params=work.params.as_json(),
         seed=recipe.seed,
         inputs=inputs,
-        compute=recipe.compute.model_dump(mode="json"),
+        compute=recipe.compute,
         paths=dict(work.paths),
     )
 

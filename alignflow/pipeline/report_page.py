@@ -172,8 +172,7 @@ def _settings(
             name: dump[name] for name in ("name", "seed", "base_model", "method", "tuning")
         }
     for stage, artifact in artifacts.items():
-        section = artifact.spec.params.get("section")
-        chosen = {**(section if isinstance(section, dict) else {}), **artifact.result.params}
+        chosen = {**artifact.spec.section, **artifact.result.params}
         if chosen:
             groups[stage] = chosen
     return {
