@@ -61,7 +61,7 @@ class Forkserver:
 
     def __init__(self, preload: tuple[str, ...] = PRELOAD) -> None:
         ours, theirs = socket.socketpair()
-        environment = stage_environment("forkserver")
+        environment = stage_environment("forkserver", offline=True)
         # Asks the driver's library about devices without opening them.
         environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
         self._process = subprocess.Popen(
