@@ -39,6 +39,7 @@ from alignflow.models.loading import (
     load_tokenizer,
     read_base,
 )
+from alignflow.recipe import EvaluationSection
 from alignflow.stages.events import EventWriter
 from alignflow.stages.layout import RESPONSES_FILE, SCORES_FILE
 from alignflow.stages.params import EvaluateParams, ModelParams

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alignflow.errors import RecipeError
-from alignflow.evaluation.about import is_rate
+from alignflow.evaluation import is_rate
 from alignflow.files import atomic_write_json, atomic_write_text, digest_json
 from alignflow.pipeline.report_page import loss_curves, render_cell, render_page
 from alignflow.recipe import METHODS, Recipe

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, Template
 
 from alignflow.data.groups import PARAPHRASE
 from alignflow.errors import ArtifactError
-from alignflow.evaluation.about import is_rate, leading_figures, lower_is_better
+from alignflow.evaluation import is_rate, leading_figures, lower_is_better
 from alignflow.pipeline.plot import line_plot
 from alignflow.recipe import Recipe
 from alignflow.stages.artifacts import Artifact, read_manifest
