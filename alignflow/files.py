@@ -91,6 +91,20 @@ def digest_json(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def write_certified(path: Path, rows: Any) -> None:
+    """Writes JSON and its digest, for `read_certified`."""
+    atomic_write_text(path, json.dumps({"digest": digest_json(rows), "rows": rows}))
+
+
+def read_certified(path: Path) -> Any:
+    """What `write_certified` wrote; None where there is nothing, or not the whole of it."""
+    try:
+        record = json.loads(path.read_text())
+        return record["rows"] if record["digest"] == digest_json(record["rows"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def digest_directory(directory: Path, known: Mapping[str, str] | None = None) -> str:
     """sha256 over names and contents of every file below `directory`; `known` as in `hash_files`."""
     files = hash_files(directory, known)

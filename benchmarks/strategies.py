@@ -30,12 +30,18 @@ from typing import Any
 
 from quickstart import RECIPE, mean_and_margin, percent, run
 
+from alignflow.recipe import METHODS
+
 RECIPES = RECIPE.parent
 NAMES = (
     "quickstart",
-    *(f"quickstart-{name}" for name in ("ppo", "orpo", "qlora", "full", "pretrain")),
+    *(
+        f"quickstart-{name}"
+        for name in ("ppo", "rft", "distill", "orpo", "qlora", "full", "pretrain")
+    ),
 )
-METHODS = ("dpo", "ppo", "orpo", "simpo", "kto", "rloo", "grpo")
+TAUGHT = "quickstart-distill"
+"""Its teacher is the quickstart's result of the same seed."""
 GIB = 1024**3
 MARGIN = 0.05
 """Of accuracy, that a strategy may be worse by."""
@@ -50,6 +56,9 @@ Figures = dict[str, float]
 
 def measure(home: Path, seed: int, name: str, overrides: list[str]) -> dict[str, Figures]:
     """Figures of each model that a recipe makes, by row of the table."""
+    if name == TAUGHT:
+        teacher = run(home, seed, *overrides)["merged_model"]
+        overrides = [*overrides, f"distill.teacher={teacher}"]
     report = run(home, seed, *overrides, recipe=RECIPES / f"{name}.yaml")
     stages = {entry["stage"]: entry for entry in report["stages"]}
     return {

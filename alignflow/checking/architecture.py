@@ -123,18 +123,21 @@ def shape_from_name(source: str) -> Shape | None:
     return Shape(parameters=parameters, modules={}, weight_bytes=2 * parameters, from_name=True)
 
 
-def base_shape(model: ModelSource, directory: Path | None) -> tuple[Shape | None, list[Finding]]:
-    """The base model's shape as far as it can be known here, and what is wrong with its files."""
+def base_shape(
+    model: ModelSource, directory: Path | None, field: str = "base_model"
+) -> tuple[Shape | None, list[Finding]]:
+    """A model's shape as far as it can be known here, and what is wrong with its files."""
     if directory is None:
         shape = shape_from_name(model.source)
-        text = f"{model.source} is not on this machine; its files are checked by `prepare`."
-        return shape, [note("base_model", text)]
+        stage = field.rpartition(".")[0] or "prepare"
+        text = f"{model.source} is not on this machine; its files are checked by `{stage}`."
+        return shape, [note(field, text)]
     try:
         return read_shape(directory), []
     except RecipeError as problem:
-        return None, [error("base_model", problem.message.removeprefix("base_model: "))]
+        return None, [error(field, problem.message.removeprefix("base_model: "))]
     except ArtifactError as problem:
-        return None, [error("base_model", problem.message, ArtifactError)]
+        return None, [error(field, problem.message, ArtifactError)]
 
 
 def resolved_targets(shape: Shape, tuning: TuningSection) -> list[str]:

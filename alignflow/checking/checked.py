@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -15,13 +15,15 @@ from alignflow.checking.architecture import (
     context_findings,
     target_findings,
 )
-from alignflow.checking.findings import Finding, exit_code, raise_errors, raised
+from alignflow.checking.findings import Finding, error, exit_code, raise_errors, raised, warning
 from alignflow.checking.merging import adapter_merge_findings, merge_findings
-from alignflow.checking.model_files import model_directory, refusals
+from alignflow.checking.model_files import model_directory, read_config, refusals
 from alignflow.checking.needs import Needs, need_findings, needs_of
 from alignflow.checking.rows import SourceRows, is_elsewhere, row_findings, source_findings
 from alignflow.checking.rules import recipe_findings
 from alignflow.checking.template import template_findings
+from alignflow.data.plain_tokenizer import has_tokenizer, vocabulary_problem
+from alignflow.data.template import load_template, special_tokens
 from alignflow.errors import AlignflowError
 from alignflow.files import digest_directory
 from alignflow.recipe import Recipe
@@ -62,6 +64,8 @@ class Surroundings(Record):
 
     directory: Path | None
     shape: Shape | None
+    named: dict[str, Shape]
+    """Of the models beside the base, by field of the recipe."""
     findings: list[Finding]
 
 
@@ -115,7 +119,9 @@ def check(recipe: Recipe, *, full: bool = False, home: Path | str | None = None)
             findings += judged
     if found.shape is not None:
         download = found.directory is None
-        needs = needs_of(recipe, found.shape, resolve_home(home), download=download)
+        needs = needs_of(
+            recipe, found.shape, resolve_home(home), download=download, named=found.named
+        )
         findings += need_findings(needs, guessed=found.shape.from_name)
     return Check(
         file=recipe.name,
@@ -150,7 +156,10 @@ def surroundings(recipe: Recipe) -> Surroundings:
         findings += merge_findings(recipe, directory, shape)
     if recipe.tuning.init_adapter:
         findings += _adapter_seen(recipe, directory, shape)
-    return Surroundings(directory=directory, shape=shape, findings=findings)
+    named, problems = _named_models(recipe, directory)
+    return Surroundings(
+        directory=directory, shape=shape, named=named, findings=[*findings, *problems]
+    )
 
 
 def preflight(recipe: Recipe, name: str) -> None:
@@ -178,6 +187,48 @@ def _adapter_seen(recipe: Recipe, directory: Path | None, shape: Shape | None) -
     if directory is not None and recipe.merge is not None and exit_code(findings) == 0:
         findings += adapter_merge_findings(directory, adapter)
     return findings
+
+
+def _named_models(recipe: Recipe, base: Path | None) -> tuple[dict[str, Shape], list[Finding]]:
+    """Shapes of the models beside the base by field of the recipe, and what is wrong with them."""
+    shapes, findings = dict[str, Shape](), list[Finding]()
+    for stage, section in recipe.training_sections.items():
+        for name, model in section.models().items():
+            field = f"{stage}.{name}"
+            try:
+                directory = model_directory(model, field)
+                shape, problems = base_shape(model, directory, field)
+                findings += problems
+                if directory is not None and not is_hub_id(model.source):
+                    findings += refusals(directory, field)
+                if directory is not None and base is not None and exit_code(findings) == 0:
+                    findings += _compared(recipe, field, directory, base)
+            except AlignflowError as problem:
+                findings.append(raised(problem))
+                continue
+            shapes |= {field: shape} if shape is not None else {}
+    return shapes, findings
+
+
+def _compared(recipe: Recipe, field: str, directory: Path, base: Path) -> Iterator[Finding]:
+    """Whether a model has the base's tokens, which are all that a stage gives it to read."""
+    both = [place for place in (base, directory) if has_tokenizer(place)]
+    configs = [read_config(place / "tokenizer_config.json") for place in both]
+    ends = [special_tokens(config).get("eos_token") for config in configs]
+    if problem := vocabulary_problem(base, directory):
+        yield error(field, problem)
+    elif len(both) < 2:
+        yield warning(field, "its tokens are not compared: there is no tokenizer.json.")
+    elif ends[0] != ends[1]:
+        yield warning(field, f"ends a response with {ends[1]!r}, the base model with {ends[0]!r}.")
+    else:
+        override = recipe.base_model.chat_template
+        ours, theirs = (
+            load_template(base, Path(override) if override else None),
+            load_template(directory),
+        )
+        if ours and theirs and ours.digest != theirs.digest:
+            yield warning(field, "has another chat template than the one in force, which it reads.")
 
 
 def _digest(recipe: Recipe, directory: Path) -> str:

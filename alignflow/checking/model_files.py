@@ -7,42 +7,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from alignflow.checking.findings import Finding, error, raised
+from alignflow.checking.findings import Finding, error
 from alignflow.errors import AlignflowError, ArtifactError, RecipeError
 from alignflow.models.headers import checkpoint_files
 from alignflow.recipe import ModelSource
-from alignflow.recipe.names import is_builtin, is_hub_id
+from alignflow.recipe.resolve import local_directory
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".msgpack")
 CONFIGS = ("config.json", "tokenizer_config.json", "adapter_config.json", "generation_config.json")
 LARGEST_CONFIG_BYTES = 32 * 1024 * 1024
 
 
-def model_directory(model: ModelSource) -> Path | None:
-    """Where the base model's files are on this machine; None for a Hub model not in the cache.
+def model_directory(model: ModelSource, field: str = "base_model") -> Path | None:
+    """Where a model's files are on this machine; None for a Hub model not in the cache.
 
     Raises:
         RecipeError: The builtin name or the directory does not exist.
     """
-    if is_builtin(model.source):
-        from alignflow.builtin import base_model_directory
-
-        try:
-            return base_model_directory(model.source.removeprefix("builtin:"))
-        except KeyError as problem:
-            raise RecipeError(f"base_model: {problem.args[0]}.") from problem
-    if is_hub_id(model.source):
-        return cached_on_hub(model.source, model.revision)
-    directory = Path(model.source).expanduser().absolute()
-    if not (directory / "config.json").is_file():
-        raise RecipeError(
-            f"base_model: {model.source!r} is not a model directory ({directory}/config.json is "
-            "not there). Give a directory, a Hub id, or builtin:freight-base."
-        )
-    return directory
+    directory = local_directory(model, field)
+    if directory is not None:
+        return directory
+    return cached_on_hub(model.source, model.revision, field)
 
 
-def cached_on_hub(repository: str, revision: str | None) -> Path | None:
+def cached_on_hub(repository: str, revision: str | None, field: str = "base_model") -> Path | None:
     """Directory of a Hub model whose weights are all in the local cache, without asking the Hub.
 
     None where a download has not ended; `prepare` continues it.
@@ -53,7 +41,7 @@ def cached_on_hub(repository: str, revision: str | None) -> Path | None:
         cached = try_to_load_from_cache(repository, "config.json", revision=revision)
     except ValueError as problem:
         raise RecipeError(
-            f"base_model: {repository!r} is neither a directory nor a Hub id: {problem}."
+            f"{field}: {repository!r} is neither a directory nor a Hub id: {problem}."
         ) from problem
     if not isinstance(cached, str):
         return None
@@ -108,7 +96,7 @@ def _config(path: Path, field: str) -> Iterator[Finding]:
     try:
         config = read_config(path)
     except AlignflowError as problem:
-        yield raised(problem)
+        yield error(field, problem.message.removeprefix("base_model: "))
         return
     for name, value in _entries(config):
         if name in ("auto_map", "auto_mapping") and value:

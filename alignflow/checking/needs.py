@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from alignflow.checking.architecture import USUAL_LAYERS, Shape, guessed_width
@@ -13,7 +13,7 @@ from alignflow.checking.findings import Finding, error, warning
 from alignflow.checking.merging import merged_bytes
 from alignflow.checking.ppo_rules import model_count, trained_count
 from alignflow.errors import DiskSpaceError
-from alignflow.recipe import TRAINING_STAGES, OnlineSection, PPOSection, Recipe, TrainingSection
+from alignflow.recipe import TRAINING_STAGES, PPOSection, Recipe, RewardedSection, TrainingSection
 from alignflow.stages.device import (
     available_bytes,
     first_micro_batch,
@@ -74,7 +74,9 @@ class Needs(Record):
     disk_free_bytes: int
 
 
-def needs_of(recipe: Recipe, shape: Shape, home: Path, *, download: bool) -> Needs:
+def needs_of(
+    recipe: Recipe, shape: Shape, home: Path, *, download: bool, named: Mapping[str, Shape]
+) -> Needs:
     """The estimate.
 
     Args:
@@ -82,6 +84,7 @@ def needs_of(recipe: Recipe, shape: Shape, home: Path, *, download: bool) -> Nee
         shape: Of the base model.
         home: Where results go.
         download: Whether the base model has yet to be downloaded.
+        named: Shapes of the models beside the base, by field of the recipe.
     """
     full = recipe.tuning.mode == "full"
     trainable = shape.parameters if full else shape.adapter_parameters(recipe.tuning)
@@ -91,26 +94,32 @@ def needs_of(recipe: Recipe, shape: Shape, home: Path, *, download: bool) -> Nee
         parameters=shape.parameters,
         trainable_parameters=trainable,
         stages=[
-            _stage_need(recipe, name, section, shape, trainable, value_bytes)
-            for name, section in recipe.training_sections.items()
+            _stage_need(recipe, name, shape, trainable, value_bytes, named)
+            for name in recipe.training_sections
         ],
-        disk_bytes=_disk_bytes(recipe, shape, trainable) + (shape.weight_bytes if download else 0),
+        disk_bytes=_disk_bytes(recipe, shape, trainable)
+        + (shape.weight_bytes if download else 0)
+        + sum(other.weight_bytes for other in named.values() if other.from_name),
         memory_available_bytes=memory_available(),
         disk_free_bytes=shutil.disk_usage(nearest_directory(home)).free,
     )
 
 
+def _frozen_bytes(recipe: Recipe, shape: Shape, value: int) -> int:
+    """Weights of a model that does not train, in the compute type or quantized."""
+    if recipe.tuning.mode != "qlora":
+        return shape.parameters * value
+    kept = shape.embedding_parameters if not shape.from_name else shape.parameters // 20
+    return int((shape.parameters - kept) * NF4_BYTES + kept * 2)
+
+
 def _stage_need(
-    recipe: Recipe, name: str, section: TrainingSection, shape: Shape, trainable: int, value: int
+    recipe: Recipe, name: str, shape: Shape, trainable: int, value: int, named: Mapping[str, Shape]
 ) -> StageNeed:
-    if recipe.tuning.mode == "qlora":
-        kept = shape.embedding_parameters if not shape.from_name else shape.parameters // 20
-        weights = int((shape.parameters - kept) * NF4_BYTES + kept * 2)
-    else:
-        weights = shape.parameters * value
+    section, weights = recipe.training_sections[name], _frozen_bytes(recipe, shape, value)
     ppo = section if isinstance(section, PPOSection) else None
     copies = model_count(ppo) if ppo else 2 if holds_reference(recipe, name) else 1
-    if isinstance(section, OnlineSection) and section.uses_reward_model:
+    if isinstance(section, RewardedSection) and not ppo and section.uses_reward_model:
         copies, weights = copies + 1, weights * 2  # the reward model is a copy of its own
     moving = trained_count(ppo) if ppo else 1
     kept, moved = kept_bytes(recipe), moved_bytes(recipe, section)
@@ -123,6 +132,8 @@ def _stage_need(
         trained = trainable * (moved * moving + kept * (copies - moving))
     if ppo and recipe.tuning.mode == "lora" and value == FLOAT32_BYTES:
         weights += shape.parameters * value  # kept while the adapter is merged in to generate
+    beside = [other for field, other in named.items() if field.startswith(f"{name}.")]
+    weights += sum(_frozen_bytes(recipe, other, value) for other in beside)
     responses = 2 if TRAINING_STAGES[name].trains_on_pairs else 1
     row = _row_bytes(recipe, section.max_length, shape, value) * responses
     head = 0 if name == "reward" else HEAD_TOKENS * (shape.vocabulary or USUAL_VOCABULARY) * 4

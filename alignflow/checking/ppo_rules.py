@@ -8,8 +8,20 @@ from alignflow.checking.findings import Finding, advice, error, note
 from alignflow.checking.judging_rules import metric_findings
 from alignflow.evaluation import lower_is_better
 from alignflow.recipe import EvaluationSection, PPOSection, Recipe
+from alignflow.recipe.online import SampledSection
 
 MOST_USUAL_PASSES = 4
+
+
+def sampling_findings(recipe: Recipe) -> Iterator[Finding]:
+    """Findings about any method that samples; none for another."""
+    section = recipe.settings(SampledSection)
+    if section is not None and section.max_new_tokens >= section.max_length:
+        yield error(
+            f"{recipe.method}.max_new_tokens",
+            f"is {section.max_new_tokens} of max_length {section.max_length}, which leaves no room "
+            "for a prompt; raise max_length.",
+        )
 
 
 def ppo_findings(recipe: Recipe) -> Iterator[Finding]:
@@ -51,12 +63,6 @@ def _errors(ppo: PPOSection) -> Iterator[Finding]:
     if ppo.trainer_args:
         yield error(
             "ppo.trainer_args", "has no effect: PPO is alignflow's own, not TRL's. Leave it out."
-        )
-    if ppo.max_new_tokens >= ppo.max_length:
-        yield error(
-            "ppo.max_new_tokens",
-            f"is {ppo.max_new_tokens} of max_length {ppo.max_length}, which leaves no room for a "
-            "prompt; raise max_length.",
         )
     if ppo.watch is not None:
         watched = EvaluationSection(metrics=[ppo.watch.metric])

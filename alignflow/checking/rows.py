@@ -12,8 +12,8 @@ from pydantic import Field
 
 from alignflow.checking.findings import Finding, advice, error, note, raised, warning
 from alignflow.checking.sandbox import GIB, run_limited
-from alignflow.checking.tokenizer import PlainTokenizer, has_tokenizer
 from alignflow.data.lengths import LIMITED_PARTS, limits_of, readers_of, within_context
+from alignflow.data.plain_tokenizer import PlainTokenizer, has_tokenizer
 from alignflow.data.reading import RawRow, read_source
 from alignflow.data.rows import (
     TOO_LONG,

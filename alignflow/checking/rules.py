@@ -7,7 +7,7 @@ from pathlib import Path
 
 from alignflow.checking.findings import Finding, advice, error, warning
 from alignflow.checking.judging_rules import did_you_mean, judging_findings
-from alignflow.checking.ppo_rules import ppo_findings
+from alignflow.checking.ppo_rules import ppo_findings, sampling_findings
 from alignflow.checking.retrain_rules import retrain_findings
 from alignflow.checking.trainer_arguments import trainer_argument_findings
 from alignflow.errors import DataError
@@ -50,6 +50,7 @@ def recipe_findings(recipe: Recipe, *, small_model: bool) -> list[Finding]:
         *judging_findings(recipe),
         *_loss_findings(recipe.section_of("dpo")),
         *_reference_free_advice(recipe),
+        *sampling_findings(recipe),
         *ppo_findings(recipe),
         *retrain_findings(recipe, text_metrics()),
         *(

@@ -157,8 +157,8 @@ def _train(recipe: Recipe, stage: str, artifacts: Mapping[str, Artifact]) -> Wor
         fields["watched_by"] = digests_of_files(judging_files(watched))
     for field, model in section.models().items():
         resolved = resolve_base_model(model, f"{stage}.{field}")
-        digest = {"digest": resolved.digest}
-        fields["models"] = {field: ResolvedModel(**model.model_dump(), **digest)}
+        record = ResolvedModel(**model.model_dump(), digest=resolved.digest)
+        fields.setdefault("models", {})[field] = record
         if resolved.path:
             paths[field] = resolved.path
     return Work(

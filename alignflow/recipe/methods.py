@@ -8,9 +8,16 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from alignflow.recipe.online import GRPOSection, PPOSection, RLOOSection
+from alignflow.recipe.online import (
+    DistillSection,
+    GRPOSection,
+    PPOSection,
+    RFTSection,
+    RLOOSection,
+)
 from alignflow.recipe.preferences import DPOSection, KTOSection, ORPOSection, SimPOSection
 from alignflow.recipe.pretraining import PretrainSection
+from alignflow.recipe.sources import ModelSource
 from alignflow.recipe.training import RewardSection, SFTSection, TrainingSection
 
 PAIRS = (("preferences",),)
@@ -41,6 +48,12 @@ class TrainingStage(NamedTuple):
     def trains_on_pairs(self) -> bool:
         """Whether a row is two responses."""
         return self.parts == PAIRS
+
+    @property
+    def named_models(self) -> list[str]:
+        """Fields of the section that name a model beside the base, which the stage may fetch."""
+        fields = self.section.model_fields.items()
+        return [name for name, field in fields if field.annotation is ModelSource]
 
 
 METHODS: dict[str, TrainingStage] = {
@@ -94,6 +107,20 @@ METHODS: dict[str, TrainingStage] = {
         reference="always",
         samples=True,
     ),
+    "rft": TrainingStage(
+        section=RFTSection,
+        entry="alignflow.training.methods.rft:run",
+        arguments="trl.trainer.sft_config:SFTConfig",
+        parts=PROMPTS,
+        samples=True,
+    ),
+    "distill": TrainingStage(
+        section=DistillSection,
+        entry="alignflow.training.methods.distill:run",
+        arguments="trl.trainer.distillation_config:DistillationConfig",
+        parts=PROMPTS,
+        samples=True,
+    ),
 }
 """Alignment methods by name: that of the recipe's `method`, its section and its stage."""
 
@@ -134,7 +161,10 @@ class Stage(NamedTuple):
 
 STAGES: dict[str, Stage] = {
     "prepare": Stage("alignflow.data.prepare:run", on_device=False, online=True),
-    **{name: Stage(row.entry) for name, row in TRAINING_STAGES.items()},
+    **{
+        name: Stage(row.entry, online=bool(row.named_models))
+        for name, row in TRAINING_STAGES.items()
+    },
     "evaluate": Stage("alignflow.evaluation.suite:run"),
     "judge": Stage("alignflow.gate.judge_model:run", online=True),
     "merge": Stage("alignflow.merging.stage:run"),

@@ -8,19 +8,15 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 from alignflow.recipe.rewards import REWARD_MODEL, RewardTerm, WatchSection
+from alignflow.recipe.sources import ModelSource
 from alignflow.recipe.training import TrainingSection
 
 if TYPE_CHECKING:
     from alignflow.recipe.root import Recipe
 
 
-class RewardedSection(TrainingSection):
-    """What the methods share whose policy answers prompts and learns from what its answers are worth."""
-
-    rewards: list[RewardTerm] = Field(
-        default_factory=lambda: [RewardTerm(source=REWARD_MODEL)], min_length=1
-    )
-    """What is maximized: sources and weights."""
+class SampledSection(TrainingSection):
+    """What the methods share whose policy answers prompts and learns from its own answers."""
 
     max_new_tokens: int = Field(default=256, ge=1)
     """Longest response, in tokens."""
@@ -28,14 +24,23 @@ class RewardedSection(TrainingSection):
     temperature: float = Field(default=1.0, gt=0)
     """Of the rollouts."""
 
-    min_reward_accuracy: float = Field(default=0.55, ge=0, le=1)
-    """Held-out accuracy that the reward model must reach, its 95 % lower bound above 0.5."""
-
     logging_steps: int = Field(default=1, ge=1)
     """Updates between two logged metrics."""
 
     save_steps: int = Field(default=5, ge=1)
     """Updates between two certified checkpoints."""
+
+
+class RewardedSection(SampledSection):
+    """What the methods share that learn from what the policy's answers are worth."""
+
+    rewards: list[RewardTerm] = Field(
+        default_factory=lambda: [RewardTerm(source=REWARD_MODEL)], min_length=1
+    )
+    """What is maximized: sources and weights."""
+
+    min_reward_accuracy: float = Field(default=0.55, ge=0, le=1)
+    """Held-out accuracy that the reward model must reach, its 95 % lower bound above 0.5."""
 
     @property
     def uses_reward_model(self) -> bool:
@@ -207,3 +212,34 @@ class GRPOSection(OnlineSection):
 
     loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = "dapo"
     """How the loss is averaged over tokens (TRL's names)."""
+
+
+class RFTSection(RewardedSection):
+    """Rejection sampling: SFT on the best of several responses to each prompt.
+
+    All are sampled once, before training, from what the policy starts as: the SFT model, else the
+    base. `batch_size` counts those that were kept.
+    """
+
+    learning_rate: float = Field(default=2e-4, gt=0, lt=1)
+    """Peak rate of AdamW."""
+
+    num_generations: int = Field(default=4, ge=1)
+    """Responses to a prompt, of which the best finished one is kept, the first of equals."""
+
+    min_reward: float | None = None
+    """A prompt whose best response is worth no more than this is dropped and counted; None keeps all.
+    Scores times weights are not standardized here."""
+
+
+class DistillSection(SampledSection):
+    """On-policy distillation: the policy answers, and learns a teacher's probabilities on its answers.
+
+    The loss is the reverse KL over the whole vocabulary. `batch_size` counts rollouts.
+    """
+
+    learning_rate: float = Field(default=1e-5, gt=0, lt=1)
+    """Peak rate of AdamW."""
+
+    teacher: ModelSource
+    """A model with the base model's vocabulary. An adapter is merged first (`alignflow merge`)."""

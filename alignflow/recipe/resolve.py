@@ -19,32 +19,48 @@ class Resolved(NamedTuple):
     path: str | None
 
 
-def resolve_base_model(model: ModelSource, field: str = "base_model") -> Resolved:
-    """Digest and directory of a base model; for a Hub id, its revision stands for the digest.
+def local_directory(model: ModelSource, field: str = "base_model") -> Path | None:
+    """Where a model's files are; None for a Hub id.
 
     Args:
         model: As the recipe names it.
         field: Where in the recipe, for the message.
 
     Raises:
-        RecipeError: The builtin name or the directory does not exist.
+        RecipeError: The builtin name or the directory does not exist, or is no model's.
     """
     if is_builtin(model.source):
         from alignflow.builtin import base_model_directory
 
         try:
-            directory = base_model_directory(model.source.removeprefix("builtin:"))
+            return base_model_directory(model.source.removeprefix("builtin:"))
         except KeyError as error:
             raise RecipeError(f"{field}: {error.args[0]}.") from error
-        return Resolved(digest_directory(directory), str(directory))
     if is_hub_id(model.source):
-        return Resolved(hub_commit(model.source, model.revision, "model"), None)
+        return None
     directory = Path(model.source).expanduser().absolute()
-    if not (directory / "config.json").is_file():
+    if (directory / "config.json").is_file():
+        return directory
+    if (directory / "adapter_config.json").is_file():
         raise RecipeError(
-            f"{field}: {model.source!r} is not a model directory ({directory}/config.json is "
-            "not there). Give a directory, a Hub id, or builtin:freight-base."
+            f"{field}: {model.source!r} is an adapter ({directory}). Merge it into its base "
+            "(`alignflow merge`), and give the merged model."
         )
+    raise RecipeError(
+        f"{field}: {model.source!r} is not a model directory ({directory}/config.json is "
+        "not there). Give a directory, a Hub id, or builtin:freight-base."
+    )
+
+
+def resolve_base_model(model: ModelSource, field: str = "base_model") -> Resolved:
+    """Digest and directory of a model; for a Hub id, its revision stands for the digest.
+
+    Raises:
+        RecipeError: As `local_directory`, or the Hub has no such model.
+    """
+    directory = local_directory(model, field)
+    if directory is None:
+        return Resolved(hub_commit(model.source, model.revision, "model"), None)
     return Resolved(digest_directory(directory), str(directory))
 
 

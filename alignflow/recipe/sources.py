@@ -90,8 +90,8 @@ class DataSection(Section):
     """Single responses that kto learns from: prompt, completion, and a label, liked or not."""
 
     prompts: list[DataSource] = Field(default_factory=list)
-    """Prompts that ppo, rloo and grpo sample responses to, with a `target` each where a reward needs one; none
-    takes the prompts of data.preferences."""
+    """Prompts that the policy answers while it trains (PPO and others that sample), with a `target`
+    each where a reward needs one; none takes the prompts of data.preferences."""
 
     evaluation: list[DataSource] = Field(default_factory=list)
     """Prompts with a `target` each; never trained on, in whatever source they also stand."""

@@ -63,8 +63,8 @@ class TrainingSection(Section):
         yield from ()
 
     def models(self) -> dict[str, ModelSource]:
-        """Models that it names beside the base, by field."""
-        return {}
+        """Models that it names beside the base, by field; all read and write the base's tokens."""
+        return {name: value for name, value in self if isinstance(value, ModelSource)}
 
     def also_reads(self) -> tuple[str, ...]:
         """Parts of the data that these settings make the stage read, beside its row's."""

@@ -15,7 +15,7 @@ from alignflow.checking.findings import raise_errors
 from alignflow.checking.rules import recipe_findings
 from alignflow.errors import RecipeError
 from alignflow.ledger.inbox import default_inbox
-from alignflow.recipe import DATA_PARTS, METHODS, Recipe, require_retrain
+from alignflow.recipe import DATA_PARTS, METHODS, TRAINING_STAGES, Recipe, require_retrain
 from alignflow.recipe.file import load_recipe
 from alignflow.recipe.names import DATA_SUFFIXES
 from alignflow.settings import Settings
@@ -28,6 +28,11 @@ PATH_FIELDS = (
     *("evaluation.json_schema", "ppo.watch.metric", "ppo.watch.metric.*.database"),
     *(f"{method}.rewards.{field}" for method in METHODS for field in ("source", "database")),
     "retrain.judge.model.source",
+    *(
+        f"{stage}.{name}.source"
+        for stage, row in TRAINING_STAGES.items()
+        for name in row.named_models
+    ),
 )
 """Fields, beside `data`, that may name a file or a directory."""
 

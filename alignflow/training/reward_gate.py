@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from alignflow.recipe import OnlineSection, PPOSection
+from alignflow.recipe import RewardedSection
 from alignflow.stages.spec import StageResult
 
 
-def weakness(result: StageResult, section: PPOSection | OnlineSection) -> str | None:
+def weakness(result: StageResult, section: RewardedSection) -> str | None:
     """Why a method must not optimize a reward model, in a sentence; None if it may.
 
     Args:

@@ -29,7 +29,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "kto": SHORT,
     "rloo": SAMPLED,
     "grpo": {**SAMPLED, "rewards": ["execution", "reward_model"]},
+    "rft": {**SAMPLED, "max_new_tokens": 24, "rewards": ["execution", "reward_model"]},
+    "distill": SAMPLED,
 }
+MERGED = ("ppo", "rft", "distill")
+"""Whose results are merged too: PPO's adapter is one of several on its base."""
 
 
 def small_recipe(method: str = "dpo", section: dict[str, Any] = SHORT) -> Recipe:
@@ -125,8 +129,9 @@ def test_what_the_stages_resolved_is_in_mlflow_on_the_stage_and_on_the_parent(
 def test_every_other_method_aligns_what_sft_left_and_is_judged(
     report: dict[str, Any], method: str
 ) -> None:
-    recipe = small_recipe(method, METHODS[method])
-    merges = method == "ppo"  # whose adapter is one of several on its base
+    teacher = {"teacher": report["merged_model"]} if method == "distill" else {}
+    recipe = small_recipe(method, {**METHODS[method], **teacher})
+    merges = method in MERGED
     if not merges:
         recipe = recipe.model_copy(update={"merge": None})
     other = finetune(recipe, home=report["home"])

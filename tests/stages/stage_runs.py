@@ -7,18 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alignflow.files import digest_directory
-from alignflow.recipe import (
-    DPOSection,
-    GRPOSection,
-    KTOSection,
-    ORPOSection,
-    PretrainSection,
-    RewardSection,
-    RLOOSection,
-    SFTSection,
-    SimPOSection,
-    TuningSection,
-)
+from alignflow.recipe import TRAINING_STAGES, TuningSection
 from alignflow.stages.artifacts import Artifact, publish
 from alignflow.stages.events import EventWriter, read_events
 from alignflow.stages.process import load_stage
@@ -29,17 +18,6 @@ CHAT_TEMPLATE = (
     "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-SECTIONS = {
-    "pretrain": PretrainSection,
-    "sft": SFTSection,
-    "reward": RewardSection,
-    "dpo": DPOSection,
-    "orpo": ORPOSection,
-    "simpo": SimPOSection,
-    "kto": KTOSection,
-    "rloo": RLOOSection,
-    "grpo": GRPOSection,
-}
 COLOURS = ["red", "green", "blue", "black", "white", "grey", "pink", "gold"]
 
 
@@ -168,7 +146,7 @@ def make_spec(
         home=str(home),
         seed=0,
         params={
-            "section": SECTIONS[stage](**settings).model_dump(mode="json"),
+            "section": TRAINING_STAGES[stage].section(**settings).model_dump(mode="json"),
             "tuning": chosen.model_dump(mode="json"),
             "dtype": "float32",
         },

@@ -34,6 +34,8 @@ OWN: dict[str, dict[str, Any]] = {
     "kto": {},
     "rloo": {"max_new_tokens": 4},
     "grpo": {"max_new_tokens": 4, "beta": 0.1},
+    "rft": {"max_new_tokens": 40, "num_generations": 8},
+    "distill": {"max_new_tokens": 4},
 }
 
 
@@ -54,7 +56,7 @@ def test_a_stopped_stage_continues_and_ends_bit_identical(
     stage: str,
 ) -> None:
     settings = {**LONG, **OWN[stage]}
-    if stage in ("rloo", "grpo"):
+    if stage in ("rloo", "grpo", "rft"):
         reward = tmp_path / "short.py"
         reward.write_text(
             "def short(prompts, responses, targets): return [-len(r) for r in responses]"

@@ -259,7 +259,7 @@ def needs(**fields: Any) -> Needs:
     recipe = Recipe.model_validate(changed(**fields))
     shape = shape_from_name("a/b-8B")
     assert shape is not None
-    return needs_of(recipe, shape, Path(os.sep), download=True)
+    return needs_of(recipe, shape, Path(os.sep), download=True, named={})
 
 
 def test_the_estimate_follows_the_tuning_mode() -> None:
@@ -287,7 +287,7 @@ def test_the_estimate_of_full_tuning_follows_weights_and_optimizer() -> None:
 def test_bfloat16_weights_count_the_copies_that_are_rounded() -> None:
     shape = read_shape(BASE)
     recipe = Recipe.model_validate(changed(tuning={"mode": "full", "weights_dtype": "bfloat16"}))
-    need = needs_of(recipe, shape, Path(os.sep), download=False).stages[0]
+    need = needs_of(recipe, shape, Path(os.sep), download=False, named={}).stages[0]
     assert need.trained_bytes == 10 * shape.parameters + 16 * shape.embedding_parameters
     assert shape.embedding_parameters == 1024 * 128
 

@@ -9,7 +9,12 @@ import pytest
 from pydantic import ValidationError
 
 from alignflow.checking.judging_rules import judging_findings
-from alignflow.checking.ppo_rules import model_count, ppo_findings, trained_count
+from alignflow.checking.ppo_rules import (
+    model_count,
+    ppo_findings,
+    sampling_findings,
+    trained_count,
+)
 from alignflow.recipe import PPOSection, Recipe
 from alignflow.stages.spec import StageResult
 from alignflow.training.reward_gate import weakness
@@ -35,7 +40,7 @@ def with_prompts(**data: Any) -> dict[str, Any]:
 
 
 def said(found: Recipe) -> str:
-    findings = [*judging_findings(found), *ppo_findings(found)]
+    findings = [*judging_findings(found), *sampling_findings(found), *ppo_findings(found)]
     return "\n".join(f"{finding.level} {finding.line}" for finding in findings)
 
 

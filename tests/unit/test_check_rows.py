@@ -31,7 +31,7 @@ def test_lengths_are_those_of_prepare(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     from alignflow.builtin import base_model_directory
-    from alignflow.checking.tokenizer import PlainTokenizer
+    from alignflow.data.plain_tokenizer import PlainTokenizer
 
     directory = base_model_directory("freight-base")
     ours, theirs = PlainTokenizer(directory), AutoTokenizer.from_pretrained(str(directory))

@@ -61,5 +61,8 @@ def test_the_disk_is_asked_for_the_type_that_is_written(tmp_path: Path) -> None:
     none = narrow.model_copy(update={"merge": None})
     assert merged_bytes(wide, shape) == 2 * merged_bytes(narrow, shape) == 4 * shape.parameters
     assert merged_bytes(none, shape) == 0
-    needed = [needs_of(r, shape, tmp_path, download=False).disk_bytes for r in (wide, narrow, none)]
+    needed = [
+        needs_of(r, shape, tmp_path, download=False, named={}).disk_bytes
+        for r in (wide, narrow, none)
+    ]
     assert needed[0] > needed[1] > needed[2]

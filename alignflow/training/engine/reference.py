@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from alignflow.files import atomic_write_bytes, digest_json
+from alignflow.files import digest_json, read_certified, write_certified
 
 Logps = tuple[float, float]
 
@@ -27,13 +27,8 @@ class ReferenceCache:
         self.computed = 0
 
     def _read(self) -> dict[str, Logps]:
-        try:
-            record = json.loads(self.path.read_text())
-            if record["digest"] != digest_json(record["rows"]):
-                return {}
-            return {key: (chosen, rejected) for key, (chosen, rejected) in record["rows"].items()}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
+        rows = read_certified(self.path) or {}
+        return {key: (chosen, rejected) for key, (chosen, rejected) in rows.items()}
 
     def missing(self, rows: list[dict[str, Any]]) -> list[int]:
         """Positions of the rows that must be computed."""
@@ -53,9 +48,7 @@ class ReferenceCache:
         """Writes what was added."""
         if not self._changed:
             return
-        rows = {key: list(self._known[key]) for key in sorted(self._known)}
-        content = json.dumps({"digest": digest_json(rows), "rows": rows})
-        atomic_write_bytes(self.path, content.encode())
+        write_certified(self.path, {key: list(self._known[key]) for key in sorted(self._known)})
         self._changed = False
 
 

@@ -15,11 +15,12 @@ from alignflow.errors import DataError
 from alignflow.models.loading import load_reward_model
 from alignflow.models.scoring import reward_scores
 from alignflow.recipe import OnlineSection
+from alignflow.recipe.online import SampledSection
 from alignflow.recipe.rewards import REWARD_MODEL
 from alignflow.stages.artifacts import read_manifest
 from alignflow.stages.spec import RowAccount
 from alignflow.training.engine.fit import Measured, Method
-from alignflow.training.engine.job import AnySection, Job
+from alignflow.training.engine.job import Job
 from alignflow.training.engine.trainer import QuietTrainer
 from alignflow.training.reward_gate import weakness
 from alignflow.training.rl.prompts import Prompts, read_prompts
@@ -27,6 +28,7 @@ from alignflow.training.rl.reward_sources import RewardFunction, load_rewards
 from alignflow.training.rl.rollouts import Prompt
 
 Score = Callable[..., list[float]]
+AnySampled = TypeVar("AnySampled", bound=SampledSection)
 AnyOnline = TypeVar("AnyOnline", bound=OnlineSection)
 
 
@@ -41,8 +43,14 @@ class OnlineTrainer(QuietTrainer):
         return [self.prompt_ids[prompt] for prompt in prompts], None, {}
 
 
-class OnPrompts(Method[AnySection]):
+class OnPrompts(Method[AnySampled]):
     """Learns from responses that the policy itself samples to prompts."""
+
+    logged: ClassVar = {
+        "entropy": "entropy",
+        "response_tokens": "completions/mean_length",
+        "unfinished_rate": "completions/clipped_ratio",
+    }
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -58,6 +66,14 @@ class OnPrompts(Method[AnySection]):
     def prompt_ids(self) -> dict[str, list[int]]:
         """Token ids of each prompt's text."""
         return {prompt.text: prompt.ids for prompt in self.rows}
+
+    def arguments(self) -> dict[str, Any]:
+        """How responses are sampled."""
+        section = self.job.section
+        return {
+            "max_completion_length": section.max_new_tokens,
+            "temperature": section.temperature,
+        }
 
     def features(self, row: Prompt) -> dict[str, Any]:
         """The prompt, and what an answer is rewarded by."""
@@ -80,12 +96,8 @@ class Rewarded(OnPrompts[AnyOnline]):
     """Compares rewards of several responses to a prompt."""
 
     logged: ClassVar = {
-        "reward": "reward",
-        "reward_std": "reward_std",
-        "kl": "kl",
-        "entropy": "entropy",
-        "response_tokens": "completions/mean_length",
-        "unfinished_rate": "completions/clipped_ratio",
+        **{name: name for name in ("reward", "reward_std", "kl")},
+        **OnPrompts.logged,
     }
 
     def __init__(self, job: Job[AnyOnline]) -> None:
@@ -93,12 +105,11 @@ class Rewarded(OnPrompts[AnyOnline]):
         super().__init__(job)
 
     def arguments(self) -> dict[str, Any]:
-        """How responses are sampled, and what each reward weighs."""
+        """How many responses are compared, and what each reward weighs."""
         section = self.job.section
         return {
+            **super().arguments(),
             "num_generations": section.num_generations,
-            "max_completion_length": section.max_new_tokens,
-            "temperature": section.temperature,
             "reward_weights": [term.weight for term in section.rewards],
         }
 

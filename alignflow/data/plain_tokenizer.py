@@ -28,6 +28,11 @@ class PlainTokenizer:
     def _id(self, token: str | None) -> int | None:
         return self._tokenizer.token_to_id(token) if token else None
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Id of every token."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of a text."""
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
@@ -36,3 +41,23 @@ class PlainTokenizer:
 def has_tokenizer(directory: Path) -> bool:
     """Whether the directory's tokenizer can be read without Transformers."""
     return (directory / "tokenizer.json").is_file()
+
+
+def vocabulary_problem(base: Path, other: Path) -> str | None:
+    """What differs between the tokens of two models' directories, in a sentence; None for nothing.
+
+    Tokens are compared where both have a `tokenizer.json`, else only how many there are.
+    """
+    configs = [json.loads((directory / "config.json").read_text()) for directory in (base, other)]
+    ours, theirs = (config.get("text_config", config).get("vocab_size") for config in configs)
+    difference = None if ours == theirs else f"it has {theirs} outputs, the base model {ours}"
+    if difference is None and has_tokenizer(base) and has_tokenizer(other):
+        base_ids, other_ids = PlainTokenizer(base).vocabulary, PlainTokenizer(other).vocabulary
+        for token in sorted(base_ids.keys() | other_ids.keys()):
+            ours, theirs = base_ids.get(token), other_ids.get(token)
+            if ours != theirs:
+                difference = f"{token!r} has id {theirs} in it, {ours} in the base model"
+                break
+    return difference and (
+        f"has another vocabulary than the base model: {difference}. Name a model of the same family."
+    )
