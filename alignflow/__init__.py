@@ -16,54 +16,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from alignflow.checking.checked import Check, check
-    from alignflow.errors import AlignflowError
-    from alignflow.lineage.look import Waiting
-    from alignflow.lineage.retrain import retrain
-    from alignflow.pipeline.existing_model import Evaluation, evaluate, generate, merge
-    from alignflow.pipeline.report import Report, load_report
-    from alignflow.pipeline.run import run
-    from alignflow.recipe import Recipe
-    from alignflow.recipe.file import load_recipe
+    from alignflow.checking.checked import Check as Check
+    from alignflow.checking.checked import check as check
+    from alignflow.errors import AlignflowError as AlignflowError
+    from alignflow.lineage.look import Waiting as Waiting
+    from alignflow.lineage.retrain import retrain as retrain
+    from alignflow.pipeline.existing_model import Evaluation as Evaluation
+    from alignflow.pipeline.existing_model import evaluate as evaluate
+    from alignflow.pipeline.existing_model import generate as generate
+    from alignflow.pipeline.existing_model import merge as merge
+    from alignflow.pipeline.report import Report as Report
+    from alignflow.pipeline.report import load_report as load_report
+    from alignflow.pipeline.run import run as run
+    from alignflow.recipe import Recipe as Recipe
+    from alignflow.recipe.file import load_recipe as load_recipe
 
 __version__ = "0.1.0"
-__all__ = [
-    "AlignflowError",
-    "Check",
-    "Evaluation",
-    "Recipe",
-    "Report",
-    "Waiting",
-    "check",
-    "evaluate",
-    "generate",
-    "load_recipe",
-    "load_report",
-    "merge",
-    "retrain",
-    "run",
-]
-_PLACES = {
-    "alignflow.checking.checked": ("Check", "check"),
-    "alignflow.errors": ("AlignflowError",),
-    "alignflow.lineage.look": ("Waiting",),
-    "alignflow.lineage.retrain": ("retrain",),
-    "alignflow.pipeline.existing_model": ("Evaluation", "evaluate", "generate", "merge"),
-    "alignflow.pipeline.report": ("Report", "load_report"),
-    "alignflow.pipeline.run": ("run",),
-    "alignflow.recipe": ("Recipe",),
-    "alignflow.recipe.file": ("load_recipe",),
+_NAMES = {
+    "checking.checked": ("Check", "check"),
+    "errors": ("AlignflowError",),
+    "lineage.look": ("Waiting",),
+    "lineage.retrain": ("retrain",),
+    "pipeline.existing_model": ("Evaluation", "evaluate", "generate", "merge"),
+    "pipeline.report": ("Report", "load_report"),
+    "pipeline.run": ("run",),
+    "recipe": ("Recipe",),
+    "recipe.file": ("load_recipe",),
 }
 
 
 def __getattr__(name: str) -> Any:
-    place = next((module for module, names in _PLACES.items() if name in names), None)
-    if place is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(place), name)
-    globals()[name] = value
-    return value
+    for module, names in _NAMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"alignflow.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *(name for names in _NAMES.values() for name in names)])

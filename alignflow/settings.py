@@ -32,6 +32,16 @@ def resolve_home(home: Path | str | None) -> Path:
     return Path(home or Settings().home).expanduser().absolute()
 
 
+def ledger_path(home: Path) -> Path:
+    """The ledger's SQLite file of a home."""
+    return home / "ledger.db"
+
+
+def has_ledger(home: Path) -> bool:
+    """Whether there is a ledger to ask, without opening any."""
+    return bool(Settings().ledger_url) or ledger_path(home).exists()
+
+
 def without_password(address: str) -> str:
     """An address as it may be shown and kept."""
     password = urlsplit(address).password if "://" in address else None

@@ -35,10 +35,9 @@ def send_pending(home: Path) -> int:
         try:
             post(event, home)
         except httpx.HTTPError as error:
-            log.warning(
-                "%s was not sent (%s: %s); it stays in the outbox and is sent by the next run",
-                event.event, type(error).__name__, error,
-            )  # fmt: skip
+            why = f"{type(error).__name__}: {error}"
+            text = "%s was not sent (%s); it stays in the outbox and is sent by the next run"
+            log.warning(text, event.event, why)
             break
         mark_sent(home, event.key)
         sent += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,40 +19,33 @@ GPU_LIMIT = "gpu"
 PREFECT_TIMEOUT_MARGIN_SECONDS = 120
 
 
-def error_of(state: Any) -> BaseException | None:
-    """What a task's state failed with."""
-    try:
-        state.result()
-    except Exception as error:
-        return error
-    return None
+def _where(helps: Callable[[BaseException], bool]) -> Callable[[Any, Any, Any], bool]:
+    """Prefect's condition of a retry: another attempt helps after what a state failed with."""
+
+    def condition(_task: Any, _task_run: Any, state: Any) -> bool:
+        try:
+            state.result()
+        except Exception as error:
+            return helps(error)
+        return False
+
+    return condition
 
 
-def worth_retrying(_task: Any, _task_run: Any, state: Any) -> bool:
-    """Whether another attempt at a stage may help."""
-    error = error_of(state)
-    return error is not None and retries.worth_retrying(error)
+worth_retrying = _where(retries.worth_retrying)
+may_come_back = _where(retries.may_come_back)
 
 
-def may_come_back(_task: Any, _task_run: Any, state: Any) -> bool:
-    """Whether asking a registry or a judge again may help."""
-    error = error_of(state)
-    return error is not None and retries.may_come_back(error)
+def plain(name: str) -> dict[str, Any]:
+    """Options of the task of a step that is no stage."""
+    return {"name": name, "task_run_name": name, "cache_policy": NO_CACHE}
 
 
-def step_options(name: str, *, patient: bool) -> dict[str, Any]:
-    """Options of the task of a step beside the stages.
-
-    Args:
-        name: Of the task and its run.
-        patient: Whether it talks to what may be away for a while: the model registry, a judge.
-    """
-    options = {"name": name, "task_run_name": name, "cache_policy": NO_CACHE}
-    if not patient:
-        return options
+def patient(name: str) -> dict[str, Any]:
+    """Options of such a task that talks to what may be away: the model registry, a judge."""
     delays = list(retries.PATIENT_DELAYS_SECONDS)
     again = {"retries": len(delays), "retry_delay_seconds": delays}
-    return options | again | {"retry_condition_fn": may_come_back}
+    return {**plain(name), **again, "retry_condition_fn": may_come_back}
 
 
 def by_stage_key(_context: Any, parameters: dict[str, Any]) -> str:

@@ -62,9 +62,8 @@ def deploy(prefect_yaml: Path) -> None:
     Raises:
         SystemExit: It failed, and has said why.
     """
-    sys.argv = [
-        "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(prefect_yaml),
-    ]  # fmt: skip
+    options = ["--no-prompt", "deploy", "--all", "--prefect-file"]
+    sys.argv = ["prefect", *options, str(prefect_yaml)]
     try:
         app()
     except SystemExit as ended:

@@ -10,7 +10,7 @@ from prefect import get_run_logger, task
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from alignflow.pipeline.progress import observers
+from alignflow.pipeline.progress import tell
 from alignflow.recipe import ComputeSection
 from alignflow.stages import forkserver
 from alignflow.stages.artifacts import Artifact, artifact_directory, find, read_manifest
@@ -40,7 +40,7 @@ def stage_task(spec: StageSpec) -> Any:
     log = get_run_logger()
 
     def on_event(event: Mapping[str, Any]) -> None:
-        observers.stage_event(spec, event)
+        tell(lambda observer: observer.stage_event(spec, event))
         shown.event(event)
         if event["kind"] in ("message", "error"):
             log.info("%s", event["text"])

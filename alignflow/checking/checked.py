@@ -115,7 +115,7 @@ def check(recipe: Recipe, *, full: bool = False, home: Path | str | None = None)
         findings += seen
         if exit_code(seen) == 0:
             context = found.shape.context if found.shape else None
-            rows, judged = row_findings(recipe, found.directory, context, full=full)
+            rows, judged = row_findings(recipe, found.directory, context, home=home, full=full)
             findings += judged
     if found.shape is not None:
         download = found.directory is None

@@ -138,7 +138,7 @@ def _stage_need(
     row = _row_bytes(recipe, section.max_length, shape, value) * responses
     head = 0 if name == "reward" else HEAD_TOKENS * (shape.vocabulary or USUAL_VOCABULARY) * 4
     batch = section.batch_size // (ppo.num_mini_batches if ppo else 1)
-    allowed = first_micro_batch(recipe.compute.model_dump(mode="json"), batch)
+    allowed = first_micro_batch(recipe.compute, batch)
     rows = largest_divisor(batch, allowed)
     return StageNeed(
         stage=name,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from alignflow.checking.findings import Finding, advice, error, note
 from alignflow.checking.judging_rules import metric_findings
-from alignflow.evaluation.about import lower_is_better
+from alignflow.evaluation import lower_is_better
 from alignflow.recipe import EvaluationSection, PPOSection, Recipe
 from alignflow.recipe.online import SampledSection
 

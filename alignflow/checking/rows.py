@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,31 +12,29 @@ from pydantic import Field
 
 from alignflow.checking.findings import Finding, advice, error, note, raised, warning
 from alignflow.checking.sandbox import GIB, run_limited
-from alignflow.data.forms import (
-    BadRow,
-    Demonstration,
-    demonstration,
-    evaluation_prompt,
-    first_user_turn,
-    general_text,
-    training_prompt,
-)
 from alignflow.data.lengths import LIMITED_PARTS, limits_of, readers_of, within_context
-from alignflow.data.pairs import preference_pair, single_rating
 from alignflow.data.plain_tokenizer import PlainTokenizer, has_tokenizer
 from alignflow.data.reading import RawRow, read_source
-from alignflow.data.row_forms import COLUMNS, EVALUATION_PROMPT
+from alignflow.data.rows import (
+    TOO_LONG,
+    Rules,
+    SourceAccount,
+    account_of,
+    nothing_left,
+    outcome_of,
+    rules_of,
+)
 from alignflow.data.template import load_template
 from alignflow.data.tokens import Encoder
 from alignflow.errors import AlignflowError, DataError
-from alignflow.recipe import DATA_PARTS, DataSource, Recipe
+from alignflow.recipe import DATA_PARTS, DataSection, DataSource, Recipe
 from alignflow.recipe.names import is_builtin, is_hub_id, is_ledger, matching_files
-from alignflow.stages.spec import Record
+from alignflow.settings import has_ledger
+from alignflow.stages.spec import Record, RowAccount
 
 SAMPLE_ROWS = 1000
 SAMPLE_SECONDS, FULL_SECONDS, MEMORY_BYTES = 120.0, 24 * 3600.0, 16 * GIB
 FEWEST_UPDATES = 10
-TOO_LONG, MISSING = "too_long", "missing_columns"
 
 
 class SourceRows(Record):
@@ -50,7 +47,8 @@ class SourceRows(Record):
     looked_at: int
     sampled: bool
     kept: int
-    """Of those looked at."""
+    """Of those looked at: trained on or held out."""
+    held_out: int = 0
     dropped: dict[str, int] = Field(default_factory=dict)
     first_dropped: dict[str, str] = Field(default_factory=dict)
     """Reason to the first row dropped for it."""
@@ -62,9 +60,18 @@ class SourceRows(Record):
     over_limit: int = 0
 
     @property
+    def account(self) -> SourceAccount:
+        """Where the rows that were looked at went."""
+        trained = self.kept - self.held_out
+        rows = RowAccount(
+            read=self.looked_at, trained=trained, held_out=self.held_out, dropped=self.dropped
+        )
+        return SourceAccount(self.part, self.source, rows, self.first_dropped)
+
+    @property
     def expected(self) -> int:
-        """Rows that are left of the whole source."""
-        return round(self.read * self.kept / self.looked_at) if self.looked_at else 0
+        """Rows of the whole source that are trained on."""
+        return round(self.read * self.account.rows.trained / self.looked_at)
 
 
 def source_findings(recipe: Recipe) -> list[Finding]:
@@ -98,7 +105,7 @@ def is_elsewhere(source: str) -> bool:
 
 
 def row_findings(
-    recipe: Recipe, directory: Path | None, context: int | None, *, full: bool
+    recipe: Recipe, directory: Path | None, context: int | None, *, home: Path, full: bool
 ) -> tuple[list[SourceRows], list[Finding]]:
     """Accounts of the sources that are on this machine, and what is wrong with them.
 
@@ -106,6 +113,7 @@ def row_findings(
         recipe: What to check.
         directory: Of the tokenizer; without one, forms are checked and lengths are not.
         context: Of the base model, in tokens.
+        home: Whose ledger holds prompts out.
         full: Look at every row, not at a sample.
     """
     findings = [
@@ -128,10 +136,14 @@ def row_findings(
         "template": recipe.base_model.chat_template,
     }
     try:
+        payload["held_out"] = _held_out(home)
         answers = run_limited(
-            "alignflow.checking.rows:look", payload, memory_bytes=MEMORY_BYTES,
-            seconds=FULL_SECONDS if full else SAMPLE_SECONDS, what="Reading the rows",
-        )  # fmt: skip
+            "alignflow.checking.rows:look",
+            payload,
+            memory_bytes=MEMORY_BYTES,
+            seconds=FULL_SECONDS if full else SAMPLE_SECONDS,
+            what="Reading the rows",
+        )
     except AlignflowError as problem:
         return [], [*findings, raised(problem)]
     accounts = [SourceRows(**answer) for answer in answers if "error" not in answer]
@@ -139,46 +151,54 @@ def row_findings(
         if "error" in answer:
             text = answer["error"].removeprefix(f"data.{answer['part']}: ")
             findings.append(error(f"data.{answer['part']}", text, DataError))
-    for account in accounts:
-        findings += _judged(account, recipe.data.max_dropped_share)
+    findings += _loss_findings(recipe, accounts)
     findings += _update_findings(recipe, accounts)
     return accounts, findings
 
 
-def _judged(account: SourceRows, allowed: float) -> Iterator[Finding]:
-    field = f"data.{account.part}"
-    if account.dropped.get(MISSING, 0) == account.looked_at:
-        yield error(
-            field,
-            f"{account.source} lacks the columns {COLUMNS[account.part]} "
-            f"({account.first_dropped[MISSING]}). Map its names in `columns`.",
-            DataError,
-        )
+def _held_out(home: Path) -> list[str]:
+    """sha256 of the first user turns that the home's ledger holds out."""
+    if not has_ledger(home):
+        return []  # SQLAlchemy stays unloaded
+    from alignflow.ledger import held_out_hashes
+
+    return held_out_hashes(home)
+
+
+def _loss_findings(recipe: Recipe, accounts: list[SourceRows]) -> Iterator[Finding]:
+    """What `prepare` would end with, or might, for the rows that it would lose."""
+    for part in DATA_PARTS:
+        mine = [account for account in accounts if account.part == part]
+        findings = [
+            finding
+            for account in mine
+            for finding in _losses(account, recipe.data.max_dropped_share)
+        ]
+        yield from findings
+        is_whole = bool(mine) and len(mine) == len(getattr(recipe.data, part))
+        if is_whole and all(finding.level != "error" for finding in findings):
+            where = " and ".join(_where(account) for account in mine)
+            problem = nothing_left([account.account for account in mine], where)
+            if problem:
+                yield error(f"data.{part}", problem, DataError)
+
+
+def _losses(rows: SourceRows, allowed: float) -> Iterator[Finding]:
+    field, account = f"data.{rows.part}", rows.account
+    if account.lacks_columns:
+        yield error(field, account.lacks_columns, DataError)
         return
-    reasons = ", ".join(f"{reason} {count}" for reason, count in account.dropped.items())
-    where = (
-        f"a sample of {account.looked_at:,} rows"
-        if account.sampled
-        else f"{account.looked_at} rows"
-    )
-    if account.kept == 0:
-        yield error(field, f"{account.source}: nothing is left of {where} ({reasons}).", DataError)
-        return
-    lost = sum(account.dropped.values()) - account.dropped.get(EVALUATION_PROMPT, 0)
-    share = lost / account.looked_at
-    margin = 1.96 * math.sqrt(share * (1 - share) / account.looked_at) if account.sampled else 0.0
-    first = "; ".join(
-        text for why, text in account.first_dropped.items() if why != EVALUATION_PROMPT
-    )
-    text = (
-        f"{account.source} loses {lost} of {where} ({reasons}); data.max_dropped_share is "
-        f"{allowed:g}. First of each kind: {first}. Repair the rows, raise max_length, or raise "
-        "the share."
-    )
+    share = account.lost / rows.looked_at
+    margin = 1.96 * math.sqrt(share * (1 - share) / rows.looked_at) if rows.sampled else 0.0
     if share - margin > allowed:
-        yield error(field, text, DataError)
-    elif share + margin > allowed and lost:
-        yield warning(field, text)
+        yield error(field, account.loses(_where(rows), allowed), DataError)
+    elif share + margin > allowed and account.lost:
+        yield warning(field, account.loses(_where(rows), allowed))
+
+
+def _where(rows: SourceRows) -> str:
+    looked_at = f"{rows.looked_at:,} rows" if rows.sampled else f"{rows.looked_at} rows"
+    return f"a sample of {looked_at}" if rows.sampled else looked_at
 
 
 def _update_findings(recipe: Recipe, accounts: list[SourceRows]) -> Iterator[Finding]:
@@ -202,142 +222,64 @@ def _update_findings(recipe: Recipe, accounts: list[SourceRows]) -> Iterator[Fin
 
 def look(payload: dict[str, Any]) -> list[dict[str, Any]]:
     """Accounts of all local sources; runs in the child."""
-    sources = {
-        part: [
-            source
-            for entry in payload["data"][part]
-            if not is_elsewhere((source := DataSource.model_validate(entry)).source)
-        ]
-        for part in DATA_PARTS
-    }
-    seed, full = payload["seed"], payload["full"]
-    forms = _forms(payload, _judged_prompts(sources["evaluation"], seed))
+    data = DataSection.model_validate(payload["data"])
+
+    def read(source: DataSource) -> list[RawRow]:
+        try:
+            return [] if is_elsewhere(source.source) else read_source(source, seed=payload["seed"])
+        except DataError:
+            return []  # said where the source itself is looked at
+
+    rules = rules_of(
+        data,
+        read,
+        encoder=_encoder(payload["tokenizer"], payload["template"]),
+        limits=payload["limits"],
+        held_out=payload["held_out"],
+    )
     answers = []
     for part in DATA_PARTS:
-        for source in sources[part]:
-            limit = payload["limits"].get(part)
+        for source in getattr(data, part):
+            if is_elsewhere(source.source):
+                continue
             try:
-                rows = read_source(source, seed=seed)
-                account = _account(part, source, rows, forms[part], limit, full)
+                rows = read_source(source, seed=payload["seed"])
+                account = _account(part, source, rows, rules, payload["full"])
                 answers.append(account.model_dump(mode="json"))
             except DataError as problem:
                 answers.append({"part": part, "source": source.source, "error": problem.message})
     return answers
 
 
-def _judged_prompts(sources: list[DataSource], seed: int) -> set[str]:
-    found = set()
-    for source in sources:
-        try:
-            rows = read_source(source, seed=seed)
-        except DataError:
-            continue  # said where the source itself is looked at
-        for row in rows:
-            try:
-                found.add(first_user_turn(evaluation_prompt(row.fields or {}).messages))
-            except BadRow:
-                continue
-    return found
-
-
-Form = Callable[[dict[str, Any]], int | None]
-"""From a row to its tokens; None where there is no tokenizer."""
-
-
-def _forms(payload: dict[str, Any], judged: set[str]) -> dict[str, Form]:
-    encoder = None
-    if payload["tokenizer"]:
-        directory = Path(payload["tokenizer"])
-        template = Path(payload["template"]) if payload["template"] else None
-        encoder = Encoder(PlainTokenizer(directory), load_template(directory, template))
-
-    def sft(fields: dict[str, Any]) -> int | None:
-        row = demonstration(fields)
-        if row.messages is not None and first_user_turn(row.messages) in judged:
-            raise BadRow(EVALUATION_PROMPT)
-        return len(encoder.demonstration(row).input_ids) if encoder else None
-
-    def preferences(fields: dict[str, Any]) -> int | None:
-        pair = preference_pair(fields)
-        if first_user_turn(pair.prompt) in judged:
-            raise BadRow(EVALUATION_PROMPT)
-        if encoder is None:
-            return None
-        ids = encoder.pair(*pair)
-        return len(ids.prompt_ids) + max(len(ids.chosen_ids), len(ids.rejected_ids))
-
-    def evaluation(fields: dict[str, Any]) -> int | None:
-        row = evaluation_prompt(fields)
-        return len(encoder.prompt(row.messages).prompt_ids) if encoder else None
-
-    def ratings(fields: dict[str, Any]) -> int | None:
-        prompt, completion, liked = single_rating(fields)
-        if first_user_turn(prompt) in judged:
-            raise BadRow(EVALUATION_PROMPT)
-        if encoder is None:
-            return None
-        ids = encoder.rated(prompt, completion, liked)
-        return len(ids.prompt_ids) + len(ids.completion_ids)
-
-    def prompts(fields: dict[str, Any]) -> int | None:
-        row = training_prompt(fields)
-        if first_user_turn(row.messages) in judged:
-            raise BadRow(EVALUATION_PROMPT)
-        return len(encoder.prompt(row.messages).prompt_ids) if encoder else None
-
-    def general(fields: dict[str, Any]) -> int | None:
-        general_text(fields)
+def _encoder(tokenizer: str | None, template: str | None) -> Encoder | None:
+    if tokenizer is None:
         return None
-
-    def document(fields: dict[str, Any]) -> int | None:
-        row = Demonstration(None, general_text(fields))
-        return len(encoder.demonstration(row).input_ids) if encoder else None
-
-    return {
-        "pretrain": document,
-        "replay": document,
-        "sft": sft,
-        "preferences": preferences,
-        "ratings": ratings,
-        "prompts": prompts,
-        "evaluation": evaluation,
-        "general": general,
-    }
+    override = Path(template) if template else None
+    return Encoder(PlainTokenizer(Path(tokenizer)), load_template(Path(tokenizer), override))
 
 
 def _account(
-    part: str, source: DataSource, rows: list[RawRow], form: Form, limit: int | None, full: bool
+    part: str, source: DataSource, rows: list[RawRow], rules: Rules, full: bool
 ) -> SourceRows:
     sampled = not full and len(rows) > SAMPLE_ROWS
     chosen = Random(0).sample(rows, SAMPLE_ROWS) if sampled else rows
-    dropped: Counter[str] = Counter()
-    first: dict[str, str] = {}
-    lengths: list[int] = []
-    for row in chosen:
-        try:
-            if row.fields is None:
-                raise BadRow(row.problem or "unreadable")
-            tokens = form(row.fields)
-            if tokens is not None:
-                lengths.append(tokens)
-            if limit is not None and tokens is not None and tokens > limit:
-                raise BadRow(TOO_LONG, f"{tokens} tokens, at most {limit}")
-        except BadRow as bad:
-            dropped[bad.reason] += 1
-            first.setdefault(bad.reason, f"{row.place}: {bad}")
-    lengths.sort()
+    outcomes = [outcome_of(part, row, rules)._replace(columns={}) for row in chosen]
+    account = account_of(part, source.source, outcomes)
+    dropped = account.rows.dropped
+    lengths = sorted(outcome.tokens for outcome in outcomes if outcome.tokens is not None)
     return SourceRows(
         part=part,
         source=source.source,
         read=len(rows),
         looked_at=len(chosen),
         sampled=sampled,
-        kept=len(chosen) - dropped.total(),
-        dropped=dict(dropped.most_common()),
-        first_dropped=first,
-        limit=limit,
+        kept=account.rows.trained + account.rows.held_out,
+        held_out=account.rows.held_out,
+        dropped=dict(sorted(dropped.items(), key=lambda entry: -entry[1])),
+        first_dropped=account.first,
+        limit=rules.limits.get(part),
         median_tokens=lengths[len(lengths) // 2] if lengths else None,
         p95_tokens=lengths[math.ceil(0.95 * len(lengths)) - 1] if lengths else None,
         longest_tokens=lengths[-1] if lengths else None,
-        over_limit=dropped[TOO_LONG],
+        over_limit=dropped.get(TOO_LONG, 0),
     )

@@ -11,7 +11,7 @@ from alignflow.checking.ppo_rules import ppo_findings, sampling_findings
 from alignflow.checking.retrain_rules import retrain_findings
 from alignflow.checking.trainer_arguments import trainer_argument_findings
 from alignflow.errors import DataError
-from alignflow.evaluation.about import declared, text_metrics
+from alignflow.evaluation import declared, text_metrics
 from alignflow.recipe import (
     DATA_PARTS,
     DPOSection,

@@ -34,9 +34,13 @@ def run_limited(task: str, payload: Any, *, seconds: float, memory_bytes: int, w
     try:
         child = subprocess.run(
             [sys.executable, "-m", __name__, task, str(memory_bytes)],
-            input=json.dumps(payload), capture_output=True, text=True, timeout=seconds,
-            env={**os.environ, "TOKENIZERS_PARALLELISM": "false"}, check=False,
-        )  # fmt: skip
+            input=json.dumps(payload),
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+            check=False,
+        )
     except subprocess.TimeoutExpired as error:
         raise DataError(
             f"{what} did not end within {seconds:g} s. It is not safe to use."

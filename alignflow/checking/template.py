@@ -35,17 +35,20 @@ def template_findings(directory: Path, override: str | None, *, needed: bool) ->
     """
     payload = {"directory": str(directory), "override": override}
     try:
-        found = run_limited(
-            "alignflow.checking.template:probe", payload, seconds=SECONDS, memory_bytes=MEMORY_BYTES,
+        probed = run_limited(
+            "alignflow.checking.template:probe",
+            payload,
+            seconds=SECONDS,
+            memory_bytes=MEMORY_BYTES,
             what=f"{FIELD}: rendering a conversation of two messages",
-        )  # fmt: skip
+        )
     except AlignflowError as problem:
         return [raised(problem).model_copy(update={"field": FIELD})]
-    return list(_judged(found, needed))
+    return list(_judged(probed, needed))
 
 
-def _judged(found: dict[str, Any], needed: bool) -> Iterator[Finding]:
-    if found["missing"]:
+def _judged(probed: dict[str, Any], needed: bool) -> Iterator[Finding]:
+    if probed["missing"]:
         if needed:
             yield error(
                 FIELD,
@@ -54,14 +57,14 @@ def _judged(found: dict[str, Any], needed: bool) -> Iterator[Finding]:
                 DataError,
             )
         return
-    for name, reason in found["rejected"].items():
+    for name, reason in probed["rejected"].items():
         if name == "system":
             yield note(FIELD, f"rejects a system message ({reason}); such rows are dropped.")
         else:
             yield error(
                 FIELD, f"rejects a {name} conversation: {reason}. Name another file.", DataError
             )
-    for problem in found["warnings"]:
+    for problem in probed["warnings"]:
         yield warning(FIELD, problem)
 
 

@@ -115,7 +115,9 @@ def _source_line(rows: SourceRows) -> str:
     what = (
         f"sample of {rows.looked_at:,} of {rows.read:,}" if rows.sampled else f"all {rows.read:,}"
     )
-    kept = f"about {rows.expected:,} kept" if rows.sampled else f"{rows.kept:,} kept"
+    trained = rows.kept - rows.held_out
+    kept = f"about {rows.expected:,} kept" if rows.sampled else f"{trained:,} kept"
+    kept += f", {rows.held_out:,} held out" if rows.held_out else ""
     dropped = ", ".join(f"{reason} {count}" for reason, count in rows.dropped.items())
     line = f"{rows.part:<12}{rows.source}  {what} rows, {kept}"
     line += f", dropped: {dropped}" if dropped else ""

@@ -66,17 +66,16 @@ def merge(
       alignflow merge base adapter merged --export gguf --llama-cpp ~/llama.cpp
       alignflow merge base adapter merged --dry-run
     """  # noqa: D301 (click's mark)
-    from alignflow.merging import demand_passed, plan, requested
+    from alignflow.merging import demand_passed, merge_request, plan
     from alignflow.merging import merge as write_merged
     from alignflow.merging.export import check_export, demand_room, export_model
 
     if export:
         check_export(export, llama_cpp)
-    asked = requested(
+    asked = merge_request(
         base,
-        _weighted(adapter, default=1.0),
-        combine=[_weighted(text) for text in combine or []],
-        then=[str(path) for path in then or []],
+        [_weighted(adapter, default=1.0), *map(_weighted, combine or [])],
+        [str(following) for following in then or []],
         qlora_base=qlora_base,
         dtype=dtype,
         verify=not no_verify,
@@ -159,5 +158,5 @@ def _certified(certificate: Certificate, out: Path, as_json: bool) -> str:
         return certificate.model_dump_json(indent=2)
     lines = [f"{out}: {certificate.status}", certificate.arithmetic]
     if certificate.figures:
-        lines.append(certificate.in_words)
+        lines.append(certificate.in_words())
     return "\n".join([*lines, *certificate.serve.values()])

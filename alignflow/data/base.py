@@ -9,15 +9,19 @@ from typing import Any
 from alignflow.data.template import ChatTemplate, load_template
 from alignflow.errors import DataError, RecipeError
 from alignflow.files import atomic_write_json, digest_directory, file_stamps
+from alignflow.stages.layout import Prepared
+from alignflow.stages.params import NamedModel, ResolvedModel
 
 MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 
 
-def fetch_base(params: dict[str, Any], path: str | None, field: str = "base_model") -> Path:
+def fetch_base(
+    model: NamedModel | ResolvedModel, path: str | None, field: str = "base_model"
+) -> Path:
     """Directory of a model; a Hub model is downloaded into the Hub's cache.
 
     Args:
-        params: Its `source`, and its `digest`, which of a Hub model is the commit.
+        model: Its source, and its digest, which of a Hub model is the commit.
         path: Where it is on this machine; None for a Hub model.
         field: Where in the recipe, for the message.
 
@@ -30,13 +34,11 @@ def fetch_base(params: dict[str, Any], path: str | None, field: str = "base_mode
 
     try:
         return Path(
-            snapshot_download(
-                params["source"], revision=params["digest"], allow_patterns=MODEL_FILES
-            )
+            snapshot_download(model.source, revision=model.digest, allow_patterns=MODEL_FILES)
         )
     except (OSError, ValueError) as error:
         raise RecipeError(
-            f"{field}: {params['source']} at {params['digest']} cannot be downloaded "
+            f"{field}: {model.source} at {model.digest} cannot be downloaded "
             f"({type(error).__name__}: {error}). Check the name, the network and HF_TOKEN."
         ) from error
 
@@ -59,23 +61,23 @@ def save_tokenizer(base: Path, template_path: str | None, output: Path) -> Any:
     return tokenizer
 
 
-def describe_base(params: dict[str, Any], base: Path, output: Path) -> int | None:
-    """Writes `base_model.json` and `location.json`; returns the context length."""
+def describe_base(model: ResolvedModel, base: Path, files: Prepared) -> int | None:
+    """Writes what the base model is and where; returns the context length."""
     config = json.loads((base / "config.json").read_text())
     text_config = config.get("text_config", config)
-    template: ChatTemplate | None = load_template(output / "tokenizer")
+    template: ChatTemplate | None = load_template(files.tokenizer)
     context_length = text_config.get("max_position_embeddings")
     record = {
-        "source": params["source"],
-        "revision": params.get("revision"),
-        "digest": params["digest"],
-        "tokenizer_digest": digest_directory(output / "tokenizer"),
+        "source": model.source,
+        "revision": model.revision,
+        "digest": model.digest,
+        "tokenizer_digest": digest_directory(files.tokenizer),
         "chat_template_digest": template.digest if template else None,
         "context_length": context_length,
         "model_type": config.get("model_type"),
         "torch_dtype": config.get("dtype") or config.get("torch_dtype"),
     }
-    atomic_write_json(output / "base_model.json", record)
+    atomic_write_json(files.base_model, record)
     location = {"path": str(base.absolute()), "files": file_stamps(base)}
-    atomic_write_json(output / "location.json", location)
+    atomic_write_json(files.location, location)
     return context_length

@@ -13,31 +13,48 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
-import unicodedata
 from itertools import combinations, pairwise
 from json.encoder import encode_basestring as quoted
 from typing import Any, NamedTuple
 
-from alignflow.data.forms import ROLES, SHARE_GPT_ROLES, BadRow, first_user_turn
+from alignflow.data.forms import (
+    BadRow,
+    Turn,
+    first_user_turn,
+    is_dialogue,
+    kind,
+    missing_columns,
+    normalised,
+    plain_reasons,
+    refuse_calls,
+    turns_of,
+    written_text,
+)
+from alignflow.data.template import Message
 
-Message = dict[str, Any]
-
+PAIR_COLUMNS = "prompt, chosen and rejected; or chosen and rejected that hold whole dialogues"
+RATING_COLUMNS = "prompt, completion and label"
 MAX_RESPONSES = 16
 MAX_LABEL_CHARACTERS = 256
-_TURN = re.compile(r"\n\n(Human|Assistant):")
-_DIALOGUE_ROLES = {"Human": "user", "Assistant": "assistant"}
 _META = {
     "annotator": ("annotator", "annotator_id"),
     "time": ("time", "timestamp", "created_at"),
     "source": ("source",),
     "model": ("model", "model_name"),
 }
+_META_NAMES = frozenset(name for names in _META.values() for name in names)
 _RESPONSES = ("responses", "completions")
 _SCORES = ("score", "rating", "overall_score", "scores", "ratings")
 _RANKS = ("rank", "ranks", "ranking")
 _TEXTS = ("content", "response", "text", "completion")
-_LOST = ("tool_calls", "function_call", "images")
+
+
+class Pair(NamedTuple):
+    """One prompt, two answers, in the row's own words."""
+
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
 
 
 class Preference(NamedTuple):
@@ -111,7 +128,7 @@ def preferences_of(fields: dict[str, Any]) -> list[Preference] | Rating:
         BadRow: It has none of the forms, or breaks the rules of one. Nothing of it is used.
     """
     if fields.get("chosen") is not None or fields.get("rejected") is not None:
-        return [_pair(fields)]
+        return [_canonical_pair(fields)]
     responses = next((name for name in _RESPONSES if fields.get(name) is not None), None)
     if responses is not None:
         return _ranked(fields, responses)
@@ -132,189 +149,132 @@ def observation_of(fields: dict[str, Any]) -> Observation:
     return Observation(*(_label(fields, names) for names in _META.values()))
 
 
-_META_NAMES = frozenset(name for names in _META.values() for name in names)
-
-
 def _label(fields: dict[str, Any], names: tuple[str, ...]) -> str | None:
     for name in names:
         value = fields.get(name)
         if value is not None and not isinstance(value, (dict, list)):
-            return _clean(str(value), name)[:MAX_LABEL_CHARACTERS] or None
+            return normalised(str(value), name)[:MAX_LABEL_CHARACTERS] or None
     return None
 
 
-def _pair(fields: dict[str, Any]) -> Preference:
-    for name in ("chosen", "rejected"):
-        if fields.get(name) is None:
-            raise BadRow(f"missing:{name}", f"has {sorted(fields)[:12]}")
-    chosen_value, rejected_value = fields["chosen"], fields["rejected"]
-    plain = (fields.get("prompt"), chosen_value, rejected_value)
-    if all(type(value) is str and not _is_dialogue(value) for value in plain):
-        return _plain_pair(*plain)
-    if type(chosen_value) is not type(rejected_value):
-        raise BadRow(
-            "mixed_format",
-            f"chosen is {_kind(chosen_value)}, rejected is {_kind(rejected_value)}",
-        )
-    chosen, rejected = (
-        _turns(value, "chosen", "assistant") for value in (chosen_value, rejected_value)
-    )
-    if chosen == rejected:
-        raise BadRow("chosen_equals_rejected", "chosen and rejected are the same text")
-    prompt = None
-    if fields.get("prompt") is not None:
-        prompt = without_open_turn(_turns(fields["prompt"], "prompt", "user"))
-    return _checked(*split_pair(prompt, chosen, rejected))
-
-
-def _plain_pair(prompt: Any, chosen: Any, rejected: Any) -> Preference:
-    """The commonest form, one turn each; the general way gives the same."""
-    turn = {"content": _text(prompt, "prompt"), "role": "user"}
-    good, bad = _text(chosen, "chosen"), _text(rejected, "rejected")
-    if good == bad:
-        raise BadRow("chosen_equals_rejected", "chosen and rejected are the same text")
-    return Preference(canonical_prompt([turn]), good, bad, prompt_hash([turn]))
-
-
-def _checked(prompt: list[Message], chosen: Message, rejected: Message) -> Preference:
-    check_order(prompt)
-    if chosen["content"] == rejected["content"]:
-        raise BadRow("chosen_equals_rejected", "chosen and rejected are the same text")
-    return Preference(
-        canonical_prompt(prompt), chosen["content"], rejected["content"], prompt_hash(prompt)
-    )
-
-
-def split_pair(
-    prompt: list[Message] | None, chosen: list[Message], rejected: list[Message]
-) -> tuple[list[Message], Message, Message]:
-    """Prompt and the two responses, from a given prompt or the turns that the two share.
+@plain_reasons()
+def preference_pair(fields: dict[str, Any]) -> Pair:
+    """A row as a pair, by the ledger's rules; its texts stay as they are.
 
     Raises:
-        BadRow: There is no prompt, or anything but one response after it.
+        BadRow: It has none of the forms, or its answers are equal.
     """
-    if prompt is not None:
-        chosen, rejected = _after(prompt, chosen), _after(prompt, rejected)
+    if fields.get("chosen") is None or fields.get("rejected") is None:
+        raise missing_columns(fields, PAIR_COLUMNS)
+    prompt, chosen, rejected = _pair(fields)
+    return Pair([turn.message for turn in prompt], [chosen.message], [rejected.message])
+
+
+def single_rating(fields: dict[str, Any]) -> tuple[list[Message], str, bool]:
+    """A row's prompt, its response, and whether it was liked.
+
+    Raises:
+        BadRow: It is none, or lacks a column.
+    """
+    if any(fields.get(name) is None for name in ("prompt", "completion", "label")):
+        raise missing_columns(fields, RATING_COLUMNS)
+    rating = _rating(fields)
+    return json.loads(rating.prompt), rating.completion, rating.liked
+
+
+def _pair(fields: dict[str, Any]) -> tuple[list[Turn], Turn, Turn]:
+    """Prompt and the two responses, from a given prompt or the turns that the two share."""
+    chosen, rejected = (_present(fields, name) for name in ("chosen", "rejected"))
+    if type(chosen) is not type(rejected):
+        raise BadRow("mixed_format", f"chosen is {kind(chosen)}, rejected is {kind(rejected)}")
+    good, bad = (
+        turns_of(value, name, "assistant", dialogues=True)
+        for name, value in (("chosen", chosen), ("rejected", rejected))
+    )
+    _check_unequal(good, bad)
+    if fields.get("prompt") is not None:
+        prompt = _given_prompt(fields)
+        good, bad = _after(prompt, good), _after(prompt, bad)
     else:
         shared = 0
-        while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+        while shared < min(len(good), len(bad)) and good[shared].said == bad[shared].said:
             shared += 1
-        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+        prompt, good, bad = good[:shared], good[shared:], bad[shared:]
     if not prompt:
         raise BadRow("missing:prompt", "no prompt, and chosen and rejected share no first turn")
-    for answer in (chosen, rejected):
-        if len(answer) != 1 or answer[0]["role"] != "assistant":
+    for answer in (good, bad):
+        if len(answer) != 1 or answer[0].role != "assistant":
             raise BadRow("no_response", "chosen and rejected must differ in one last response")
-    return prompt, chosen[0], rejected[0]
+    check_order(prompt)
+    _check_unequal(good, bad)
+    return prompt, good[0], bad[0]
 
 
-def _is_dialogue(text: str) -> bool:
-    return text.startswith(("Human:", "\n")) and text.lstrip("\n").startswith("Human:")
+def _present(fields: dict[str, Any], name: str) -> Any:
+    if fields.get(name) is None:
+        raise BadRow(f"missing:{name}", f"has {sorted(fields)[:12]}")
+    return fields[name]
 
 
-def dialogue_turns(text: str) -> list[tuple[str, str]] | None:
-    """Roles and texts of a `Human:/Assistant:` dialogue; None of any other text."""
-    if not _is_dialogue(text):
-        return None
-    parts = _TURN.split("\n\n" + text.lstrip("\n"))[1:]
-    return [
-        (_DIALOGUE_ROLES[name], body.strip())
-        for name, body in zip(parts[::2], parts[1::2], strict=True)
-    ]
+def _check_unequal(chosen: list[Turn], rejected: list[Turn]) -> None:
+    if [turn.said for turn in chosen] == [turn.said for turn in rejected]:
+        raise _equal()
 
 
-def without_open_turn(messages: list[Message]) -> list[Message]:
-    """A prompt without the empty response that it ends in (a bare `Assistant:`)."""
-    last = messages[-1]
-    return messages[:-1] if last["role"] == "assistant" and not last["content"] else messages
+def _equal() -> BadRow:
+    return BadRow("chosen_equals_rejected", "chosen and rejected are the same text")
 
 
-def _after(prompt: list[Message], answer: list[Message]) -> list[Message]:
-    return answer[len(prompt) :] if answer[: len(prompt)] == prompt else answer
+def _given_prompt(fields: dict[str, Any]) -> list[Turn]:
+    return turns_of(_present(fields, "prompt"), "prompt", "user", dialogues=True)
 
 
-def _turns(value: Any, field: str, role: str) -> list[Message]:
-    """Messages of a field; a text is one turn, or a dialogue."""
-    if isinstance(value, str):
-        return _text_turns(value, field, role)
-    if not isinstance(value, list):
-        raise BadRow(f"type:{field}:{_kind(value)}", f"{field} is {_kind(value)}")
-    if not value:
-        raise BadRow(f"empty:{field}", f"{field} is an empty list")
-    return [_message(entry, field) for entry in value]
+def _after(prompt: list[Turn], answer: list[Turn]) -> list[Turn]:
+    begins = [turn.said for turn in answer[: len(prompt)]] == [turn.said for turn in prompt]
+    return answer[len(prompt) :] if begins else answer
 
 
-def _text_turns(value: str, field: str, role: str) -> list[Message]:
-    turns = dialogue_turns(value)
-    if turns is None:
-        return [{"content": _text(value, field), "role": role}]
-    last = len(turns) - 1
-    return [
-        {
-            "content": _clean(body, field)
-            if number == last and field == "prompt" and speaker == "assistant"
-            else _text(body, field),
-            "role": speaker,
-        }
-        for number, (speaker, body) in enumerate(turns)
-    ]
+def _canonical_pair(fields: dict[str, Any]) -> Preference:
+    plain = [fields.get(name) for name in ("prompt", "chosen", "rejected")]
+    if all(type(value) is str and not is_dialogue(value) for value in plain):
+        # The commonest form, one turn each, in half the time; the general way gives the same.
+        asked, chosen, rejected = map(written_text, plain, ("prompt", "chosen", "rejected"))
+        if chosen == rejected:
+            raise _equal()
+        messages: list[Message] = [{"content": asked, "role": "user"}]
+    else:
+        prompt, good, bad = _pair(fields)
+        for name, turn in (("chosen", good), ("rejected", bad)):
+            refuse_calls(turn.calls, name)
+        messages, chosen, rejected = _texts_of(prompt), good.text, bad.text
+    return Preference(canonical_prompt(messages), chosen, rejected, prompt_hash(messages))
 
 
-def _message(entry: Any, field: str) -> Message:
-    if not isinstance(entry, dict):
-        raise BadRow(f"type:{field}:{_kind(entry)}", f"a message of {field} is {_kind(entry)}")
-    if "role" not in entry and "from" in entry:
-        entry = {"role": SHARE_GPT_ROLES.get(str(entry["from"])), "content": entry.get("value")}
-    role, content = entry.get("role"), entry.get("content")
-    if not isinstance(role, str) or role not in ROLES:
-        raise BadRow("role_order:unknown", f"role {role!r:.60}, wanted one of {', '.join(ROLES)}")
-    for name in _LOST:
-        if entry.get(name):
-            raise BadRow(f"unsupported:{name}", f"a message of {field} has {name}")
-    if not isinstance(content, str):
-        raise BadRow(
-            f"type:{field}:{_kind(content)}", f"content of a {role} turn is {_kind(content)}"
-        )
-    return {"content": _text(content, field), "role": role}
+def _texts_of(prompt: list[Turn]) -> list[Message]:
+    """Turns as messages of normalised text and nothing else."""
+    for turn in prompt:
+        refuse_calls(turn.calls, "prompt")
+    return [{"content": turn.text, "role": turn.role} for turn in prompt]
 
 
-def _text(value: str, field: str) -> str:
-    text = _clean(value, field)
-    if not text:
-        raise BadRow(f"empty:{field}", f"{field} has an empty text")
-    return text
-
-
-def _clean(value: str, field: str) -> str:
-    if "\0" in value:
-        raise BadRow("nul", f"{field} has a NUL character")
-    if value.isascii():
-        return value.strip()
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise BadRow("surrogate", f"{field} has half a surrogate pair") from error
-    return unicodedata.normalize("NFC", value).strip()
-
-
-def check_order(prompt: list[Message]) -> None:
+def check_order(prompt: list[Turn]) -> None:
     """Checks the turns before a response.
 
     Raises:
         BadRow: A chat template would refuse them, or train on something else.
     """
-    if prompt[-1]["role"] == "assistant":
+    if prompt[-1].role == "assistant":
         raise BadRow("role_order:assistant_last", "the prompt ends with the assistant's turn")
-    if len(prompt) == 1 and prompt[0]["role"] == "user":
+    if len(prompt) == 1 and prompt[0].role == "user":
         return
-    turns = prompt[1:] if prompt[0]["role"] == "system" else prompt
-    if any(entry["role"] == "system" for entry in turns):
+    turns = prompt[1:] if prompt[0].role == "system" else prompt
+    if any(entry.role == "system" for entry in turns):
         raise BadRow("role_order:system_not_first", "a system message is not the first")
-    if not any(entry["role"] == "user" for entry in turns):
+    if not any(entry.role == "user" for entry in turns):
         raise BadRow("role_order:no_user", "the prompt has no user turn")
     for before, after in pairwise(turns):
-        if before["role"] == after["role"] != "tool":
-            raise BadRow("role_order:repeats", f"two {after['role']} turns follow each other")
+        if before.role == after.role != "tool":
+            raise BadRow("role_order:repeats", f"two {after.role} turns follow each other")
 
 
 def prompt_hash(prompt: list[Message]) -> bytes:
@@ -323,30 +283,26 @@ def prompt_hash(prompt: list[Message]) -> bytes:
 
 
 def _prompt_of(fields: dict[str, Any]) -> list[Message]:
-    if fields.get("prompt") is None:
-        raise BadRow("missing:prompt", f"has {sorted(fields)[:12]}")
-    prompt = without_open_turn(_turns(fields["prompt"], "prompt", "user"))
+    prompt = _given_prompt(fields)
     check_order(prompt)
-    return prompt
+    return _texts_of(prompt)
 
 
 def _rating(fields: dict[str, Any]) -> Rating:
-    for name in ("completion", "label"):
-        if fields.get(name) is None:
-            raise BadRow(f"missing:{name}", f"has {sorted(fields)[:12]}")
-    label = fields["label"]
+    completion, label = (_present(fields, name) for name in ("completion", "label"))
     if not isinstance(label, bool) and label not in (0, 1):
-        raise BadRow(f"type:label:{_kind(label)}", f"label is {label!r:.60}, wanted true or false")
+        raise BadRow(f"type:label:{kind(label)}", f"label is {label!r:.60}, wanted true or false")
     prompt = _prompt_of(fields)
-    completion = _response(fields["completion"], "completion")
-    return Rating(canonical_prompt(prompt), completion, bool(label), prompt_hash(prompt))
+    response = _response(completion, "completion")
+    return Rating(canonical_prompt(prompt), response, bool(label), prompt_hash(prompt))
 
 
 def _response(value: Any, field: str) -> str:
-    turns = _turns(value, field, "assistant")
-    if len(turns) != 1 or turns[0]["role"] != "assistant":
+    answer = turns_of(value, field, "assistant", dialogues=True)
+    if len(answer) != 1 or answer[0].role != "assistant":
         raise BadRow("no_response", f"{field} must be one response")
-    return turns[0]["content"]
+    refuse_calls(answer[0].calls, field)
+    return answer[0].text
 
 
 def _ranked(fields: dict[str, Any], name: str) -> list[Preference]:
@@ -354,7 +310,7 @@ def _ranked(fields: dict[str, Any], name: str) -> list[Preference]:
     prompt = _prompt_of(fields)
     entries = fields[name]
     if not isinstance(entries, list):
-        raise BadRow(f"type:{name}:{_kind(entries)}", f"{name} is {_kind(entries)}")
+        raise BadRow(f"type:{name}:{kind(entries)}", f"{name} is {kind(entries)}")
     if len(entries) > MAX_RESPONSES:
         raise BadRow("too_many_responses", f"{len(entries)} responses, at most {MAX_RESPONSES}")
     values = _values(fields, entries)
@@ -392,7 +348,7 @@ def _values(fields: dict[str, Any], entries: list[Any]) -> list[float]:
 
 def _number(value: Any, field: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise BadRow(f"type:{field}:{_kind(value)}", f"{field} has {value!r:.60}, wanted numbers")
+        raise BadRow(f"type:{field}:{kind(value)}", f"{field} has {value!r:.60}, wanted numbers")
     try:
         number = float(value)
     except OverflowError:
@@ -400,7 +356,3 @@ def _number(value: Any, field: str) -> float:
     if not math.isfinite(number):
         raise BadRow("non_finite", f"{field} has a number that is not finite")
     return number
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else type(value).__name__

@@ -1,18 +1,37 @@
 """The forms a row may have, brought to one: a conversation, or plain text. No torch.
 
-Preference pairs have their own module, `alignflow.data.feedback`, which the ledger uses too.
+One function reads the turns of a text or of messages, for demonstrations, prompts, pairs and ratings;
+pairs and ratings are in `alignflow.data.feedback`, which the ledger uses too.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from alignflow.data.template import Message
+from alignflow.errors import AlignflowError
 
 DEMONSTRATION_COLUMNS = "text; or prompt and completion; or messages"
 ROLES = ("system", "user", "assistant", "tool")
+SHARE_GPT_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
+UNREADABLE = "unreadable"
+MAX_MESSAGE_CHARACTERS = 300
+_CALLS = ("tool_calls", "function_call", "images")
+_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+_PLAIN_REASONS = {
+    "type": "not_messages",
+    "empty": "empty",
+    "missing": "missing_columns",
+    "role_order:unknown": "unknown_role",
+    "chosen_equals_rejected": "equal_responses",
+}
+"""Reasons of the ledger, or how they begin, to what `prepare` and `check` count such rows under."""
 
 
 class BadRow(Exception):
@@ -23,6 +42,50 @@ class BadRow(Exception):
         self.reason = reason
 
 
+@contextmanager
+def one_row() -> Iterator[None]:
+    """Whatever goes wrong with a row costs that row, and no other.
+
+    Raises:
+        BadRow: Something of the row's went wrong.
+    """
+    try:
+        yield
+    except (BadRow, AlignflowError, MemoryError):
+        raise
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"[:MAX_MESSAGE_CHARACTERS]
+        raise BadRow(UNREADABLE, text) from error
+
+
+@contextmanager
+def plain_reasons() -> Iterator[None]:
+    """Counts a bad row under the fewer reasons of `prepare`; its message stays."""
+    try:
+        yield
+    except BadRow as bad:
+        begins = bad.reason.partition(":")[0]
+        plain = _PLAIN_REASONS.get(bad.reason) or _PLAIN_REASONS.get(begins, bad.reason)
+        raise BadRow(plain, str(bad)) from bad
+
+
+class Turn(NamedTuple):
+    """One turn of a conversation. The first three say whether two are the same."""
+
+    role: str
+    text: str
+    """Normalised."""
+    calls: dict[str, Any]
+    """What it has beside text."""
+    message: Message
+    """As the row has it."""
+
+    @property
+    def said(self) -> tuple[Any, ...]:
+        """What it is compared by."""
+        return self[:3]
+
+
 class Demonstration(NamedTuple):
     """What SFT trains on: a conversation that ends with a response, or plain text."""
 
@@ -30,21 +93,14 @@ class Demonstration(NamedTuple):
     text: str | None = None
 
 
-class TrainingPrompt(NamedTuple):
-    """A prompt that is answered in training, with what its answer is rewarded by, if anything."""
+class Prompt(NamedTuple):
+    """A prompt that is answered, and what its answer is judged or rewarded by, if anything."""
 
     messages: list[Message]
     target: str | None
 
 
-class EvaluationPrompt(NamedTuple):
-    """A prompt that is judged, with what its answer is judged by."""
-
-    messages: list[Message]
-    target: str
-    group: str
-
-
+@plain_reasons()
 def demonstration(fields: dict[str, Any]) -> Demonstration:
     """A row as a demonstration.
 
@@ -59,42 +115,27 @@ def demonstration(fields: dict[str, Any]) -> Demonstration:
             _ending_in_response([*prompt, *conversation(fields["completion"], "assistant")])
         )
     if isinstance(fields.get("text"), str):
-        return Demonstration(None, _not_empty(fields["text"], "text"))
-    raise BadRow("missing_columns", f"has {sorted(fields)}, wanted {DEMONSTRATION_COLUMNS}")
+        return Demonstration(None, general_text(fields))
+    raise missing_columns(fields, DEMONSTRATION_COLUMNS)
 
 
-def evaluation_prompt(fields: dict[str, Any]) -> EvaluationPrompt:
-    """A row as a prompt to judge on.
-
-    Raises:
-        BadRow: There is no prompt or target.
-    """
-    value = fields.get("prompt", fields.get("messages"))
-    if value is None or fields.get("target") is None:
-        raise BadRow("missing_columns", f"has {sorted(fields)}, wanted prompt and target")
-    target = fields["target"]
-    return EvaluationPrompt(
-        conversation(value, "user"),
-        target if isinstance(target, str) else json.dumps(target, ensure_ascii=False),
-        str(fields.get("group") or "all"),
-    )
-
-
-def training_prompt(fields: dict[str, Any]) -> TrainingPrompt:
-    """A row as a prompt to answer in training.
+@plain_reasons()
+def prompt_to_answer(fields: dict[str, Any], *, wants_target: bool) -> Prompt:
+    """A row as a prompt to answer.
 
     Raises:
-        BadRow: There is no prompt.
+        BadRow: There is no prompt, or no target where it wants one.
     """
-    value = fields.get("prompt", fields.get("messages"))
-    if value is None:
-        raise BadRow("missing_columns", f"has {sorted(fields)}, wanted prompt")
-    target = fields.get("target")
-    if target is not None and not isinstance(target, str):
-        target = json.dumps(target, ensure_ascii=False)
-    return TrainingPrompt(conversation(value, "user"), target)
+    prompt, target = fields.get("prompt", fields.get("messages")), fields.get("target")
+    if prompt is None or (wants_target and target is None):
+        raise missing_columns(fields, "prompt and target" if wants_target else "prompt")
+    if target is not None:
+        target = target if isinstance(target, str) else json.dumps(target, ensure_ascii=False)
+        normalised(target, "target")
+    return Prompt(conversation(prompt, "user"), target)
 
 
+@plain_reasons()
 def general_text(fields: dict[str, Any]) -> str:
     """A row's general text.
 
@@ -102,8 +143,14 @@ def general_text(fields: dict[str, Any]) -> str:
         BadRow: There is none.
     """
     if not isinstance(fields.get("text"), str):
-        raise BadRow("missing_columns", f"has {sorted(fields)}, wanted text")
-    return _not_empty(fields["text"], "text")
+        raise missing_columns(fields, "text")
+    written_text(fields["text"], "text")
+    return fields["text"]
+
+
+def missing_columns(fields: dict[str, Any], wanted: str) -> BadRow:
+    """What to raise of a row that lacks the columns of its part."""
+    return BadRow("missing_columns", f"has {sorted(fields)}, wanted {wanted}")
 
 
 def conversation(value: Any, role: str = "user") -> list[Message]:
@@ -112,28 +159,106 @@ def conversation(value: Any, role: str = "user") -> list[Message]:
     Raises:
         BadRow: It is neither, or a turn is empty.
     """
+    return [turn.message for turn in turns_of(value, role, role)]
+
+
+def turns_of(value: Any, field: str, role: str, *, dialogues: bool = False) -> list[Turn]:
+    """Turns of a field: a text is one, or a `Human:/Assistant:` dialogue, where it may be one.
+
+    Raises:
+        BadRow: It is neither text nor messages, or one of them has no text.
+    """
     if isinstance(value, str):
-        return [{"role": role, "content": _not_empty(value, role)}]
-    if not isinstance(value, list) or not value:
-        raise BadRow("not_messages", f"{role} is a {type(value).__name__}, not text or messages")
-    return [_message(entry) for entry in value]
+        if dialogues and is_dialogue(value):
+            return _dialogue(value, field)
+        return [_text_turn(role, value, field)]
+    if not isinstance(value, list):
+        raise BadRow(
+            f"type:{field}:{kind(value)}", f"{field} is {kind(value)}, not text or messages"
+        )
+    if not value:
+        raise BadRow(f"empty:{field}", f"{field} is an empty list")
+    return [_of_message(entry, field) for entry in value]
 
 
-def _message(entry: Any) -> Message:
+def written_text(text: str, field: str) -> str:
+    """The text, normalised.
+
+    Raises:
+        BadRow: It is empty, or cannot be written.
+    """
+    clean = normalised(text, field)
+    if not clean:
+        raise BadRow(f"empty:{field}", f"{field} has an empty text")
+    return clean
+
+
+def _text_turn(role: str, text: str, field: str) -> Turn:
+    return Turn(role, written_text(text, field), {}, {"role": role, "content": text})
+
+
+def is_dialogue(text: str) -> bool:
+    """Whether a text is turns that begin with `Human:` and `Assistant:`."""
+    return text.startswith(("Human:", "\n")) and text.lstrip("\n").startswith("Human:")
+
+
+def _dialogue(text: str, field: str) -> list[Turn]:
+    """Its turns, of a prompt without the empty response that it may end in (a bare `Assistant:`)."""
+    parts = _SPEAKER.split("\n\n" + text.lstrip("\n"))[1:]
+    roles, bodies = [_SPEAKERS[name] for name in parts[::2]], parts[1::2]
+    spoken = [(role, body.strip()) for role, body in zip(roles, bodies, strict=True)]
+    is_open = field == "prompt" and spoken[-1] == ("assistant", "")
+    return [_text_turn(role, body, field) for role, body in spoken[: -1 if is_open else None]]
+
+
+def _of_message(entry: Any, field: str) -> Turn:
     if not isinstance(entry, dict):
-        raise BadRow("not_messages", f"a message is a {type(entry).__name__}, not an object")
+        raise BadRow(f"type:{field}:{kind(entry)}", f"a message of {field} is {kind(entry)}")
     if "role" not in entry and "from" in entry:
-        entry = {"role": SHARE_GPT_ROLES.get(entry["from"]), "content": entry.get("value")}
+        entry = {"role": SHARE_GPT_ROLES.get(str(entry["from"])), "content": entry.get("value")}
     role, content = entry.get("role"), entry.get("content")
-    if role not in ROLES:
-        raise BadRow("unknown_role", f"role {role!r}, wanted one of {', '.join(ROLES)}")
+    if not isinstance(role, str) or role not in ROLES:
+        raise BadRow("role_order:unknown", f"role {role!r:.60}, wanted one of {', '.join(ROLES)}")
+    calls = {name: entry[name] for name in _CALLS if entry.get(name)}
     if not isinstance(content, str):
-        raise BadRow("not_messages", f"the content of a {role} message is not text")
-    kept = {name: item for name, item in entry.items() if item is not None}
-    return {**kept, "content": _not_empty(content, role)}
+        refuse_calls(calls, field)
+        raise BadRow(
+            f"type:{field}:{kind(content)}", f"content of a {role} turn is {kind(content)}"
+        )
+    message = {name: item for name, item in entry.items() if item is not None}
+    return _text_turn(role, content, field)._replace(calls=calls, message=message)
 
 
-SHARE_GPT_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
+def refuse_calls(calls: dict[str, Any], field: str) -> None:
+    """Checks that a turn is text alone.
+
+    Raises:
+        BadRow: It is more.
+    """
+    for name in calls:
+        raise BadRow(f"unsupported:{name}", f"a message of {field} has {name}")
+
+
+def normalised(text: str, field: str) -> str:
+    """The text in NFC, without space around it.
+
+    Raises:
+        BadRow: No file or database would take it.
+    """
+    if "\0" in text:
+        raise BadRow("nul", f"{field} has a NUL character")
+    if text.isascii():
+        return text.strip()
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadRow("surrogate", f"{field} has half a surrogate pair") from error
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def kind(value: Any) -> str:
+    """Name of a value's type, for messages."""
+    return "null" if value is None else type(value).__name__
 
 
 def _ending_in_response(messages: list[Message]) -> list[Message]:
@@ -142,12 +267,6 @@ def _ending_in_response(messages: list[Message]) -> list[Message]:
     if len(messages) == 1:
         raise BadRow("no_prompt", "there is a response but no prompt")
     return messages
-
-
-def _not_empty(text: str, what: str) -> str:
-    if not text.strip():
-        raise BadRow("empty", f"{what} is empty")
-    return text
 
 
 def first_user_turn(messages: list[Message]) -> str:

@@ -11,33 +11,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 from alignflow.data.base import describe_base, fetch_base, save_tokenizer
-from alignflow.data.forms import (
-    BadRow,
-    evaluation_prompt,
-    first_user_turn,
-    general_text,
-)
 from alignflow.data.lengths import within_context
+from alignflow.data.parts import PARTS
 from alignflow.data.reading import RawRow, read_source
-from alignflow.data.row_forms import (
-    COLUMNS,
-    EVALUATION_PROMPT,
-    GENERAL_TEXT,
-    HELD_OUT,
-    Form,
-    Kept,
-    document_form,
-    evaluation_form,
-    pair_form,
-    prompt_form,
-    rating_form,
-    sft_form,
-)
+from alignflow.data.rows import Read, Rules, account_of, nothing_left, outcome_of, reasons, rules_of
 from alignflow.data.template import load_template
 from alignflow.data.tokens import Encoder
 from alignflow.errors import DataError
@@ -45,12 +26,21 @@ from alignflow.files import atomic_write_json
 from alignflow.recipe import DATA_PARTS, DataSection, DataSource
 from alignflow.recipe.names import is_ledger
 from alignflow.stages.events import EventWriter
+from alignflow.stages.layout import Prepared
+from alignflow.stages.params import PrepareParams
 from alignflow.stages.spec import RowAccount, StageResult, StageSpec
 
-DROPPED_FILE = "dropped.json"
-"""Rows of the ledger that could not be used: id to reason."""
+Rows = list[dict[str, Any]]
 
-Row = TypeVar("Row")
+
+class Collected(NamedTuple):
+    """All rows of a part."""
+
+    train: Rows
+    held_out: Rows
+    account: RowAccount
+    dropped_ids: dict[str, str]
+    """Rows of the ledger that could not be used: id to reason."""
 
 
 def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
@@ -59,181 +49,92 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     Raises:
         DataError: A source is empty, lacks columns, or loses more than `max_dropped_share`.
     """
-    output = work / "output"
-    output.mkdir(parents=True, exist_ok=True)
-    data = DataSection.model_validate(spec.params["data"])
+    files = Prepared(work / "output")
+    files.directory.mkdir(parents=True, exist_ok=True)
+    params = PrepareParams.of(spec)
+    data = params.data
     parts = [part for part in DATA_PARTS if getattr(data, part)]
     events.progress(0, len(parts) + 1, "parts")
 
-    model = spec.params["base_model"]
-    base = fetch_base(model, spec.paths.get("base_model"))
-    tokenizer = save_tokenizer(base, model.get("chat_template"), output / "tokenizer")
-    context = describe_base(model, base, output)
-    encoder = Encoder(tokenizer, load_template(output / "tokenizer"))
-    limits = within_context(dict.fromkeys(DATA_PARTS) | spec.params["limits"], context)
+    base = fetch_base(params.base_model, spec.paths.get("base_model"))
+    tokenizer = save_tokenizer(base, params.base_model.chat_template, files.tokenizer)
+    context = describe_base(params.base_model, base, files)
 
     def read(source: DataSource) -> list[RawRow]:
         return read_source(source, seed=spec.seed, path=spec.paths.get(source.source))
 
-    judged = _evaluation_prompts(data.evaluation, read) | _held_out(spec)
-    measured = _general_texts(data.general, read)
-    forms = {
-        "pretrain": document_form(encoder, measured, data.held_out_share),
-        "replay": document_form(encoder, measured, held_out_share=0.0),
-        "sft": sft_form(encoder, judged, limits["sft"]),
-        "preferences": pair_form(encoder, judged, limits["preferences"], data.held_out_share),
-        "ratings": rating_form(encoder, judged, limits["ratings"], data.held_out_share),
-        "prompts": prompt_form(encoder, judged, limits["prompts"], data.held_out_share),
-        "evaluation": evaluation_form(encoder),
-        "general": lambda fields: Kept({"text": general_text(fields)}),
-    }
-    accounts = {}
+    rules = rules_of(
+        data,
+        read,
+        encoder=Encoder(tokenizer, load_template(files.tokenizer)),
+        limits=within_context(dict.fromkeys(DATA_PARTS) | params.limits, context),
+        held_out=_held_out(spec),
+    )
+    accounts: dict[str, RowAccount] = {}
     dropped_ids: dict[str, str] = {}
     for number, part in enumerate(parts, 1):
-        rows, accounts[part] = _collect(
-            part, getattr(data, part), read, forms[part], data.max_dropped_share, dropped_ids
-        )
-        _write_part(output, part, rows, spec.params.get("max_examples"))
-        events.message(_sentence(part, accounts[part]))
+        rows = _collect(part, data, read, rules)
+        accounts[part] = rows.account
+        dropped_ids |= rows.dropped_ids
+        _write_part(files, part, rows, params.max_examples)
+        events.message(_sentence(part, rows.account))
         events.progress(number, len(parts) + 1, "parts")
-    atomic_write_json(
-        output / "rows.json", {part: account.model_dump() for part, account in accounts.items()}
-    )
-    atomic_write_json(output / DROPPED_FILE, dropped_ids)
+    details = {part: account.model_dump() for part, account in accounts.items()}
+    atomic_write_json(files.accounts, details)
+    atomic_write_json(files.dropped, dropped_ids)
     events.progress(len(parts) + 1, len(parts) + 1, "parts")
     return StageResult(
         metrics={f"{part}_rows": float(account.trained) for part, account in accounts.items()},
         rows=RowAccount.total(accounts.values()),
         params={"context_length": context},
-        details={"rows": {part: account.model_dump() for part, account in accounts.items()}},
+        details={"rows": details},
     )
 
 
-def _evaluation_prompts(
-    sources: list[DataSource], read: Callable[[DataSource], list[RawRow]]
-) -> set[str]:
-    """First user turns that must not be trained on. Bad rows are counted elsewhere."""
-    found = set()
-    for source in sources:
-        for row in read(source):
-            try:
-                found.add(first_user_turn(evaluation_prompt(row.fields or {}).messages))
-            except BadRow:
-                continue
-    return found
-
-
-def _general_texts(
-    sources: list[DataSource], read: Callable[[DataSource], list[RawRow]]
-) -> set[str]:
-    """Texts that forgetting is measured on. Bad rows are counted elsewhere."""
-    rows = (row.fields or {} for source in sources for row in read(source))
-    return {fields["text"] for fields in rows if isinstance(fields.get("text"), str)}
-
-
-def _held_out(spec: StageSpec) -> set[str]:
+def _held_out(spec: StageSpec) -> list[str]:
     """sha256 of the first user turns that the ledger holds out."""
     path = spec.paths.get("held_out_prompts")
-    return set(json.loads(Path(path).read_text())) if path else set()
+    return json.loads(Path(path).read_text()) if path else []
 
 
-def _collect(
-    part: str,
-    sources: list[DataSource],
-    read: Callable[[DataSource], list[RawRow]],
-    form: Form,
-    max_dropped_share: float,
-    dropped_ids: dict[str, str],
-) -> tuple[list[Kept], RowAccount]:
-    """Rows of all sources of a part, formed, and their account; adds to `dropped_ids`."""
-    rows: list[Kept] = []
-    count = 0
-    dropped: Counter[str] = Counter()
-    for source in sources:
-        raw = read(source)
-        kept, reasons, example = _formed(raw, form, dropped_ids if is_ledger(source.source) else {})
-        _check_loss(part, source.source, len(raw), reasons, example, max_dropped_share)
-        rows += kept
-        count += len(raw)
-        dropped += reasons
-    held_out = sum(row.held_out for row in rows)
-    if len(rows) - held_out == 0:
-        raise DataError(
-            f"data.{part}: nothing is left of {count} rows ({_reasons(dropped, held_out)}). "
-            "Give more rows, or look at the reasons."
-        )
-    account = RowAccount(
-        read=count, trained=len(rows) - held_out, held_out=held_out, dropped=dict(dropped)
-    )
-    return rows, account
+def _collect(part: str, data: DataSection, read: Read, rules: Rules) -> Collected:
+    train: Rows = []
+    held_out: Rows = []
+    accounts = []
+    dropped_ids: dict[str, str] = {}
+    for source in getattr(data, part):
+        outcomes = [outcome_of(part, row, rules) for row in read(source)]
+        account = account_of(part, source.source, outcomes)
+        problem = account.lacks_columns
+        if account.lost > data.max_dropped_share * account.rows.read:
+            problem = problem or account.loses(f"{account.rows.read} rows", data.max_dropped_share)
+        if problem:
+            raise DataError(f"data.{part}: {problem}")
+        accounts.append(account)
+        for outcome in outcomes:
+            if outcome.dropped is None:
+                (held_out if outcome.held_out else train).append(outcome.columns)
+            elif is_ledger(source.source) and outcome.row.fields is not None:
+                dropped_ids[outcome.row.fields["id"]] = outcome.dropped
+    total = RowAccount.total(account.rows for account in accounts)
+    problem = nothing_left(accounts, f"{total.read} rows")
+    if problem:
+        raise DataError(f"data.{part}: {problem}")
+    return Collected(train, held_out, total, dropped_ids)
 
 
-def _formed(
-    raw: list[RawRow], form: Form, dropped_ids: dict[str, str]
-) -> tuple[list[Kept], Counter[str], dict[str, str]]:
-    kept: list[Kept] = []
-    reasons: Counter[str] = Counter()
-    example: dict[str, str] = {}
-    for row in raw:
-        try:
-            if row.fields is None:
-                raise BadRow(row.problem or "unreadable")
-            kept.append(form(row.fields))
-        except BadRow as bad:
-            reasons[bad.reason] += 1
-            example.setdefault(bad.reason, f"{row.place}: {bad}")
-            if row.fields is not None and "id" in row.fields:
-                dropped_ids[row.fields["id"]] = bad.reason
-    return kept, reasons, example
-
-
-def _check_loss(
-    part: str,
-    source: str,
-    count: int,
-    reasons: Counter[str],
-    example: dict[str, str],
-    max_dropped_share: float,
-) -> None:
-    if reasons["missing_columns"] == count:
-        raise DataError(
-            f"data.{part}: {source} lacks the columns {COLUMNS[part]} "
-            f"({example['missing_columns']}). Map its names in `columns`."
-        )
-    lost = reasons.total() - reasons[EVALUATION_PROMPT] - reasons[GENERAL_TEXT]
-    if lost > max_dropped_share * count:
-        firsts = "; ".join(
-            text
-            for reason, text in example.items()
-            if reason not in (EVALUATION_PROMPT, GENERAL_TEXT)
-        )
-        raise DataError(
-            f"data.{part}: {source} loses {lost} of {count} rows ({_reasons(reasons)}), more than "
-            f"data.max_dropped_share {max_dropped_share}. First of each kind: {firsts}. "
-            "Repair the rows, raise max_length, or raise the share."
-        )
-
-
-def _reasons(reasons: Counter[str], held_out: int = 0) -> str:
-    parts = [f"{reason} {number}" for reason, number in reasons.most_common()]
-    return ", ".join(parts + ([f"{HELD_OUT} {held_out}"] if held_out else [])) or "no rows"
-
-
-def _write_part(output: Path, part: str, rows: list[Kept], max_examples: int | None) -> None:
-    trained = [row.columns for row in rows if not row.held_out]
-    if part in ("sft", "replay"):
-        write_rows(output / part / "train.parquet", trained)
-    elif part in ("pretrain", "preferences", "ratings", "prompts"):
-        write_rows(output / part / "train.parquet", trained)
-        held_out = [row.columns for row in rows if row.held_out]
-        write_rows(output / part / "held_out.parquet", held_out, like=trained)
-    elif part == "evaluation":
-        write_rows(output / "evaluation" / "prompts.parquet", _first(trained, max_examples))
+def _write_part(files: Prepared, part: str, rows: Collected, max_examples: int | None) -> None:
+    if part == "evaluation":
+        write_rows(files.evaluation, _first(rows.train, max_examples))
+    elif part == "general":
+        write_rows(files.general, rows.train)
     else:
-        write_rows(output / "general" / "rows.parquet", trained)
+        write_rows(files.rows(part), rows.train)
+    if PARTS[part].is_measured:
+        write_rows(files.rows(part, "held_out"), rows.held_out, like=rows.train)
 
 
-def _first(rows: list[dict[str, Any]], max_examples: int | None) -> list[dict[str, Any]]:
+def _first(rows: Rows, max_examples: int | None) -> Rows:
     """The first rows of each group."""
     if max_examples is None:
         return rows
@@ -246,9 +147,7 @@ def _first(rows: list[dict[str, Any]], max_examples: int | None) -> list[dict[st
     return kept
 
 
-def write_rows(
-    path: Path, rows: list[dict[str, Any]], like: list[dict[str, Any]] | None = None
-) -> None:
+def write_rows(path: Path, rows: Rows, like: Rows | None = None) -> None:
     """Writes rows as Parquet: equal rows, equal bytes. `like` gives the columns of no rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -263,5 +162,5 @@ def _sentence(part: str, account: RowAccount) -> str:
     if account.held_out:
         text += f", {account.held_out} held out"
     if account.dropped:
-        text += f", dropped: {_reasons(Counter(account.dropped))}"
+        text += f", dropped: {reasons(account.model_copy(update={'held_out': 0}))}"
     return text + "."

@@ -6,16 +6,21 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
+from alignflow.data.forms import BadRow
 from alignflow.errors import DataError
 from alignflow.recipe import DataSource
 from alignflow.recipe.names import is_builtin, is_hub_id, is_ledger, matching_files
 
 LINES = (".jsonl", ".jsonl.gz")
+MAX_DEPTH = 32
+PARQUET_BATCH = 1000
+_BOM = b"\xef\xbb\xbf"
 
 
 class RawRow(NamedTuple):
@@ -26,7 +31,9 @@ class RawRow(NamedTuple):
     fields: dict[str, Any] | None
     """None when it could not be read."""
     problem: str | None = None
-    """Why it could not be read."""
+    """Why it could not be read, as rows are counted by it."""
+    message: str = ""
+    """What is wrong with it."""
 
 
 def read_source(source: DataSource, *, seed: int, path: str | None = None) -> list[RawRow]:
@@ -102,18 +109,26 @@ def read_file(path: Path) -> Iterator[RawRow]:
         elif path.suffix == ".parquet":
             yield from _parquet(path)
         elif path.suffix == ".csv":
-            text = path.read_text(encoding="utf-8-sig")
-            yield from _numbered(csv.DictReader(io.StringIO(text)), str(path))
+            yield from _csv(path)
         else:
             raise DataError(
                 f"{path}: unknown kind of file. Give .jsonl, .jsonl.gz, .json, .parquet or .csv."
             )
-    except (OSError, UnicodeDecodeError, EOFError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error}). Check the file.") from error
 
 
 def _content(path: Path) -> bytes:
     return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+
+
+def _csv(path: Path) -> Iterator[RawRow]:
+    table = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")))
+    for row in _numbered(table, str(path)):
+        if row.fields is not None and None in row.fields:
+            text = f"has more cells than the {len(row.fields) - 1} columns"
+            row = RawRow(row.place, None, "ragged", text)
+        yield row
 
 
 def _json_lines(path: Path) -> Iterator[RawRow]:
@@ -124,10 +139,64 @@ def _json_lines(path: Path) -> Iterator[RawRow]:
 
 def _parsed(place: str, line: bytes) -> RawRow:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return RawRow(place, None, "not_json")
-    return RawRow(place, value) if isinstance(value, dict) else RawRow(place, None, "not_an_object")
+        return RawRow(place, json_object(line))
+    except BadRow as bad:
+        problem = "not_an_object" if bad.reason == "type:row" else "not_json"
+        return RawRow(place, None, problem, str(bad))
+
+
+def json_object(line: bytes, *, strict: bool = False) -> dict[str, Any]:
+    """A line as an object.
+
+    Args:
+        line: Of a JSONL file; a byte order mark at its beginning is left out.
+        strict: Take no name that stands twice in an object, no NaN and nothing deeper than MAX_DEPTH.
+
+    Raises:
+        BadRow: It is none.
+    """
+    try:
+        value = (_STRICT if strict else _LENIENT).decode(line.removeprefix(_BOM).decode())
+    except UnicodeDecodeError as error:
+        raise BadRow("utf8", f"byte {error.start} of the line is not UTF-8") from error
+    except RecursionError as error:
+        raise BadRow("too_deep", f"nested deeper than {MAX_DEPTH}") from error
+    except json.JSONDecodeError as error:
+        raise BadRow(f"json:{error.msg}", f"{error.msg} at character {error.pos}") from error
+    except ValueError as error:
+        raise BadRow("json:ValueError", str(error)[:200]) from error
+    if not isinstance(value, dict):
+        raise BadRow("type:row", f"the line holds a {type(value).__name__}, not an object")
+    if strict and line.count(b"{") + line.count(b"[") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        raise BadRow("too_deep", f"nested deeper than {MAX_DEPTH}")
+    return value
+
+
+def _depth(value: Any) -> int:
+    deepest, waiting = 0, [(value, 1)]
+    while waiting:
+        item, depth = waiting.pop()
+        deepest = max(deepest, depth)
+        inner = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        waiting += [(entry, depth + 1) for entry in inner if isinstance(entry, (dict, list))]
+    return deepest
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadRow("duplicate_key", f"{twice!r:.60} stands twice in one object")
+    return fields
+
+
+def _no_constant(name: str) -> Any:
+    raise BadRow("non_finite", f"{name} is no JSON number")
+
+
+_LENIENT = json.JSONDecoder()
+_STRICT = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
 
 
 def _json_array(path: Path) -> Iterator[RawRow]:
@@ -143,18 +212,29 @@ def _json_array(path: Path) -> Iterator[RawRow]:
 
 
 def _parquet(path: Path) -> Iterator[RawRow]:
-    import pyarrow as pa
+    with path.open("rb") as file:
+        try:
+            for number, row in parquet_rows(file):
+                yield RawRow(f"{path} row {number + 1}", row)
+        except (ValueError, NotImplementedError) as error:
+            raise DataError(f"{path}: is not Parquet ({error}).") from error
+
+
+def parquet_rows(file: BinaryIO, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a Parquet file from number `start` on, with their numbers; read batch by batch.
+
+    Raises:
+        ValueError, NotImplementedError, OSError: It is not Parquet (pyarrow's errors are these).
+    """
     import pyarrow.parquet as pq
 
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: is not Parquet ({error}).") from error
     number = 0
-    for batch in file.iter_batches():
-        for row in batch.to_pylist():
-            number += 1
-            yield RawRow(f"{path} row {number}", row)
+    for batch in pq.ParquetFile(file).iter_batches(batch_size=PARQUET_BATCH):
+        if number + batch.num_rows > start:
+            for position, row in enumerate(batch.to_pylist(), number):
+                if position >= start:
+                    yield position, row
+        number += batch.num_rows
 
 
 def _mapped(row: RawRow, columns: dict[str, str]) -> RawRow:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from alignflow.data.forms import BadRow, Demonstration
@@ -97,12 +99,7 @@ class Encoder:
         if chosen_ids == rejected_ids:
             raise BadRow("equal_responses", "chosen and rejected are the same")
         return PairRow(
-            self._encode(text),
-            chosen_ids,
-            rejected_ids,
-            text,
-            _answer(chosen),
-            _answer(rejected),
+            self._encode(text), chosen_ids, rejected_ids, text, _answer(chosen), _answer(rejected)
         )
 
     def rated(self, prompt: list[Message], answer: str, liked: bool) -> RatedRow:
@@ -127,24 +124,18 @@ class Encoder:
         return PromptRow(text, self._encode(text))
 
     def _turns(self, messages: list[Message]) -> list[tuple[str, bool]]:
-        try:
+        with _told():
             return self._required_template().turns(messages)
-        except TemplateRejects as error:
-            raise BadRow("template_rejects", str(error)) from error
 
     def _prompt_text(self, messages: list[Message]) -> str:
-        try:
+        with _told():
             return self._required_template().render(messages, add_generation_prompt=True)
-        except TemplateRejects as error:
-            raise BadRow("template_rejects", str(error)) from error
 
     def _continuation(
         self, prompt_text: str, prompt: list[Message], answer: list[Message]
     ) -> list[int]:
-        try:
+        with _told():
             whole = self._required_template().render([*prompt, *answer])
-        except TemplateRejects as error:
-            raise BadRow("template_rejects", str(error)) from error
         if not whole.startswith(prompt_text):
             raise BadRow(
                 "template_rejects",
@@ -182,6 +173,14 @@ class Encoder:
     def _ended(self, ids: list[int]) -> list[int]:
         end = self._tokenizer.eos_token_id
         return ids if end is None or ids[-1:] == [end] else [*ids, end]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except TemplateRejects as error:
+        raise BadRow("template_rejects", str(error)) from error
 
 
 def _answer(messages: list[Message]) -> str:

@@ -9,8 +9,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from alignflow.evaluation.about import (
-    Figure,
-    MetricAbout,
     declared,
     is_rate,
     leading_figures,
@@ -18,8 +16,6 @@ from alignflow.evaluation.about import (
     text_metrics,
 )
 from alignflow.evaluation.metric_modules import (
-    MetricFigures,
-    MetricModule,
     arguments_of,
     compares_responses,
     compute_metric,
@@ -40,12 +36,8 @@ _LATER = {
 }
 
 __all__ = [
-    "Figure",
     "Job",
     "Measured",
-    "MetricAbout",
-    "MetricFigures",
-    "MetricModule",
     "Scores",
     "arguments_of",
     "compares_responses",

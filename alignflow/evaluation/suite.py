@@ -42,7 +42,7 @@ from alignflow.models.loading import (
 from alignflow.recipe import EvaluationSection
 from alignflow.stages.events import EventWriter
 from alignflow.stages.layout import RESPONSES_FILE, SCORES_FILE
-from alignflow.stages.params import EvaluateParams
+from alignflow.stages.params import EvaluateParams, ModelParams
 from alignflow.stages.spec import RowAccount, StageResult, StageSpec
 
 SAMPLES = 12
@@ -101,7 +101,7 @@ class Bench(NamedTuple):
         )
 
 
-def load_bench(spec: StageSpec, section: EvaluationSection) -> Bench:
+def load_bench(spec: StageSpec, params: ModelParams, section: EvaluationSection) -> Bench:
     """What a spec's models are judged with."""
     prepared = spec.input("data")
     return Bench(
@@ -110,8 +110,8 @@ def load_bench(spec: StageSpec, section: EvaluationSection) -> Bench:
         original=read_base(prepared),
         tokenizer=load_tokenizer(prepared),
         job=load_job(prepared, section, spec.seed),
-        dtype=spec.params["dtype"],
-        quantization="nf4" if spec.params["tuning"]["mode"] == "qlora" else None,
+        dtype=params.dtype,
+        quantization=params.quantization,
     )
 
 
@@ -121,8 +121,8 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     Raises:
         EvaluationError: A model cannot be scored. There is no zero in place of a score.
     """
-    section = EvaluateParams.of(spec).section
-    bench = load_bench(spec, section)
+    params = EvaluateParams.of(spec)
+    section, bench = params.section, load_bench(spec, params, params.section)
     roles = [role for role in section.models if role == "base" or role in spec.inputs]
     if not roles:
         raise EvaluationError(

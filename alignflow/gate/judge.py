@@ -24,6 +24,7 @@ from alignflow.files import atomic_write_text, digest_json
 from alignflow.recipe import JudgeSection, Recipe, require_retrain
 from alignflow.recipe.resolve import resolve_base_model
 from alignflow.stages.device import resolve_dtype
+from alignflow.stages.params import JudgeParams, NamedModel
 from alignflow.stages.spec import StageSpec
 
 Choice = Literal["first", "second", "tie"]
@@ -214,15 +215,15 @@ def judge_spec(recipe: Recipe, home: Path, questions: Sequence[Question]) -> Sta
     return StageSpec(
         stage="judge",
         home=str(home),
-        params={
-            "name": judge_name(section),
-            "instruction": section.instruction,
-            "model": {"source": section.model.source, "digest": model.digest},
-            "dtype": resolve_dtype(recipe),
-            "questions": digest,
-        },
+        params=JudgeParams(
+            name=judge_name(section),
+            instruction=section.instruction,
+            model=NamedModel(source=section.model.source, digest=model.digest),
+            dtype=resolve_dtype(recipe),
+            questions=digest,
+        ).as_json(),
         seed=0,
-        compute=recipe.compute.model_dump(mode="json"),
+        compute=recipe.compute,
         paths={
             "questions": str(_written(home, digest, questions)),
             **({"model": model.path} if model.path else {}),

@@ -25,6 +25,7 @@ from alignflow.models.generate import generate
 from alignflow.models.loading import BaseModel, load_base
 from alignflow.stages.events import EventWriter
 from alignflow.stages.layout import JUDGEMENTS_FILE
+from alignflow.stages.params import JudgeParams
 from alignflow.stages.spec import StageResult, StageSpec
 
 BATCH_SIZE = 16
@@ -32,15 +33,14 @@ BATCH_SIZE = 16
 
 def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     """Runs the stage; see the module."""
-    questions, instruction = read_questions(spec), spec.params["instruction"]
-    record = spec.params["model"]
-    directory = fetch_base(record, spec.paths.get("model"), MODEL_FIELD)
+    questions, params = read_questions(spec), JudgeParams.of(spec)
+    directory = fetch_base(params.model, spec.paths.get("model"), MODEL_FIELD)
     tokenizer: Any = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
-    base = BaseModel(path=str(directory), source=record["source"], digest=record["digest"])
+    base = BaseModel(path=str(directory), source=params.model.source, digest=params.model.digest)
     replies = generate(
-        load_base(base, dtype=spec.params["dtype"], quantization=None),
+        load_base(base, dtype=params.dtype, quantization=None),
         tokenizer,
-        [token_ids(tokenizer, question(instruction, *asked)) for asked in questions],
+        [token_ids(tokenizer, question(params.instruction, *asked)) for asked in questions],
         max_new_tokens=REPLY_TOKENS,
         batch_size=BATCH_SIZE,
         progress=lambda done: events.progress(done, len(questions), "questions"),
@@ -50,7 +50,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     cache = JudgementCache(output)
     answers = [parse(reply) for reply in replies]
     for asked, answer in zip(questions, answers, strict=True):
-        cache.keep(spec.params["name"], asked, answer)
+        cache.keep(params.name, asked, answer)
     ties = answers.count("tie") / len(answers)
     return StageResult(metrics={"questions": float(len(answers)), "tie_share": ties})
 

@@ -17,7 +17,7 @@ from alignflow.data.feedback import (
     pair_ids,
     preferences_of,
 )
-from alignflow.data.forms import BadRow
+from alignflow.data.forms import MAX_MESSAGE_CHARACTERS, BadRow, one_row
 from alignflow.faults import faultpoint
 from alignflow.ledger.holdout import decide
 from alignflow.ledger.outbox import announce
@@ -25,7 +25,6 @@ from alignflow.ledger.parsing import KEPT_BYTES, Line, fields_of, is_blank, raw_
 from alignflow.ledger.schema import files, observations, quarantine, ratings, rows, texts
 from alignflow.ledger.store import in_parts, insert_many, select_in
 
-MAX_MESSAGE_CHARACTERS = 300
 MAX_RATINGS = 64
 
 
@@ -74,6 +73,18 @@ class Batch(NamedTuple):
         return len(self.bad) + len(self.rated) + len({pair.offset for pair in self.pairs})
 
 
+class NewRow(NamedTuple):
+    """What a row of the ledger begins with, by the names of its columns."""
+
+    key: int
+    preference_set: int
+    id: bytes
+    held_out: bool
+    opposite: int | None
+    file: int
+    left_out: bool = False
+
+
 class Counts(NamedTuple):
     """What became of what was read, in pairs: read = accepted + duplicates + quarantined."""
 
@@ -118,17 +129,18 @@ def parsed(lines: Sequence[Line]) -> Batch:
         if is_blank(line):
             continue
         try:
-            fields = fields_of(line)
-            found, seen = preferences_of(fields), observation_of(fields)
+            with one_row():
+                fields = fields_of(line)
+                said, seen = preferences_of(fields), observation_of(fields)
         except BadRow as problem:
             bad.append(_bad(line, problem))
             continue
-        if isinstance(found, Rating):
-            rated.append(Rated(line.offset, found, seen))
+        if isinstance(said, Rating):
+            rated.append(Rated(line.offset, said, seen))
         else:
             pairs += [
                 Pair(line.offset, part, pair, seen, *pair_ids(pair))
-                for part, pair in enumerate(found)
+                for part, pair in enumerate(said)
             ]
     return Batch(lines[0].offset, lines[-1].end, pairs, rated, bad)
 
@@ -191,13 +203,13 @@ class _Known(NamedTuple):
 def _known(
     connection: Connection, preference_set: int, ids: Collection[bytes]
 ) -> dict[bytes, _Known]:
-    found = select_in(
+    entries = select_in(
         connection,
         "SELECT id, key, opposite, file FROM rows WHERE preference_set = {} AND id IN ({})",
         ids,
         preference_set,
     )
-    return {bytes(name): _Known(*rest) for name, *rest in found}
+    return {bytes(name): _Known(*rest) for name, *rest in entries}
 
 
 def _take_pairs(connection: Connection, file: FileKey, pairs: list[Pair]) -> Counts:
@@ -237,13 +249,8 @@ def _opposed(
     new: list[Pair], known: dict[bytes, _Known], keys: dict[bytes, int]
 ) -> dict[bytes, int]:
     """Ids of new rows to the keys of those that say the contrary."""
-    found = {}
-    for pair in new:
-        if pair.opposite_id in keys:
-            found[pair.id] = keys[pair.opposite_id]
-        elif pair.opposite_id in known:
-            found[pair.id] = known[pair.opposite_id].key
-    return found
+    stored = {name: row.key for name, row in known.items()} | keys
+    return {pair.id: stored[pair.opposite_id] for pair in new if pair.opposite_id in stored}
 
 
 def _own_opposites(new: list[Pair], known: dict[bytes, _Known], file: FileKey) -> int:
@@ -260,46 +267,29 @@ def _insert_rows(
     opposed: dict[bytes, int],
     held_out: dict[bytes, bool],
 ) -> None:
-    insert_many(
-        connection,
-        rows,
-        [
-            (
-                keys[pair.id],
-                file.preference_set,
-                pair.id,
-                held_out[pair.preference.prompt_hash],
-                opposed.get(pair.id),
-                False,
-                None,
-                None,
-                None,
-                file.key,
-            )
-            for pair in new
-        ],
-    )
+    entries = [
+        NewRow(
+            key=keys[pair.id],
+            preference_set=file.preference_set,
+            id=pair.id,
+            held_out=held_out[pair.preference.prompt_hash],
+            opposite=opposed.get(pair.id),
+            file=file.key,
+        )
+        for pair in new
+    ]
+    insert_many(connection, rows, entries, NewRow._fields)
     insert_many(connection, texts, [(keys[pair.id], *pair.preference[:3]) for pair in new])
 
 
 def _insert_observations(
     connection: Connection, file: FileKey, pairs: list[Pair], keys: dict[bytes, int]
 ) -> None:
-    insert_many(
-        connection,
-        observations,
-        [
-            (
-                keys[pair.id],
-                file.key,
-                pair.offset,
-                pair.part,
-                pair.observation.voter,
-                *pair.observation,
-            )
-            for pair in pairs
-        ],
-    )
+    entries = [
+        (keys[pair.id], file.key, pair.offset, pair.part, pair.observation.voter, *pair.observation)
+        for pair in pairs
+    ]
+    insert_many(connection, observations, entries)
 
 
 def _point_back(connection: Connection, opposed: dict[bytes, int], keys: dict[bytes, int]) -> None:

@@ -7,7 +7,6 @@ Tombstones come first, then files, and the ledger's own texts last: they say wha
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,22 +19,12 @@ from alignflow.ledger.erasing_files import (
     ERASED,
     Words,
     erase_from_files,
-    rewrite_parquet,
+    keep_rows,
     words_of,
 )
 from alignflow.ledger.reports import find_row, models_of
-from alignflow.ledger.schema import (
-    files,
-    observations,
-    quarantine,
-    ratings,
-    rows,
-    snapshots,
-    texts,
-)
-from alignflow.ledger.store import opened, writing
-
-CHUNK = 10_000
+from alignflow.ledger.schema import files, observations, quarantine, ratings, rows, snapshots, texts
+from alignflow.ledger.store import in_parts, opened, writing
 
 
 class Erased(NamedTuple):
@@ -71,15 +60,15 @@ def erase(
             keys = _one(connection, row_id) if row_id else _of_source(connection, source or "")
             keys = _with_opposites(connection, keys)
             ids = _bury(connection, keys, reason)
-            found = [*_texts(connection, keys), *_rated_texts(connection, source)]
+            written = [*_texts(connection, keys), *_rated_texts(connection, source)]
             faultpoint("ledger.erase.buried")
-        words = words_of(found)
+        words = words_of(written)
         changed = erase_from_files(home, words)
         rewritten = _rewrite_snapshots(engine, home, set(ids))
         faultpoint("ledger.erase.files")
         with writing(engine) as connection:
             bad = _erase_quarantine(connection, words, source)
-            bad_ratings = _erase_ratings(connection, found, source)
+            bad_ratings = _erase_ratings(connection, written, source)
             if not keys and not bad and not bad_ratings:
                 raise DataError(
                     f"Nothing in the ledger came from {source!r}. `alignflow prefs show ID` says what a "
@@ -98,7 +87,7 @@ def _one(connection: Connection, row_id: str) -> list[int]:
 
 
 def _of_source(connection: Connection, source: str) -> list[int]:
-    found = (
+    given = (
         select(observations.c.row)
         .join(files, files.c.key == observations.c.file)
         .where(
@@ -111,29 +100,27 @@ def _of_source(connection: Connection, source: str) -> list[int]:
         )
         .distinct()
     )
-    return list(connection.execute(found).scalars())
+    return list(connection.execute(given).scalars())
 
 
 def _with_opposites(connection: Connection, keys: list[int]) -> list[int]:
     both = set(keys)
-    for part in _chunks(keys):
-        found = select(rows.c.opposite).where(rows.c.key.in_(part), rows.c.opposite.is_not(None))
-        both.update(key for key in connection.execute(found).scalars() if key is not None)
+    for part in in_parts(keys):
+        opposites = select(rows.c.opposite).where(
+            rows.c.key.in_(part), rows.c.opposite.is_not(None)
+        )
+        both.update(key for key in connection.execute(opposites).scalars() if key is not None)
     return sorted(both)
 
 
-def _chunks(keys: list[int]) -> Iterable[list[int]]:
-    return (keys[start : start + CHUNK] for start in range(0, len(keys), CHUNK))
-
-
 def _texts(connection: Connection, keys: list[int]) -> list[tuple[str, str, str]]:
-    found: list[tuple[str, str, str]] = []
-    for part in _chunks(keys):
+    written: list[tuple[str, str, str]] = []
+    for part in in_parts(keys):
         chosen = select(texts.c.prompt, texts.c.chosen, texts.c.rejected).where(
             texts.c.row.in_(part)
         )
-        found += connection.execute(chosen).tuples().all()
-    return found
+        written += connection.execute(chosen).tuples().all()
+    return written
 
 
 def _rated_texts(connection: Connection, source: str | None) -> list[tuple[str, str, str]]:
@@ -151,10 +138,10 @@ def _erase_quarantine(connection: Connection, words: Words, source: str | None) 
     needles = [form.encode() for word in words.parts for form in _as_json(word)]
     sources = [form.encode() for form in _as_json(source)] if source else []
     hit = []
-    found = select(quarantine.c.file, quarantine.c.offset, quarantine.c.raw, files.c.label).join(
-        files, files.c.key == quarantine.c.file
-    )
-    for file, offset, raw, label in connection.execute(found):
+    kept_rows = select(
+        quarantine.c.file, quarantine.c.offset, quarantine.c.raw, files.c.label
+    ).join(files, files.c.key == quarantine.c.file)
+    for file, offset, raw, label in connection.execute(kept_rows):
         kept = bytes(raw)
         named = source is not None and label in (source, str(Path(source).expanduser().absolute()))
         quoted = any(b'"' + form + b'"' in kept for form in sources)
@@ -175,10 +162,10 @@ def _as_json(word: str) -> set[str]:
 
 
 def _erase_ratings(
-    connection: Connection, found: list[tuple[str, str, str]], source: str | None
+    connection: Connection, written: list[tuple[str, str, str]], source: str | None
 ) -> int:
     erased = 0
-    for prompt, chosen, rejected in found:
+    for prompt, chosen, rejected in written:
         gone = update(ratings).where(
             ratings.c.prompt == prompt, ratings.c.completion.in_([chosen, rejected])
         )
@@ -192,17 +179,17 @@ def _erase_ratings(
 def _bury(connection: Connection, keys: list[int], reason: str) -> list[str]:
     """Marks rows as erased, so that nothing is trained on them from now on; their ids."""
     ids: set[str] = set()
-    for part in _chunks(keys):
+    for part in in_parts(keys):
         connection.execute(
             update(rows).where(rows.c.key.in_(part), rows.c.erased.is_(None)).values(erased=reason)
         )
-        found = connection.execute(select(rows.c.id).where(rows.c.key.in_(part))).scalars()
-        ids |= {bytes(name).hex() for name in found}
+        named = connection.execute(select(rows.c.id).where(rows.c.key.in_(part))).scalars()
+        ids |= {bytes(name).hex() for name in named}
     return sorted(ids)
 
 
 def _erase_rows(connection: Connection, keys: list[int]) -> None:
-    for part in _chunks(keys):
+    for part in in_parts(keys):
         connection.execute(delete(texts).where(texts.c.row.in_(part)))
         connection.execute(
             update(observations)
@@ -224,7 +211,7 @@ def _leave_no_trace(engine: Engine) -> None:
 def _rewrite_snapshots(engine: Engine, home: Path, ids: set[str]) -> list[str]:
     changed = []
     for path in sorted((home / "snapshots").rglob("*.parquet")):
-        if not _without(path, ids):
+        if not keep_rows(path, lambda fields: fields["id"] not in ids, ["id"]):
             continue
         changed.append(str(path))
         with writing(engine) as connection:
@@ -234,15 +221,3 @@ def _rewrite_snapshots(engine: Engine, home: Path, ids: set[str]) -> list[str]:
                 .values(sha256=sha256_file(path))
             )
     return changed
-
-
-def _without(path: Path, ids: set[str]) -> bool:
-    """Rewrites a Parquet file without some rows; False where it has none of them."""
-    import pyarrow.parquet as pq
-
-    batches = pq.ParquetFile(path).iter_batches(columns=["id"])
-    kept = [[name not in ids for name in batch.column(0).to_pylist()] for batch in batches]
-    if all(all(batch) for batch in kept):
-        return False
-    rewrite_parquet(path, kept)
-    return True

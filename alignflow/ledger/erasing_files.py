@@ -9,12 +9,12 @@ from __future__ import annotations
 import gzip
 import html
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignflow.files import atomic_write_bytes, fsync_directory, fsync_file
+from alignflow.files import atomic_write_bytes
+from alignflow.ledger.snapshot_files import renamed
 from alignflow.stages.artifacts import MANIFEST_FILE, recertify
 
 ERASED = "[erased]"
@@ -68,10 +68,10 @@ class Words(NamedTuple):
         return page
 
 
-def words_of(found: Iterable[tuple[str, str, str]]) -> Words:
+def words_of(written: Iterable[tuple[str, str, str]]) -> Words:
     """The texts of rows: what was asked, in each turn, and both responses."""
     words: set[str] = set()
-    for prompt, chosen, rejected in found:
+    for prompt, chosen, rejected in written:
         words |= {chosen, rejected, *(turn["content"] for turn in json.loads(prompt))}
     parts = sorted(
         (word for word in words if len(word) >= SHORTEST_SEARCHED), key=len, reverse=True
@@ -87,7 +87,7 @@ def erase_from_files(home: Path, words: Words) -> list[str]:
     for path in _files(home):
         if _erase_from(path, words, drop=path.is_relative_to(home / INBOX)):
             changed.append(path)
-    for directory in {found for path in changed if (found := _artifact_of(home, path))}:
+    for directory in {artifact for path in changed if (artifact := _artifact_of(home, path))}:
         recertify(directory)
     return [str(path) for path in changed]
 
@@ -157,30 +157,31 @@ def _lines(content: bytes, words: Words, drop: bool) -> bytes:
 
 
 def _without_rows(path: Path, words: Words) -> bool:
-    """Rewrites a Parquet file without the rows that hold one of the texts; whether there are any."""
-    import pyarrow.parquet as pq
-
-    file = pq.ParquetFile(path)
-    kept = [
-        [not words.holds(list(fields.values())) for fields in batch.to_pylist()]
-        for batch in file.iter_batches()
-    ]
-    if all(all(batch) for batch in kept):
-        return False
-    rewrite_parquet(path, kept)
-    return True
+    return keep_rows(path, lambda fields: not words.holds(list(fields.values())))
 
 
-def rewrite_parquet(path: Path, kept: list[list[bool]]) -> None:
-    """Replaces a Parquet file by its rows for which `kept`, batch by batch, is true."""
+def keep_rows(
+    path: Path, is_kept: Callable[[dict[str, Any]], bool], columns: list[str] | None = None
+) -> bool:
+    """Rewrites a Parquet file without some rows; False where it has none of them.
+
+    Args:
+        path: The file.
+        is_kept: Says of a row's `columns`, or of all, whether it stays.
+        columns: Those that are looked at.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with pq.ParquetWriter(temporary, file.schema_arrow, compression="zstd") as writer:
+    kept = [
+        [is_kept(fields) for fields in batch.to_pylist()]
+        for batch in file.iter_batches(columns=columns)
+    ]
+    if all(all(batch) for batch in kept):
+        return False
+    schema = file.schema_arrow
+    with renamed(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as new:
         for batch, mask in zip(file.iter_batches(), kept, strict=True):
-            writer.write_batch(batch.filter(pa.array(mask, pa.bool_())))
-    fsync_file(temporary)
-    os.replace(temporary, path)
-    fsync_directory(path.parent)
+            new.write_batch(batch.filter(pa.array(mask, pa.bool_())))
+    return True

@@ -1,4 +1,7 @@
-"""Which prompts are kept from training, decided once, when a prompt is first seen."""
+"""Which prompts are kept from training, decided once, when a prompt is first seen.
+
+Candidates are judged on them, and on the preferences of humans on them.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,18 @@ import json
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, insert, select
 
 from alignflow.data.forms import first_user_turn
+from alignflow.data.groups import HOLDOUT
 from alignflow.errors import RecipeError
 from alignflow.files import atomic_write_json, digest_json
 from alignflow.ledger.schema import holdouts, prompts, ratings, rows, texts
-from alignflow.ledger.store import has_ledger, insert_many, now, opened, reading, select_in, writing
+from alignflow.ledger.snapshot_files import WRITTEN_ROWS, renamed, snapshot_folder
+from alignflow.ledger.store import find_set, insert_many, now, opened, reading, select_in, writing
+from alignflow.settings import has_ledger
 
 LARGEST = 2**64
 
@@ -29,14 +36,14 @@ def decide(connection: Connection, hashes: Iterable[bytes]) -> dict[bytes, bool]
     """What is so of each prompt; those not seen before are decided by the newest hold-out."""
     wanted = set(hashes)
     known = select_in(connection, "SELECT hash, held_out FROM prompts WHERE hash IN ({})", wanted)
-    found = {bytes(prompt): bool(held) for prompt, held in known}
-    missing = wanted - found.keys()
+    decided = {bytes(prompt): bool(held) for prompt, held in known}
+    missing = wanted - decided.keys()
     if missing:
         key, salt, share = current_holdout(connection)
         new = {prompt: is_held_out(prompt, salt, share) for prompt in missing}
         insert_many(connection, prompts, [(prompt, held, key) for prompt, held in new.items()])
-        found.update(new)
-    return found
+        decided.update(new)
+    return decided
 
 
 def current_holdout(connection: Connection) -> tuple[int, str, float]:
@@ -78,23 +85,86 @@ def held_out_prompts(home: Path) -> set[str]:
         .distinct()
     )
     with opened(home, create=False) as engine, reading(engine) as connection:
-        found = [*connection.execute(asked).scalars(), *connection.execute(rated).scalars()]
-    return {first_user_turn(json.loads(prompt)) for prompt in found if prompt is not None}
+        asked_and_rated = [
+            *connection.execute(asked).scalars(),
+            *connection.execute(rated).scalars(),
+        ]
+    return {first_user_turn(json.loads(prompt)) for prompt in asked_and_rated if prompt is not None}
+
+
+def held_out_hashes(home: Path) -> list[str]:
+    """sha256 of every held-out first user turn; none where there is no ledger."""
+    if not has_ledger(home):
+        return []
+    chosen = select(prompts.c.hash).where(prompts.c.held_out.is_(True)).order_by(prompts.c.hash)
+    with opened(home, create=False) as engine, reading(engine) as connection:
+        return [bytes(entry).hex() for entry in connection.execute(chosen).scalars()]
 
 
 def held_out_file(home: Path) -> Path | None:
-    """A file with the sha256 of every held-out first user turn, for `prepare`; it holds no text.
+    """A file with `held_out_hashes`, for `prepare`; it holds no text. None where there are none.
 
-    None where there is no ledger, or it holds nothing out. Its name has the digest of its content.
+    Its name has the digest of its content.
     """
-    if not has_ledger(home):
-        return None
-    chosen = select(prompts.c.hash).where(prompts.c.held_out.is_(True)).order_by(prompts.c.hash)
-    with opened(home, create=False) as engine, reading(engine) as connection:
-        hashes = [bytes(entry).hex() for entry in connection.execute(chosen).scalars()]
+    hashes = held_out_hashes(home)
     if not hashes:
         return None
     path = home / "snapshots" / f"held_out-{digest_json(hashes)[:12]}.json"
     if not path.exists():
         atomic_write_json(path, hashes)
     return path
+
+
+class HeldOutPair(NamedTuple):
+    """A preference that is never trained on."""
+
+    prompt: list[dict[str, str]]
+    chosen: str
+    rejected: str
+
+
+def held_out_pairs(home: Path, name: str) -> list[HeldOutPair]:
+    """Held-out preferences of a set, by id; contradictory ones say nothing and are left out."""
+    with opened(home) as engine, reading(engine) as connection:
+        return [
+            HeldOutPair(json.loads(prompt), chosen, rejected)
+            for _, prompt, chosen, rejected in _held_out(connection, name)
+        ]
+
+
+def holdout_prompts_file(home: Path, name: str) -> Path | None:
+    """A file of the set's held-out prompts, for an evaluation; None where there are none.
+
+    Its name has the digest of its rows, so an evaluation of equal prompts is the same evaluation.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with opened(home) as engine, reading(engine) as connection:
+        first: dict[str, tuple[bytes, str]] = {}
+        for row_id, prompt, chosen, _ in _held_out(connection, name):
+            first.setdefault(prompt, (bytes(row_id), chosen))
+    if not first:
+        return None
+    entries: list[dict[str, Any]] = [
+        {"id": row_id.hex(), "prompt": json.loads(prompt), "target": chosen, "group": HOLDOUT}
+        for prompt, (row_id, chosen) in first.items()
+    ]
+    digest = digest_json([entry["id"] for entry in entries])[:12]
+    path = snapshot_folder(home, name) / f"held_out-{digest}.parquet"
+    if not path.exists():
+        with renamed(path) as temporary:  # the column `id` is for erasing, which looks for it
+            pq.write_table(pa.Table.from_pylist(entries), temporary, compression="zstd")
+    return path
+
+
+def _held_out(connection: Connection, name: str) -> list[Any]:
+    key = find_set(connection, name)
+    chosen = (
+        select(rows.c.id, texts.c.prompt, texts.c.chosen, texts.c.rejected)
+        .join(texts, texts.c.row == rows.c.key)
+        .where(rows.c.preference_set == key, rows.c.held_out.is_(True))
+        .where(rows.c.left_out.is_(False))
+        .order_by(rows.c.id)
+    )
+    return list(connection.execution_options(yield_per=WRITTEN_ROWS).execute(chosen))

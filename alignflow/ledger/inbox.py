@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from alignflow.errors import DataError, RecipeError
-from alignflow.ledger.incoming import REJECTED, Source, label_of, move_into
+from alignflow.ledger.incoming import REJECTED, Source, free_name, label_of, move_into
 from alignflow.ledger.ingest import Added, add_sources
 from alignflow.ledger.parsing import SUFFIXES
 
@@ -50,22 +50,6 @@ class Taken(NamedTuple):
     """Files of kinds that are not read."""
 
 
-class Inbox(Protocol):
-    """Where files arrive."""
-
-    def look(self) -> tuple[list[Entry], list[str], list[str]]:
-        """Complete files, those that may still be written, and those of other kinds."""
-        ...
-
-    def fetched(self, entry: Entry) -> Any:
-        """Context of the file's path on this machine."""
-        ...
-
-    def move(self, entry: Entry, folder: str) -> None:
-        """Moves the file away, unless it has changed since `look`."""
-        ...
-
-
 def take_in(home: Path, inbox: str, into: str, settled_seconds: float = SETTLED_SECONDS) -> Taken:
     """Takes in what is complete in an inbox.
 
@@ -90,7 +74,9 @@ def take_in(home: Path, inbox: str, into: str, settled_seconds: float = SETTLED_
     return Taken(added, waiting, ignored)
 
 
-def inbox_at(inbox: str, home: Path, settled_seconds: float = SETTLED_SECONDS) -> Inbox:
+def inbox_at(
+    inbox: str, home: Path, settled_seconds: float = SETTLED_SECONDS
+) -> LocalInbox | RemoteInbox:
     """The inbox of an address; the home's own is made if need be."""
     if "://" in inbox:
         return RemoteInbox(inbox, home, settled_seconds)
@@ -127,7 +113,7 @@ class LocalInbox:
         self._settled_seconds = settled_seconds
 
     def look(self) -> tuple[list[Entry], list[str], list[str]]:
-        """See `Inbox`."""
+        """Complete files, those that may still be written, and those of other kinds."""
         read, ignored = _kinds(sorted(self._names()))
         complete, waiting = [], []
         for name in read:
@@ -150,11 +136,11 @@ class LocalInbox:
 
     @contextmanager
     def fetched(self, entry: Entry) -> Iterator[Path]:
-        """See `Inbox`."""
+        """Context of the file's path on this machine."""
         yield self._folder / entry.name
 
     def move(self, entry: Entry, folder: str) -> None:
-        """See `Inbox`."""
+        """Moves the file away, unless it has changed since `look`."""
         path = self._folder / entry.name
         if _stamp(path) == entry.stamp and not is_written(path):
             move_into(self._folder / folder, path, entry.name)
@@ -163,10 +149,10 @@ class LocalInbox:
 def _stamp(path: Path) -> object:
     """What changes with the file; None where somebody has taken it away."""
     try:
-        found = path.lstat()
+        state = path.lstat()
     except FileNotFoundError:
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def is_written(path: Path) -> bool:
@@ -209,21 +195,21 @@ class RemoteInbox:
         self._settled_seconds = settled_seconds
 
     def look(self) -> tuple[list[Entry], list[str], list[str]]:
-        """See `Inbox`. Where the system tells no times, it is asked twice."""
-        found = self._listed()
-        read, ignored = _kinds(sorted(found))
+        """See `LocalInbox`. Where the system tells no times, it is asked twice."""
+        listed = self._listed()
+        read, ignored = _kinds(sorted(listed))
         ages = {name: self._age_seconds(name) for name in read}
         if any(age is None for age in ages.values()):
             time.sleep(self._settled_seconds)
             again = self._listed()
             ages = {
-                name: (float("inf") if found[name] == again.get(name) else 0.0)
+                name: (float("inf") if listed[name] == again.get(name) else 0.0)
                 if age is None
                 else age
                 for name, age in ages.items()
             }
         settled = [name for name in read if (ages[name] or 0.0) >= self._settled_seconds]
-        complete = [Entry(name, f"{self._address}/{name}", found[name]) for name in settled]
+        complete = [Entry(name, f"{self._address}/{name}", listed[name]) for name in settled]
         return complete, [name for name in read if name not in settled], ignored
 
     def _listed(self) -> dict[str, object]:
@@ -255,7 +241,7 @@ class RemoteInbox:
 
     @contextmanager
     def fetched(self, entry: Entry) -> Iterator[Path]:
-        """See `Inbox`."""
+        """See `LocalInbox`."""
         self._work.mkdir(parents=True, exist_ok=True)
         suffix = next(end for end in reversed(SUFFIXES) if entry.name.endswith(end))
         with tempfile.TemporaryDirectory(prefix="inbox-", dir=self._work) as folder:
@@ -264,14 +250,10 @@ class RemoteInbox:
             yield path
 
     def move(self, entry: Entry, folder: str) -> None:
-        """See `Inbox`."""
+        """See `LocalInbox`."""
         if self._listed().get(entry.name) != entry.stamp:
             return
-        target = self._full(folder, entry.name)
-        number = 1
-        while self._system.exists(target):
-            name = PurePosixPath(entry.name)
-            target = self._full(folder, str(name.with_name(f"{number}-{name.name}")))
-            number += 1
+        wanted = PurePosixPath(self._full(folder, entry.name))
+        target = str(free_name(wanted, lambda path: self._system.exists(str(path))))
         self._system.makedirs(target.rpartition("/")[0], exist_ok=True)
         self._system.mv(self._full(entry.name), target)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable
+from pathlib import Path, PurePath
+from typing import NamedTuple, TypeVar
 
 from alignflow.errors import DataError
 from alignflow.files import fsync_directory
 from alignflow.ledger.parsing import SUFFIXES, RefusedFile
 
 REJECTED = "rejected"
+
+Place = TypeVar("Place", bound=PurePath)
 
 
 class Source(NamedTuple):
@@ -32,7 +35,7 @@ class Refused(NamedTuple):
     moved_to: str | None
 
 
-def found_in(path: Path) -> list[Source]:
+def sources_in(path: Path) -> list[Source]:
     """The file, or what is in a folder and complete: no hidden and no temporary names.
 
     Raises:
@@ -76,10 +79,10 @@ def move_into(folder: Path, path: Path, name: str) -> Path:
     return target
 
 
-def free_name(path: Path) -> Path:
+def free_name(path: Place, exists: Callable[[Place], bool] = os.path.lexists) -> Place:
     """`path`, or with a number before its name the first that is not taken."""
     number, free = 1, path
-    while os.path.lexists(free):
+    while exists(free):
         free = path.with_name(f"{number}-{path.name}")
         number += 1
     return free

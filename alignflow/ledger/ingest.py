@@ -5,12 +5,10 @@ Killed at any moment and repeated, or run twice at once, it goes on where the le
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import re
 import shutil
 import tempfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -21,29 +19,19 @@ from sqlalchemy import Engine, func, insert, select, update
 from alignflow.errors import RecipeError
 from alignflow.faults import faultpoint
 from alignflow.files import CHUNK_BYTES
-from alignflow.ledger.batches import (
-    Batch,
-    Counts,
-    FileKey,
-    Overtaken,
-    commit,
-    counts_of,
-    parsed,
-)
-from alignflow.ledger.incoming import Refused, Source, found_in, refuse
+from alignflow.ledger.batches import Batch, Counts, FileKey, Overtaken, commit, counts_of, parsed
+from alignflow.ledger.incoming import Refused, Source, refuse, sources_in
 from alignflow.ledger.parsing import (
-    GZ_GRACE_BYTES,
-    MAX_GZ_BYTES,
-    MAX_GZ_RATIO,
     Line,
     RefusedFile,
+    Unpacked,
     check_suffix,
     lines_of,
     open_regular,
 )
 from alignflow.ledger.schema import files, quarantine
 from alignflow.ledger.store import now, opened, preference_set, reading, writing
-from alignflow.recipe import RetrainSection
+from alignflow.recipe.retrain import PREFERENCE_SET_PATTERN
 
 BATCH_LINES = 8000
 BATCH_BYTES = 8 * 1024 * 1024
@@ -101,13 +89,13 @@ def add(
         RecipeError: The set's name is none.
         DiskSpaceError: The disk is full. The batch at hand was undone, those before it are kept.
     """
-    found = [source for path in sources for source in found_in(path)]
-    return add_sources(home, found, into, on_progress)
+    inside = [source for path in sources for source in sources_in(path)]
+    return add_sources(home, inside, into, on_progress)
 
 
 def add_sources(
     home: Path,
-    found: Sequence[Source],
+    sources: Sequence[Source],
     into: str = "default",
     on_progress: OnProgress | None = None,
 ) -> Added:
@@ -119,7 +107,7 @@ def add_sources(
     with opened(home) as engine:
         with writing(engine) as connection:
             set_key = preference_set(connection, into)
-        for source in found:
+        for source in sources:
             try:
                 file, own = _add_file(engine, set_key, source, frozenset(brought), on_progress)
             except RefusedFile as problem:
@@ -129,7 +117,7 @@ def add_sources(
             if own.accepted:
                 brought.add(file.key)
             _tell_bad(engine, file, source.label, reasons, first)
-    return Added(len(found) - len(refused), counts, reasons, first, refused)
+    return Added(len(sources) - len(refused), counts, reasons, first, refused)
 
 
 def add_stream(home: Path, stream: Any, into: str = "default") -> Added:
@@ -148,8 +136,7 @@ def check_name(name: str) -> None:
     Raises:
         RecipeError: It is none.
     """
-    pattern = RetrainSection.model_fields["preference_set"].metadata[0].pattern
-    if not re.fullmatch(pattern.strip("^$"), name):
+    if not re.fullmatch(PREFERENCE_SET_PATTERN, name):
         raise RecipeError(
             f"{name!r} cannot name a preference set: wanted letters, digits, '.', '_' or '-', at most "
             "63, the first a letter or digit."
@@ -183,24 +170,10 @@ def _first_pass(path: Path) -> tuple[str, int]:
             size += len(chunk)
         if path.name.endswith(".gz"):
             file.seek(0)
-            _check_gz(gzip.GzipFile(fileobj=file, mode="rb"), size)
+            unpacked = Unpacked(file)
+            while unpacked.read(CHUNK_BYTES):
+                pass
     return digest.hexdigest(), size
-
-
-def _check_gz(stream: gzip.GzipFile, size: int) -> None:
-    allowed = min(MAX_GZ_BYTES, max(GZ_GRACE_BYTES, MAX_GZ_RATIO * size))
-    unpacked = 0
-    try:
-        while chunk := stream.read(1024 * 1024):
-            unpacked += len(chunk)
-            if unpacked > allowed:
-                raise RefusedFile(
-                    "gzip_bomb",
-                    f"unpacks from {size} to more than {allowed} bytes (allowed: {MAX_GZ_RATIO} times, "
-                    f"and {MAX_GZ_BYTES} bytes). Split it, or give it unpacked",
-                )
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise RefusedFile("gzip", f"is not a whole gzip file ({error}). Copy it again") from error
 
 
 def _register(
@@ -211,19 +184,19 @@ def _register(
     Raises:
         RefusedFile: The file is new, and most of it is bad.
     """
-    known = (
+    same_content = (
         select(files.c.key, files.c.offset, files.c.done)
         .where(files.c.preference_set == set_key)
         .where(files.c.sha256 == sha256)
     )
     with reading(engine) as connection:
-        found = connection.execute(known).first()
+        known = connection.execute(same_content).first()
     judged: list[Batch] = []
-    if found is None:
+    if known is None:
         judged = _judge(source.path, size)
         with writing(engine) as connection:
-            found = connection.execute(known).first()
-            if found is None:
+            known = connection.execute(same_content).first()
+            if known is None:
                 values = {"preference_set": set_key, "sha256": sha256, "label": source.label}
                 counts = {"accepted": 0, "duplicates": 0, "quarantined": 0}
                 made = connection.execute(
@@ -235,7 +208,7 @@ def _register(
                 assert key is not None
                 return FileKey(key[0], set_key), 0, False, judged
         judged = []
-    return FileKey(found.key, set_key), found.offset, found.done, judged
+    return FileKey(known.key, set_key), known.offset, known.done, judged
 
 
 def _judge(path: Path, size: int) -> list[Batch]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, Select, func, insert, select, update
 
 from alignflow.errors import AlignflowError, RecipeError
 from alignflow.faults import faultpoint
@@ -16,14 +16,7 @@ from alignflow.ledger.outbox import PROMOTED as PROMOTED_EVENT
 from alignflow.ledger.outbox import count_new, is_waiting, write_event
 from alignflow.ledger.schema import promotions, rows, snapshots
 from alignflow.ledger.snapshots import UNDECIDED
-from alignflow.ledger.store import (
-    find_set,
-    now,
-    opened,
-    preference_set,
-    reading,
-    writing,
-)
+from alignflow.ledger.store import find_set, now, opened, preference_set, reading, writing
 from alignflow.ledger.verdicts import WITHDRAWN, consume, give_back
 
 
@@ -124,11 +117,11 @@ def promote(
     """
     with opened(home) as engine, writing(engine) as connection:
         head = _head(connection, model)
-        found = head.generation if head else None
-        if found != expected:
+        present = head.generation if head else None
+        if present != expected:
             raise PromotionRace(
-                f"The champion of {model} is generation {found}, the candidate was gated against "
-                f"generation {expected}: nothing was promoted. Gate it against generation {found}."
+                f"The champion of {model} is generation {present}, the candidate was gated against "
+                f"generation {expected}: nothing was promoted. Gate it against generation {present}."
             )
         newest = connection.execute(
             select(func.coalesce(func.max(promotions.c.generation), -1)).where(
@@ -196,15 +189,18 @@ def _announced_head(connection: Connection, model: str) -> Generation:
     return head
 
 
-def _live(connection: Connection, model: str) -> list[Any]:
-    return list(
-        connection.execute(
-            select(promotions, snapshots.c.name.label("snapshot_name"))
-            .join(snapshots, snapshots.c.key == promotions.c.snapshot, isouter=True)
-            .where(promotions.c.model == model, promotions.c.undone.is_(None))
-            .order_by(promotions.c.generation)
-        )
+def _promoted(model: str) -> Select[Any]:
+    """Every generation of a model, undone ones too, with the names of their snapshots."""
+    return (
+        select(promotions, snapshots.c.name.label("snapshot_name"))
+        .join(snapshots, snapshots.c.key == promotions.c.snapshot, isouter=True)
+        .where(promotions.c.model == model)
+        .order_by(promotions.c.generation)
     )
+
+
+def _live(connection: Connection, model: str) -> list[Any]:
+    return list(connection.execute(_promoted(model).where(promotions.c.undone.is_(None))))
 
 
 def _head(connection: Connection, model: str) -> Generation | None:
@@ -226,13 +222,9 @@ def _generation(entry: Any) -> Generation:
 
 def generation(home: Path, model: str, number: int) -> Generation | None:
     """A generation of a model, still in its lineage or undone."""
-    found = (
-        select(promotions, snapshots.c.name.label("snapshot_name"))
-        .join(snapshots, snapshots.c.key == promotions.c.snapshot, isouter=True)
-        .where(promotions.c.model == model, promotions.c.generation == number)
-    )
+    numbered = _promoted(model).where(promotions.c.generation == number)
     with opened(home, create=False) as engine, reading(engine) as connection:
-        entry = connection.execute(found).first()
+        entry = connection.execute(numbered).first()
         return _generation(entry) if entry else None
 
 

@@ -35,12 +35,12 @@ def migrate(
     Raises:
         DataError: The ledger was written by a newer alignflow.
     """
-    found = current_version(connection)
-    if found > len(migrations):
+    present = current_version(connection)
+    if present > len(migrations):
         raise DataError(
-            f"The ledger {place} has schema version {found}; this alignflow knows versions up to "
+            f"The ledger {place} has schema version {present}; this alignflow knows versions up to "
             f"{len(migrations)}. Nothing was changed. Install the newer alignflow that wrote it."
         )
-    for version in range(found + 1, len(migrations) + 1):
+    for version in range(present + 1, len(migrations) + 1):
         migrations[version - 1](connection)
         connection.execute(insert(versions).values(version=version))

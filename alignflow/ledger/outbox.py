@@ -40,10 +40,10 @@ def is_waiting(set_key: int) -> Any:
 def count_new(connection: Connection, set_key: int, at_most: int | None = None) -> int:
     """Waiting rows that no verdict was about."""
     judged = select(sets.c.judged).where(sets.c.key == set_key).scalar_subquery()
-    found = select(rows.c.key).where(is_waiting(set_key), rows.c.key > judged)
+    waiting = select(rows.c.key).where(is_waiting(set_key), rows.c.key > judged)
     if at_most is not None:
-        found = found.limit(at_most)
-    return connection.execute(select(func.count()).select_from(found.subquery())).scalar_one()
+        waiting = waiting.limit(at_most)
+    return connection.execute(select(func.count()).select_from(waiting.subquery())).scalar_one()
 
 
 def announce(connection: Connection, set_key: int) -> None:
@@ -81,8 +81,8 @@ def set_threshold(home: Path, name: str, new_pairs: int | None) -> None:
     with opened(home) as engine:
         with reading(engine) as connection:
             known = select(sets.c.threshold).where(sets.c.name == name)
-            found = connection.execute(known).first()
-        if found is not None and found.threshold == new_pairs:
+            stored = connection.execute(known).first()
+        if stored is not None and stored.threshold == new_pairs:
             return
         with writing(engine) as connection:
             _set_threshold(connection, name, new_pairs)

@@ -11,23 +11,20 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from alignflow.data.forms import BadRow
+from alignflow.data.reading import LINES, json_object, parquet_rows
 
-LINES = (".jsonl", ".jsonl.gz")
 SUFFIXES = (*LINES, ".parquet")
 MAX_LINE_BYTES = 1024 * 1024
-MAX_DEPTH = 32
 MAX_GZ_BYTES = 4 * 1024**3
 MAX_GZ_RATIO = 100
 GZ_GRACE_BYTES = 16 * 1024**2
 KEPT_BYTES = 64 * 1024
-BOM = b"\xef\xbb\xbf"
-PARQUET_BATCH = 1000
 
 
 class RefusedFile(Exception):
@@ -91,9 +88,9 @@ def lines_of(path: Path, name: str, offset: int) -> Iterator[Iterator[Line]]:
     """
     with open_regular(path) as file:
         if name.endswith(".parquet"):
-            yield parquet_rows(file, offset)
+            yield _parquet_lines(file, offset)
         elif name.endswith(".gz"):
-            yield _skipped_to(offset, split_lines(_Bounded(file)))
+            yield (line for line in split_lines(Unpacked(file)) if line.offset >= offset)
         else:
             file.seek(offset)
             yield split_lines(file, offset)
@@ -113,54 +110,44 @@ def split_lines(file: Any, offset: int = 0) -> Iterator[Line]:
         offset += size
 
 
-def _skipped_to(offset: int, lines: Iterator[Line]) -> Iterator[Line]:
-    return (line for line in lines if line.offset >= offset)
-
-
-class _Bounded:
-    """A gzip stream that ends in RefusedFile where it grows beyond reason."""
+class Unpacked:
+    """A gzip stream that ends in RefusedFile where it is damaged, or grows beyond reason."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+        size = os.fstat(file.fileno()).st_size
+        self._allowed = min(MAX_GZ_BYTES, max(GZ_GRACE_BYTES, MAX_GZ_RATIO * size))
         self._stream = gzip.GzipFile(fileobj=file, mode="rb")
         self._read = 0
 
     def readline(self, limit: int) -> bytes:
+        """The next line, or the beginning of it."""
+        return self._checked(lambda: self._stream.readline(limit))
+
+    def read(self, limit: int) -> bytes:
+        """The next bytes."""
+        return self._checked(lambda: self._stream.read(limit))
+
+    def _checked(self, take: Callable[[], bytes]) -> bytes:
         try:
-            line = self._stream.readline(limit)
+            taken = take()
         except (OSError, EOFError, zlib.error) as error:
-            raise RefusedFile("gzip", f"is not a whole gzip file ({error})") from error
-        self._read += len(line)
-        allowed = max(GZ_GRACE_BYTES, MAX_GZ_RATIO * max(1, self._file.tell()))
-        if self._read > min(MAX_GZ_BYTES, allowed):
+            message = f"is not a whole gzip file ({error}). Copy it again"
+            raise RefusedFile("gzip", message) from error
+        self._read += len(taken)
+        if self._read > self._allowed:
             raise RefusedFile(
                 "gzip_bomb",
-                f"unpacks to more than {self._read} bytes; allowed are {MAX_GZ_RATIO} times its size "
-                f"and {MAX_GZ_BYTES} bytes",
+                f"unpacks to more than {self._allowed} bytes (allowed: {MAX_GZ_RATIO} times its size, "
+                f"and {MAX_GZ_BYTES} bytes). Split it, or give it unpacked",
             )
-        return line
+        return taken
 
 
-def parquet_rows(file: BinaryIO, offset: int) -> Iterator[Line]:
-    """Rows of a Parquet file; offsets are row numbers.
-
-    Raises:
-        RefusedFile: It is not Parquet.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
+def _parquet_lines(file: BinaryIO, offset: int) -> Iterator[Line]:
     try:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=PARQUET_BATCH):
-            if number + batch.num_rows <= offset:
-                number += batch.num_rows
-                continue
-            for fields in batch.to_pylist():
-                if number >= offset:
-                    yield Line(number, number + 1, b"", 0, without_nulls(fields))
-                number += 1
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        for number, fields in parquet_rows(file, offset):
+            yield Line(number, number + 1, b"", 0, without_nulls(fields))
+    except (ValueError, NotImplementedError, OSError) as error:
         raise RefusedFile("parquet", f"is not a whole Parquet file ({error})") from error
 
 
@@ -193,51 +180,6 @@ def fields_of(line: Line) -> dict[str, Any]:
     """
     if line.fields is not None:
         return line.fields
-    raw = line.raw
     if line.size > MAX_LINE_BYTES:
         raise BadRow("line_too_long", f"{line.size} bytes, at most {MAX_LINE_BYTES}")
-    if line.offset == 0 and raw.startswith(BOM):
-        raw = raw[len(BOM) :]
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadRow("utf8", f"byte {error.start} of the line is not UTF-8") from error
-    try:
-        value = _DECODER.decode(text)
-    except RecursionError as error:
-        raise BadRow("too_deep", f"nested deeper than {MAX_DEPTH}") from error
-    except json.JSONDecodeError as error:
-        raise BadRow(f"json:{error.msg}", f"{error.msg} at character {error.pos}") from error
-    except ValueError as error:
-        raise BadRow("json:ValueError", str(error)[:200]) from error
-    if not isinstance(value, dict):
-        raise BadRow("type:row", f"the line holds a {type(value).__name__}, not an object")
-    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
-        raise BadRow("too_deep", f"nested deeper than {MAX_DEPTH}")
-    return value
-
-
-def _depth(value: Any) -> int:
-    deepest, waiting = 0, [(value, 1)]
-    while waiting:
-        item, depth = waiting.pop()
-        deepest = max(deepest, depth)
-        inner = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
-        waiting += [(entry, depth + 1) for entry in inner if isinstance(entry, (dict, list))]
-    return deepest
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BadRow("duplicate_key", f"{twice!r:.60} stands twice in one object")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise BadRow("non_finite", f"{name} is no JSON number")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    return json_object(line.raw, strict=True)

@@ -22,7 +22,7 @@ from alignflow.ledger.schema import (
     texts,
 )
 from alignflow.ledger.snapshots import PROMOTED, UNDECIDED, snapshot_names
-from alignflow.ledger.store import opened, reading, require_set
+from alignflow.ledger.store import in_parts, opened, reading, require_set
 
 RAW_CHARACTERS = 400
 SHORTEST_PREFIX = 6
@@ -72,8 +72,8 @@ def _counts(connection: Connection, named: list[int]) -> dict[str, int]:
         .where(rows.c.preference_set.in_(named))
         .group_by(_STATE)
     )
-    found = dict(connection.execute(counted).tuples().all())
-    return {state: found.get(state, 0) for state in STATES}
+    counts = dict(connection.execute(counted).tuples().all())
+    return {state: counts.get(state, 0) for state in STATES}
 
 
 def _count(connection: Connection, table: Any, named: list[int]) -> int:
@@ -131,13 +131,13 @@ def find_row(connection: Connection, id_or_prefix: str, name: str | None = None)
     wanted = select(rows).where(and_(rows.c.id >= low, rows.c.id <= high))
     if name:
         wanted = wanted.where(rows.c.preference_set == require_set(connection, name))
-    found = connection.execute(wanted.limit(3)).all()
-    if len({bytes(entry.id) for entry in found}) != 1:
-        many = "more than one row" if found else "no row"
+    matching = connection.execute(wanted.limit(3)).all()
+    if len({bytes(entry.id) for entry in matching}) != 1:
+        many = "more than one row" if matching else "no row"
         raise DataError(
             f"{many} in the ledger has an id that begins with {text}. Give more digits, or check it."
         )
-    return found[0]
+    return matching[0]
 
 
 def show(home: Path, id_or_prefix: str) -> dict[str, Any]:
@@ -179,12 +179,12 @@ def _state_of(connection: Connection, key: int) -> str:
 def _id_of(connection: Connection, key: int | None) -> str | None:
     if key is None:
         return None
-    found = connection.execute(select(rows.c.id).where(rows.c.key == key)).scalar_one()
-    return bytes(found).hex()
+    opposite = connection.execute(select(rows.c.id).where(rows.c.key == key)).scalar_one()
+    return bytes(opposite).hex()
 
 
 def _seen(connection: Connection, key: int) -> list[dict[str, Any]]:
-    found = connection.execute(
+    entries = connection.execute(
         select(
             files.c.label.label("file"),
             observations.c.offset,
@@ -198,23 +198,23 @@ def _seen(connection: Connection, key: int) -> list[dict[str, Any]]:
         .where(observations.c.row == key)
         .order_by(observations.c.file, observations.c.offset)
     )
-    return [dict(entry) for entry in found.mappings()]
+    return [dict(entry) for entry in entries.mappings()]
 
 
 def _snapshots_of(connection: Connection, key: int) -> list[dict[str, Any]]:
-    found = connection.execute(
+    entries = connection.execute(
         select(snapshots.c.name, snapshots.c.state, snapshot_rows.c.replayed)
         .join(snapshot_rows, snapshot_rows.c.snapshot == snapshots.c.key)
         .where(snapshot_rows.c.row == key)
         .order_by(snapshots.c.number)
     )
-    return [dict(entry) for entry in found.mappings()]
+    return [dict(entry) for entry in entries.mappings()]
 
 
 def models_of(connection: Connection, keys: list[int]) -> list[dict[str, Any]]:
     """Generations that were trained on any of these rows, undone ones too."""
-    found: dict[tuple[str, int], dict[str, Any]] = {}
-    for start in range(0, len(keys), 10_000):
+    models: dict[tuple[str, int], dict[str, Any]] = {}
+    for part in in_parts(keys):
         entries = connection.execute(
             select(
                 promotions.c.model,
@@ -225,13 +225,13 @@ def models_of(connection: Connection, keys: list[int]) -> list[dict[str, Any]]:
             )
             .join(snapshots, snapshots.c.key == promotions.c.snapshot)
             .join(snapshot_rows, snapshot_rows.c.snapshot == snapshots.c.key)
-            .where(snapshot_rows.c.row.in_(keys[start : start + 10_000]))
+            .where(snapshot_rows.c.row.in_(part))
             .distinct()
         )
-        found |= {
+        models |= {
             (entry["model"], entry["generation"]): dict(entry) for entry in entries.mappings()
         }
-    return [found[name] for name in sorted(found)]
+    return [models[name] for name in sorted(models)]
 
 
 def quarantined(home: Path, name: str | None = None, limit: int = 100) -> list[dict[str, Any]]:

@@ -6,6 +6,8 @@ Texts stand in `texts`, apart, so that counting reads little and erasing deletes
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -23,6 +25,13 @@ from sqlalchemy import (
 )
 
 metadata = MetaData()
+
+
+def filled(kind: Any, *names: str) -> list[Column[Any]]:
+    """Columns of one type that are never NULL."""
+    return [Column(name, kind, nullable=False) for name in names]
+
+
 Key = BigInteger().with_variant(Integer, "sqlite")
 
 versions = Table("schema_version", metadata, Column("version", Integer, primary_key=True))
@@ -61,14 +70,11 @@ files = Table(
     metadata,
     Column("key", Key, primary_key=True),
     Column("preference_set", Key, ForeignKey("sets.key"), nullable=False),
-    Column("sha256", Text, nullable=False),
-    Column("label", Text, nullable=False),
+    *filled(Text, "sha256", "label"),
     Column("bytes", BigInteger, nullable=False),
     Column("offset", BigInteger, nullable=False),  # everything before it is in the ledger
     Column("done", Boolean, nullable=False),
-    Column("accepted", BigInteger, nullable=False),
-    Column("duplicates", BigInteger, nullable=False),
-    Column("quarantined", BigInteger, nullable=False),
+    *filled(BigInteger, "accepted", "duplicates", "quarantined"),
     Column("created", Text, nullable=False),
     UniqueConstraint("preference_set", "sha256"),
 )
@@ -93,9 +99,7 @@ texts = Table(
     "texts",
     metadata,
     Column("row", Key, primary_key=True, autoincrement=False),
-    Column("prompt", Text, nullable=False),
-    Column("chosen", Text, nullable=False),
-    Column("rejected", Text, nullable=False),
+    *filled(Text, "prompt", "chosen", "rejected"),
 )
 
 observations = Table(
@@ -106,10 +110,7 @@ observations = Table(
     Column("offset", BigInteger, primary_key=True),
     Column("part", Integer, primary_key=True),  # of a line that says several pairs
     Column("voter", LargeBinary, nullable=False),
-    Column("annotator", Text),
-    Column("time", Text),
-    Column("source", Text),
-    Column("model", Text),
+    *(Column(name, Text) for name in ("annotator", "time", "source", "model")),
     sqlite_with_rowid=False,
 )
 
@@ -118,11 +119,8 @@ ratings = Table(
     metadata,
     Column("key", Key, primary_key=True),
     Column("preference_set", Key, ForeignKey("sets.key"), nullable=False),
-    Column("id", LargeBinary, nullable=False),
-    Column("prompt_id", LargeBinary, nullable=False),
-    Column("prompt_hash", LargeBinary, nullable=False),
-    Column("prompt", Text),
-    Column("completion", Text),
+    *filled(LargeBinary, "id", "prompt_id", "prompt_hash"),
+    *(Column(name, Text) for name in ("prompt", "completion")),
     Column("liked", Boolean, nullable=False),
     Column("source", Text),
     Column("file", Key, nullable=False),
@@ -136,9 +134,7 @@ quarantine = Table(
     Column("file", BigInteger, primary_key=True),
     Column("offset", BigInteger, primary_key=True),
     Column("preference_set", Key, ForeignKey("sets.key"), nullable=False),
-    Column("reason", Text, nullable=False),
-    Column("message", Text, nullable=False),
-    Column("sha256", Text, nullable=False),
+    *filled(Text, "reason", "message", "sha256"),
     Column("bytes", BigInteger, nullable=False),
     Column("raw", LargeBinary, nullable=False),
 )
@@ -153,8 +149,7 @@ snapshots = Table(
     Column("digest", Text, nullable=False),
     Column("last_row", BigInteger, nullable=False),  # newest row when it was frozen
     Column("state", Text, nullable=False),
-    Column("row_count", BigInteger, nullable=False),
-    Column("replayed", BigInteger, nullable=False),
+    *filled(BigInteger, "row_count", "replayed"),
     Column("sha256", Text),  # of its Parquet file
     Column("recipe", Text),
     Column("champion", Integer),
@@ -187,11 +182,9 @@ promotions = Table(
     metadata,
     Column("model", Text, primary_key=True),
     Column("generation", Integer, primary_key=True),
-    Column("digest", Text, nullable=False),
-    Column("artifacts", Text, nullable=False),
+    *filled(Text, "digest", "artifacts"),
     Column("snapshot", Key),
-    Column("reason", Text, nullable=False),
-    Column("created", Text, nullable=False),
+    *filled(Text, "reason", "created"),
     Column("undone", Text),  # why it was rolled back
 )
 
@@ -199,8 +192,6 @@ outbox = Table(
     "outbox",
     metadata,
     Column("key", Key, primary_key=True),
-    Column("event", Text, nullable=False),
-    Column("payload", Text, nullable=False),
-    Column("created", Text, nullable=False),
+    *filled(Text, "event", "payload", "created"),
     Column("sent", Text),
 )

@@ -6,6 +6,8 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,27 +40,26 @@ def write_parquet(path: Path, entries: Any) -> None:
             ("replayed", pa.bool_()),
         ]
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        for part in _parts(iter(entries)):
-            writer.write_table(pa.Table.from_pylist([_columns(entry) for entry in part], schema))
-    fsync_file(temporary)
-    faultpoint("ledger.snapshot.written")
-    os.replace(temporary, path)
-    fsync_directory(path.parent)
+    remaining = iter(entries)
+    with (
+        renamed(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd") as file,
+    ):
+        while part := [_columns(entry) for entry in islice(remaining, WRITTEN_ROWS)]:
+            file.write_table(pa.Table.from_pylist(part, schema))
+        faultpoint("ledger.snapshot.written")
     faultpoint("ledger.snapshot.renamed")
 
 
-def _parts(entries: Iterator[Any]) -> Iterator[list[Any]]:
-    part: list[Any] = []
-    for entry in entries:
-        part.append(entry)
-        if len(part) == WRITTEN_ROWS:
-            yield part
-            part = []
-    if part:
-        yield part
+@contextmanager
+def renamed(path: Path) -> Iterator[Path]:
+    """Another name to write a file under, which then takes the place of `path`, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    yield temporary
+    fsync_file(temporary)
+    os.replace(temporary, path)
+    fsync_directory(path.parent)
 
 
 def _columns(entry: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from alignflow.ledger.snapshot_files import (
     snapshot_folder,
     write_parquet,
 )
-from alignflow.ledger.store import now, opened, reading, require_set, writing
+from alignflow.ledger.store import in_parts, now, opened, reading, require_set, writing
 
 UNDECIDED = "undecided"
 PROMOTED = "promoted"
@@ -172,10 +172,9 @@ def _count_consumed(connection: Connection, set_key: int) -> int:
 def _digest(connection: Connection, condition: Any, again: Sequence[int] = ()) -> str:
     """sha256 of the ids in order."""
     ids = [bytes(name) for name in connection.execute(select(rows.c.id).where(condition)).scalars()]
-    for start in range(0, len(again), 10_000):
-        part = again[start : start + 10_000]
-        found = connection.execute(select(rows.c.id).where(rows.c.key.in_(part))).scalars()
-        ids += [bytes(name) for name in found]
+    for part in in_parts(again):
+        named = connection.execute(select(rows.c.id).where(rows.c.key.in_(part))).scalars()
+        ids += [bytes(name) for name in named]
     digest = hashlib.sha256()
     for name in sorted(ids):
         digest.update(name)
@@ -297,7 +296,7 @@ def rows_of(connection: Connection, key: int) -> Iterator[Any]:
 
 def snapshot_names(connection: Connection, set_key: int) -> list[dict[str, Any]]:
     """Every snapshot of a set, oldest first."""
-    found = connection.execute(
+    entries = connection.execute(
         select(
             snapshots.c.name,
             snapshots.c.state,
@@ -310,4 +309,4 @@ def snapshot_names(connection: Connection, set_key: int) -> list[dict[str, Any]]
         .where(snapshots.c.preference_set == set_key)
         .order_by(snapshots.c.number)
     )
-    return [dict(entry) for entry in found.mappings()]
+    return [dict(entry) for entry in entries.mappings()]

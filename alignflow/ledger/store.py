@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,8 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from alignflow.errors import DataError, DiskSpaceError
 from alignflow.ledger.migrations import MIGRATIONS, current_version, migrate
 from alignflow.ledger.schema import holdouts, sets
-from alignflow.settings import Settings
+from alignflow.settings import Settings, ledger_path
+from alignflow.settings import has_ledger as has_ledger  # where one opens it, one asks
 
 URL_VARIABLE = "ALIGNFLOW_LEDGER_URL"
 WAIT_SECONDS = 120
@@ -31,16 +32,6 @@ FULL_DISK = ("database or disk is full", "disk I/O error", "No space left", "cou
 def now() -> str:
     """The time, for people; nothing is ordered by it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def ledger_path(home: Path) -> Path:
-    """The SQLite file of a home."""
-    return home / "ledger.db"
-
-
-def has_ledger(home: Path) -> bool:
-    """Whether there is a ledger to ask."""
-    return bool(Settings().ledger_url) or ledger_path(home).exists()
 
 
 @contextmanager
@@ -103,17 +94,25 @@ def reading(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-def insert_many(connection: Connection, table: Table, entries: list[tuple[Any, ...]]) -> None:
-    """Inserts many rows, each with a value for every column of the table, in their order.
+def insert_many(
+    connection: Connection,
+    table: Table,
+    entries: Sequence[tuple[Any, ...]],
+    columns: Sequence[str] | None = None,
+) -> None:
+    """Inserts many rows, each with a value for each of `columns`, or for all of the table's.
 
     The statement is written out: for a thousand rows SQLAlchemy's own costs more than the database.
     """
     if not entries:
         return
     mark = "?" if connection.dialect.name == "sqlite" else "%s"
-    names = ", ".join(f'"{column.name}"' for column in table.columns)
-    marks = ", ".join([mark] * len(table.columns))
-    connection.exec_driver_sql(f'INSERT INTO "{table.name}" ({names}) VALUES ({marks})', entries)
+    chosen = columns or table.columns.keys()
+    names = ", ".join(f'"{name}"' for name in chosen)
+    marks = ", ".join([mark] * len(chosen))
+    connection.exec_driver_sql(
+        f'INSERT INTO "{table.name}" ({names}) VALUES ({marks})', list(entries)
+    )
 
 
 def select_in(
@@ -142,11 +141,11 @@ def in_parts(values: Collection[Any]) -> Iterator[list[Any]]:
 
 def preference_set(connection: Connection, name: str) -> int:
     """Key of a set, made if need be."""
-    found = find_set(connection, name)
-    if found is not None:
-        return found
-    made = connection.execute(insert(sets).values(name=name, judged=0, announced=-1))
-    return _key(made)
+    key = find_set(connection, name)
+    if key is not None:
+        return key
+    made: Any = connection.execute(insert(sets).values(name=name, judged=0, announced=-1))
+    return int(made.inserted_primary_key[0])
 
 
 def find_set(connection: Connection, name: str) -> int | None:
@@ -160,18 +159,14 @@ def require_set(connection: Connection, name: str) -> int:
     Raises:
         DataError: There is none of that name.
     """
-    found = find_set(connection, name)
-    if found is None:
+    key = find_set(connection, name)
+    if key is None:
         names = ", ".join(connection.execute(select(sets.c.name).order_by(sets.c.name)).scalars())
         raise DataError(
             f"ledger:{name}: the ledger has no preference set {name!r} (it has: {names or 'none'}). "
             f"Fill it with `alignflow prefs add FILE --into {name}`, or correct the name."
         )
-    return found
-
-
-def _key(result: Any) -> int:
-    return int(result.inserted_primary_key[0])
+    return key
 
 
 def _server(url: str) -> Engine:

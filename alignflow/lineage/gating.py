@@ -20,8 +20,7 @@ from alignflow.ledger import champion, set_state
 from alignflow.lineage.look import as_champion
 from alignflow.lineage.retraining import Champion, champion_spec
 from alignflow.lineage.run import RetrainRun
-from alignflow.pipeline.driver import Driver
-from alignflow.recipe import Recipe, require_retrain
+from alignflow.recipe import require_retrain
 from alignflow.stages.artifacts import Artifact, verify
 from alignflow.stages.layout import JUDGEMENTS_FILE
 from alignflow.tracking import model_digest
@@ -51,9 +50,7 @@ def gated(run: RetrainRun) -> Gated:
         theirs=_scored(run, head) if "evaluate" in run.artifacts else None,
     )
     answers = _answered(run, models)
-    verdict = run.driver.patiently(
-        "gate", gate_candidate, run.recipe, run.home, models, answers, run.driver
-    )
+    verdict = run.driver.patiently("gate", _gate, run, models, answers)
     decided = Gated(verdict, head.generation)
     _show(run, decided)
     faultpoint("retrain.gated")
@@ -82,15 +79,12 @@ def _answered(run: RetrainRun, models: Contestants) -> Path | None:
     return run.aside(judge_spec(run.recipe, run.home, asked)).directory / JUDGEMENTS_FILE
 
 
-def gate_candidate(
-    recipe: Recipe, home: Path, models: Contestants, answers: Path | None, driver: Driver
-) -> Verdict:
+def _gate(run: RetrainRun, models: Contestants, answers: Path | None) -> Verdict:
     """Compares the two; a judge that is away is asked again for what it has not answered yet."""
-    name = require_retrain(recipe).preference_set
-    looks = set_state(home, name, recipe.registered_model).looks
-    verdict = contest(recipe, home, models, looks + 1, answers)
+    looks = set_state(run.home, run.work.preference_set, run.work.model).looks
+    verdict = contest(run.recipe, run.home, models, looks + 1, answers)
     for reason in verdict.reasons:
-        driver.log.info("%s: %s", verdict.verdict, reason)
+        run.driver.log().info("%s: %s", verdict.verdict, reason)
     return verdict
 
 

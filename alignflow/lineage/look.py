@@ -7,9 +7,8 @@ from typing import Literal
 
 from alignflow.errors import RecipeError
 from alignflow.faults import faultpoint
-from alignflow.gate.contest import decides
-from alignflow.ledger import Generation, freeze, generation, set_state
-from alignflow.ledger import pinned_prompts as pinned_prompts_file
+from alignflow.gate import decides
+from alignflow.ledger import Generation, freeze, generation, holdout_prompts_file, set_state
 from alignflow.lineage.retraining import (
     Champion,
     Situation,
@@ -108,7 +107,7 @@ def _own_recipe(stored: str | None, deployed: Recipe, snapshot: str, driver: Dri
             "(retrain.preference_set)."
         )
     if own != deployed:
-        driver.log.warning(
+        driver.log().warning(
             "%s is resumed with the recipe it was frozen with, which is not the deployed one; if "
             "that recipe cannot finish, `alignflow prefs withdraw %s` gives its rows back",
             snapshot,
@@ -132,5 +131,5 @@ def _held_out(home: Path, recipe: Recipe) -> list[DataSource]:
     """The hold-out's prompts, where a judge will compare answers to them."""
     if decides(recipe) != "judge":
         return []
-    path = pinned_prompts_file(home, require_retrain(recipe).preference_set)
+    path = holdout_prompts_file(home, require_retrain(recipe).preference_set)
     return [DataSource(source=str(path))] if path else []

@@ -7,6 +7,7 @@ to it, after a promotion, after a crash between the two, and whenever somebody m
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from alignflow.errors import CertificateError
 from alignflow.faults import faultpoint
@@ -53,10 +54,8 @@ class Registry:
 
     def version_of(self, digest: str) -> str | None:
         """The newest version that is a model of this digest."""
-        found = self._client.search_model_versions(f"name = '{self._model}'")
-        numbers = [
-            int(entry.version) for entry in found if entry.tags.get("model_digest") == digest
-        ]
+        versions = self._client.search_model_versions(f"name = '{self._model}'")
+        numbers = [int(one.version) for one in versions if one.tags.get("model_digest") == digest]
         return str(max(numbers)) if numbers else None
 
     def require_version(self, merge: Artifact) -> str:
@@ -64,9 +63,9 @@ class Registry:
 
         From its directory; behind a server from a run that holds a copy.
         """
-        found = self.version_of(model_digest(merge))
-        if found is not None:
-            return found
+        known = self.version_of(model_digest(merge))
+        if known is not None:
+            return known
         if not is_server(self._uri):
             return new_version(self._client, self._model, merge, None, copy=False)
         experiment = self._client.get_experiment_by_name(self._model)
@@ -86,14 +85,16 @@ class Registry:
 
     def named(self, alias: str) -> str | None:
         """Version that an alias names."""
-        found = self._client.search_registered_models(f"name = '{self._model}'")
-        version = found[0].aliases.get(alias) if found else None
+        version = registered.aliases.get(alias) if (registered := self._registered()) else None
         return None if version is None else str(version)
 
     def last_set(self) -> str | None:
         """Version that the reconciler set last."""
-        found = self._client.search_registered_models(f"name = '{self._model}'")
-        return found[0].tags.get(LAST_SET) or None if found else None
+        return registered.tags.get(LAST_SET) or None if (registered := self._registered()) else None
+
+    def _registered(self) -> Any:
+        models = self._client.search_registered_models(f"name = '{self._model}'")
+        return models[0] if models else None
 
     def remember(self, version: str | None) -> None:
         """Notes what the reconciler set."""
@@ -153,9 +154,9 @@ def reconcile(home: Path, model: str) -> Reconciled:
         return Reconciled(model=model, text=f"{model} has no champion yet")
     registry = Registry(home, model)
     wanted = _version_of_head(registry, head)
-    found, last = registry.named(CHAMPION), registry.last_set()
-    by_hand = found not in (wanted, last)
-    if found != wanted:
+    served, last = registry.named(CHAMPION), registry.last_set()
+    by_hand = served not in (wanted, last)
+    if served != wanted:
         registry.point(CHAMPION, wanted)
     faultpoint("promotion.alias")
     if last != wanted:
@@ -166,9 +167,9 @@ def reconcile(home: Path, model: str) -> Reconciled:
         model=model,
         generation=head.generation,
         version=wanted,
-        moved_from=found if found != wanted else None,
+        moved_from=served if served != wanted else None,
         by_hand=by_hand,
-        text=_in_words(model, head, wanted, found, by_hand),
+        text=_in_words(model, head, wanted, served, by_hand),
     )
 
 
@@ -183,14 +184,14 @@ def _version_of_head(registry: Registry, head: Generation) -> str | None:
 
 
 def _in_words(
-    model: str, head: Generation, wanted: str | None, found: str | None, by_hand: bool
+    model: str, head: Generation, wanted: str | None, served: str | None, by_hand: bool
 ) -> str:
     names = f"version {wanted}" if wanted else "the base model, which has no version"
     truth = f"the champion of {model} is generation {head.generation}, {names}"
     if by_hand:
         return (
-            f"somebody had moved models:/{model}@{CHAMPION} to version {found or 'none'} by hand; "
+            f"somebody had moved models:/{model}@{CHAMPION} to version {served or 'none'} by hand; "
             f"{truth} by the ledger, and the alias names it again. Use `alignflow promote` or "
             "`alignflow rollback` to change it."
         )
-    return f"{truth}; the alias was moved to it" if found != wanted else truth
+    return f"{truth}; the alias was moved to it" if served != wanted else truth

@@ -224,9 +224,9 @@ def model_artifacts(artifacts: Mapping[str, Artifact], start: Champion | None) -
         start: The champion that was continued, whose base and SFT model stay the lineage's; None
             from scratch.
     """
-    found = {stage: artifacts[stage].path for stage in MODEL_STAGES if stage in artifacts}
+    own = {stage: artifacts[stage].path for stage in MODEL_STAGES if stage in artifacts}
     if start is not None:
         theirs = start.artifacts
-        own = {name: path for name, path in found.items() if name not in ORIGINAL_STAGES}
-        found = {**{name: theirs[name] for name in ORIGINAL_STAGES if name in theirs}, **own}
-    return {**found, "prepare": artifacts["prepare"].path}
+        own = {name: path for name, path in own.items() if name not in ORIGINAL_STAGES}
+        own |= {name: theirs[name] for name in ORIGINAL_STAGES if name in theirs}
+    return {**own, "prepare": artifacts["prepare"].path}

@@ -94,7 +94,7 @@ class RetrainRun(PipelineRun):
         prompts = number_of_prompts(prepare, self.recipe)
         power = power_of(prompts, require_retrain(self.recipe).gate, state.looks + 1)
         self.notes.dropped, self.notes.power = len(dropped), power
-        self.driver.log.info("%s", power.text)
+        self.driver.log().info("%s", power.text)
         self.driver.show(
             power.text, "gate-power", "What the evaluation set can show, before training."
         )

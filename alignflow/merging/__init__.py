@@ -13,7 +13,6 @@ from alignflow.merging.certificate import (
     Certificate,
     Figures,
     Limits,
-    demand_passed,
     read_certificate,
     require_certificate,
 )
@@ -21,7 +20,7 @@ from alignflow.merging.certified_merge import merge
 from alignflow.merging.planning.adapter import AdapterStep, trained_on_nf4
 from alignflow.merging.planning.merge_plan import MergeOptions, MergePlan
 from alignflow.merging.planning.plan import check_base, plan
-from alignflow.merging.request import requested
+from alignflow.merging.request import MergeRequest, demand_passed, merge_request
 
 if TYPE_CHECKING:
     from alignflow.merging.verifying.comparison import verify
@@ -34,12 +33,13 @@ __all__ = [
     "Limits",
     "MergeOptions",
     "MergePlan",
+    "MergeRequest",
     "check_base",
     "demand_passed",
     "merge",
+    "merge_request",
     "plan",
     "read_certificate",
-    "requested",
     "require_certificate",
     "trained_on_nf4",
     "verify",

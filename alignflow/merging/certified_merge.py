@@ -18,7 +18,7 @@ from alignflow.merging.certificate import Certificate, Figures, read_certificate
 from alignflow.merging.planning.adapter import AdapterStep, read_adapter
 from alignflow.merging.planning.merge_plan import MergeOptions, MergePlan
 from alignflow.merging.planning.plan import plan
-from alignflow.merging.planning.trained_on import check_trained_on
+from alignflow.merging.planning.trained_on import check_read_weights
 from alignflow.merging.writing.directory import prepare_directory, write_small_files
 from alignflow.merging.writing.shards import STATE, Progress, Written, sha256_mapped, write_weights
 from alignflow.models.headers import FLOATS
@@ -62,7 +62,7 @@ def merge(
     written = write_weights(planned, out, options, progress or _silent)
     if options.base_digest is None:
         sources = {name: s.source_sha256 for name, s in written.items() if s.source_sha256}
-        check_trained_on(planned.steps, planned.base, sources)
+        check_read_weights(planned.steps, planned.base, sources)
     write_small_files(out, planned, options)
     fsync_directory(out)
     if options.verify:

@@ -1,4 +1,4 @@
-"""From names that a person gives to what is merged into what."""
+"""A merge as a person asks for it: models by directory or Hub id, refused where the result differs."""
 
 from __future__ import annotations
 
@@ -6,47 +6,49 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from alignflow.errors import RecipeError
+from alignflow.errors import CertificateError, RecipeError
+from alignflow.merging.certificate import Certificate
 from alignflow.merging.planning.adapter import AdapterStep, trained_on_nf4
 from alignflow.merging.planning.merge_plan import MergeOptions
 
 
-class Request(NamedTuple):
-    """Arguments of `plan`."""
+class MergeRequest(NamedTuple):
+    """What `merge` and `plan` take."""
 
     base: Path
     steps: list[AdapterStep]
     options: MergeOptions
 
 
-def requested(
+def merge_request(
     base: str,
-    adapter: tuple[str, float],
-    *,
-    combine: Sequence[tuple[str, float]] = (),
+    adapters: Sequence[tuple[str, float]],
     then: Sequence[str] = (),
+    *,
     qlora_base: Literal["dequantized", "original"] | None = None,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     verify: bool = True,
-) -> Request:
-    """What is to be merged, every name a directory on this disk.
+) -> MergeRequest:
+    """Finds the models that are named.
 
     Args:
-        base: Directory or Hub id.
-        adapter: Directory or Hub id, and what its delta is scaled by.
-        combine: Further adapters of the same base, whose deltas are added.
-        then: Adapters merged after it, each trained on the preceding result.
-        qlora_base: The weights that an adapter trained on NF4 is merged into; None is as its stage
-            says.
-        dtype: Of the merged weights; `auto` keeps the base's.
+        base: Directory or Hub id of the base model.
+        adapters: Directories or Hub ids of adapters of that base, whose deltas times their weights
+            are added.
+        then: Adapters merged after them, each trained on the preceding result.
+        qlora_base: For an adapter trained on NF4: merge into the dequantized weights it was
+            trained on, or into the original ones. None: dequantized for an adapter that says so in
+            its base_model.json; any other is taken not to have been trained on NF4.
+        dtype: Type of the merged weights; `auto` keeps the base's.
         verify: Compare logits of merged and base plus adapter.
 
     Raises:
-        RecipeError: A name is neither a directory nor a Hub id that can be had.
+        RecipeError: A name is neither a directory nor a snapshot that can be had.
     """
-    first, *others = [(_directory(name), weight) for name, weight in (adapter, *combine)]
-    steps = [AdapterStep(*first, tuple(others)), *(AdapterStep(_directory(name)) for name in then)]
-    if qlora_base is None and any(trained_on_nf4(path) for path, _ in steps[0].members):
+    (path, weight), *others = [(_directory(name), weight) for name, weight in adapters]
+    steps = [AdapterStep(path, weight, tuple(others))]
+    steps += [AdapterStep(_directory(name)) for name in then]
+    if qlora_base is None and any(trained_on_nf4(member) for member, _ in steps[0].members):
         qlora_base = "dequantized"
     options = MergeOptions(
         dtype=dtype,
@@ -55,15 +57,24 @@ def requested(
         verify=verify,
         base_source=base,
     )
-    return Request(_directory(base), steps, options)
+    return MergeRequest(_directory(base), steps, options)
+
+
+def demand_passed(certificate: Certificate, out: Path) -> None:
+    """Refuses a merge whose certificate failed.
+
+    Raises:
+        CertificateError: The result differs from base plus adapter.
+    """
+    if certificate.status == "failed":
+        raise CertificateError(
+            f"{out}: the merged model differs from base plus adapter: {certificate.in_words()}. "
+            "Merge in a wider type (--dtype float32), or look at the adapter."
+        )
 
 
 def _directory(name: str) -> Path:
-    """A local directory, or the snapshot of a Hub id on this disk, downloaded where allowed.
-
-    Raises:
-        RecipeError: It is neither.
-    """
+    """A local directory, or the snapshot of a Hub id on this disk, downloaded where allowed."""
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download

@@ -13,10 +13,11 @@ from alignflow.files import digest_json
 from alignflow.merging import AdapterStep, Certificate, Figures, Limits, MergeOptions, merge
 from alignflow.merging.verifying.comparison import fits_memory
 from alignflow.models.loading import BaseModel, base_of, check_adapter, load_merged, load_tokenizer
-from alignflow.recipe import EvaluationSection, MergeSection
+from alignflow.recipe import EvaluationSection
 from alignflow.stages.artifacts import artifact_directory
 from alignflow.stages.events import EventWriter
 from alignflow.stages.layout import ADAPTER, MODEL, RESPONSES_FILE, Prepared
+from alignflow.stages.params import MergeParams
 from alignflow.stages.spec import StageResult, StageSpec
 
 PROBES = 16
@@ -34,15 +35,15 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
         CertificateError: The merged model differs from base plus adapter.
         EvaluationError: The merged model cannot be scored.
     """
-    section = MergeSection.model_validate(spec.params["section"])
-    evaluation = EvaluationSection.model_validate(spec.params["evaluation"])
+    params = MergeParams.of(spec)
+    section, evaluation = params.section, params.evaluation
     prepared, merged = spec.input("data"), work / "output" / MODEL
     tokenizer = load_tokenizer(prepared)
     base, trained = base_of(spec), spec.input("aligned")
     source, adapters = _merge_inputs(base, trained)
     options = MergeOptions(
         dtype=section.dtype if adapters else _whole_dtype(section.dtype, base),
-        quantization="nf4" if spec.params["tuning"]["mode"] == "qlora" else None,
+        quantization=params.quantization,
         qlora_base=section.qlora_base,
         probes=tuple(tuple(ids) for ids in _probes(prepared, tokenizer, evaluation)),
         limits=Limits(max_kl=section.max_kl, min_top1_agreement=section.min_top1_agreement),
@@ -72,13 +73,13 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     )
     if not _has_evaluation(prepared):
         return result
-    if not fits_memory(merged, 4 if spec.params["dtype"] == "float32" else 2):
+    if not fits_memory(merged, 4 if params.dtype == "float32" else 2):
         events.message(
             "The merged model does not fit this machine's memory, so it does not answer the "
             "evaluation's prompts: its certificate compares it with base plus adapter."
         )
         return result
-    judged = _judge_merged(spec, evaluation, certificate, tokenizer, merged, events)
+    judged = _judge_merged(spec, params, certificate, tokenizer, merged, events)
     metrics, details = result.metrics | judged.metrics, result.details | judged.details
     return result.model_copy(update={"metrics": metrics, "details": details})
 
@@ -144,26 +145,26 @@ def _passed(certificate: Certificate) -> Figures:
 
 def _judge_merged(
     spec: StageSpec,
-    evaluation: EvaluationSection,
+    params: MergeParams,
     certificate: Certificate,
     tokenizer: Any,
     merged: Path,
     events: EventWriter,
 ) -> StageResult:
     """The figures of `merged`, reloaded as any user would."""
-    job = load_job(spec.input("data"), evaluation, spec.seed)
+    job = load_job(spec.input("data"), params.evaluation, spec.seed)
     digest = evaluation_digest(
         {"merged": digest_json({n: file["sha256"] for n, file in certificate.files.items()})},
         spec.inputs["data"].digest,
-        evaluation,
+        params.evaluation,
         seed=spec.seed,
-        dtype=spec.params["dtype"],
+        dtype=params.dtype,
         quantization=None,
     )
     total = responses(job)
 
     def make() -> Measured:
-        model = load_merged(merged, spec.params["dtype"])
+        model = load_merged(merged, params.dtype)
         return measure(
             model, tokenizer, job, lambda done: events.progress(done, total, "responses")
         )
@@ -173,7 +174,7 @@ def _judge_merged(
     return StageResult(
         metrics=flat(measured),
         details={
-            **figures(measured, evaluation.bootstrap_resamples, spec.seed),
+            **figures(measured, params.evaluation.bootstrap_resamples, spec.seed),
             "samples": samples(job, measured),
         },
     )

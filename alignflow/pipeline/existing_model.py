@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from alignflow.checking.checked import preflight
 from alignflow.checking.findings import raise_errors
@@ -20,11 +20,13 @@ from alignflow.settings import resolve_home
 from alignflow.stages.artifacts import Artifact
 from alignflow.stages.device import resolve_dtype
 from alignflow.stages.environment import NO_TELEMETRY, QUIET_LIBRARIES
+from alignflow.stages.params import NamedModel
 from alignflow.stages.spec import Record
 
 if TYPE_CHECKING:
     from alignflow.merging.certificate import Certificate
 
+Prompt = TypeVar("Prompt", str, list[str])
 ADAPTER_CONFIG, RECORD = "adapter_config.json", "base_model.json"
 
 
@@ -128,15 +130,13 @@ def evaluate(
     tokenizer = load_tokenizer(prepared.directory)
     total, told = responses(job), progress or (lambda *_: None)
     measured = measure(loaded, tokenizer, job, lambda done: told(done, total))
-    section = recipe.evaluation
-    spread = intervals(measured.outcomes, resamples=section.bootstrap_resamples, seed=recipe.seed)
-    return Evaluation.model_validate(
-        {
-            "model": str(directory.absolute()),
-            "recipe": recipe.name,
-            "metrics": measured.metrics,
-            "intervals": spread,
-        }
+    resamples = recipe.evaluation.bootstrap_resamples
+    spread = intervals(measured.outcomes, resamples=resamples, seed=recipe.seed)
+    return Evaluation(
+        model=str(directory.absolute()),
+        recipe=recipe.name,
+        metrics=dict(measured.metrics),
+        intervals={name: (low, high) for name, (low, high) in spread.items()},
     )
 
 
@@ -146,42 +146,16 @@ def _prepared(recipe: Recipe, home: Path) -> Artifact:
     return run_stage(stage_spec(recipe, "prepare", home, {}))
 
 
-@overload
 def generate(
     model: Path | str,
-    prompt: str,
+    prompt: Prompt,
     *,
     system: str | None = None,
     base: str | None = None,
     max_new_tokens: int = 256,
     temperature: float | None = None,
     seed: int = 0,
-) -> str: ...
-
-
-@overload
-def generate(
-    model: Path | str,
-    prompt: Sequence[str],
-    *,
-    system: str | None = None,
-    base: str | None = None,
-    max_new_tokens: int = 256,
-    temperature: float | None = None,
-    seed: int = 0,
-) -> list[str]: ...
-
-
-def generate(
-    model: Path | str,
-    prompt: str | Sequence[str],
-    *,
-    system: str | None = None,
-    base: str | None = None,
-    max_new_tokens: int = 256,
-    temperature: float | None = None,
-    seed: int = 0,
-) -> str | list[str]:
+) -> Prompt:
     """A model's response to a user message, or its responses to several.
 
     Args:
@@ -208,7 +182,7 @@ def generate(
     if is_adapter(directory):
         source = base_of(directory, base)
         resolved = resolve_base_model(source)
-        named = {"source": source.source, "digest": resolved.digest}
+        named = NamedModel(source=source.source, digest=resolved.digest)
         place = fetch_base(named, resolved.path)
         record = BaseModel(path=str(place), source=source.source, digest=resolved.digest)
         loaded = load_base(record, dtype="float32", quantization=None)
@@ -218,17 +192,11 @@ def generate(
     if (directory / "tokenizer_config.json").is_file():
         place = directory
     tokenizer = AutoTokenizer.from_pretrained(str(place), trust_remote_code=False)
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    prompts = [prompt] if isinstance(prompt, str) else prompt
     texts = [_rendered(place, text, system) for text in prompts]
-    texts_as_ids = [list(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
-    responses = respond(
-        loaded,
-        tokenizer,
-        texts_as_ids,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-    )
+    ids = [list(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+    sampling = {"temperature": temperature, "seed": seed}
+    responses: Any = respond(loaded, tokenizer, ids, max_new_tokens=max_new_tokens, **sampling)
     return responses[0] if isinstance(prompt, str) else responses
 
 
@@ -263,19 +231,20 @@ def merge(
         RecipeError: The arguments contradict each other.
     """
     _quiet()
-    from alignflow.merging import demand_passed, requested
+    from alignflow.merging import demand_passed, merge_request
     from alignflow.merging import merge as write_merged
 
-    asked = requested(
+    asked = merge_request(
         str(base),
-        (str(adapter), weight),
-        combine=[(name, share) for name, share in (combine or {}).items()],
-        then=[str(path) for path in then],
+        [(str(adapter), weight), *(combine or {}).items()],
+        [str(path) for path in then],
         qlora_base=qlora_base,
         dtype=dtype,
         verify=verify,
     )
-    return demand_passed(write_merged(asked.base, asked.steps, Path(out), asked.options), Path(out))
+    certificate = write_merged(asked.base, asked.steps, Path(out), asked.options)
+    demand_passed(certificate, Path(out))
+    return certificate
 
 
 def _rendered(directory: Path, prompt: str, system: str | None) -> str:

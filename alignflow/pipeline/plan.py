@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignflow.data.lengths import limits_of
-from alignflow.evaluation.metric_modules import judging_files, own_file
+from alignflow.evaluation import judging_files, own_file
 from alignflow.files import sha256_file
 from alignflow.pipeline.resolve import resolve_data_source
 from alignflow.recipe import (
@@ -71,7 +71,7 @@ def stage_spec(
         params=work.params.as_json(),
         seed=recipe.seed,
         inputs=inputs,
-        compute=recipe.compute.model_dump(mode="json"),
+        compute=recipe.compute,
         paths=dict(work.paths),
     )
 

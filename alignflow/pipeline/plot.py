@@ -10,7 +10,7 @@ TITLE_HEIGHT = 14
 
 
 def line_plot(points: Mapping[int, float], title: str = "") -> str:
-    """A line with the ends of both axes labelled. What is not finite is left out.
+    """A line with the ends of both axes labelled. What is not finite is left out; nothing is "".
 
     Args:
         points: Step to value.
@@ -18,6 +18,8 @@ def line_plot(points: Mapping[int, float], title: str = "") -> str:
             the classes `grid`, `area` and `line`.
     """
     steps = sorted(step for step, value in points.items() if math.isfinite(value))
+    if not steps:
+        return ""
     values = [points[step] for step in steps]
     low, high = min(values), max(values)
     span, width = (high - low) or 1.0, (steps[-1] - steps[0]) or 1

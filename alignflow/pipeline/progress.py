@@ -42,42 +42,26 @@ class Observer(Protocol):
     def stage_ended(self, outcome: StageOutcome) -> None: ...
 
 
-class Observers:
-    """Everyone who is told in this context; one that fails is logged and passed over."""
+_observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
 
-    def __init__(self) -> None:
-        self._each: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
 
-    @contextmanager
-    def joined_by(self, observer: Observer) -> Iterator[None]:
-        """Tells `observer` of everything that happens inside the block."""
-        before = self._each.set((*self._each.get(), observer))
+@contextmanager
+def observed_by(observer: Observer) -> Iterator[None]:
+    """Tells `observer` of everything that happens inside the block."""
+    before = _observers.set((*_observers.get(), observer))
+    try:
+        yield
+    finally:
+        _observers.reset(before)
+
+
+def tell(call: Callable[[Observer], None]) -> None:
+    """Makes a call to everyone who observes this context."""
+    for observer in _observers.get():
         try:
-            yield
-        finally:
-            self._each.reset(before)
-
-    def stage_started(self, spec: StageSpec) -> None:
-        """A stage begins, or is about to be found finished."""
-        self._tell(lambda observer: observer.stage_started(spec))
-
-    def stage_event(self, spec: StageSpec, event: Mapping[str, Any]) -> None:
-        """A line of a stage's `events.jsonl`."""
-        self._tell(lambda observer: observer.stage_event(spec, event))
-
-    def stage_ended(self, outcome: StageOutcome) -> None:
-        """A stage is done, failed or passed over."""
-        self._tell(lambda observer: observer.stage_ended(outcome))
-
-    def _tell(self, call: Callable[[Observer], None]) -> None:
-        for observer in self._each.get():
-            try:
-                call(observer)
-            except Exception:
-                logger.warning("%s failed", type(observer).__name__, exc_info=True)
-
-
-observers = Observers()
+            call(observer)
+        except Exception:
+            logger.warning("%s failed", type(observer).__name__, exc_info=True)
 
 
 def _figures(outcome: StageOutcome, at_most: int = 3) -> str:
@@ -101,6 +85,12 @@ def shown(done: float, total: float, unit: str) -> tuple[float, float, str]:
     return math.ceil(done / MEGABYTE), math.ceil(total / MEGABYTE), "MB"
 
 
+def trouble(spec: StageSpec, event: Mapping[str, Any]) -> str | None:
+    """What an event says that goes wrong."""
+    wrong = event["kind"] == "error" or event.get("level") in ("warning", "error")
+    return f"{spec.stage}: {event['text']}" if wrong else None
+
+
 class Lines:
     """One line per stage, for output that is not a terminal."""
 
@@ -112,10 +102,8 @@ class Lines:
 
     def stage_event(self, spec: StageSpec, event: Mapping[str, Any]) -> None:
         """Repeats what goes wrong, nothing else."""
-        if event["kind"] == "error" or event.get("level") in ("warning", "error"):
-            self._console.print(
-                f"{spec.stage}: {event['text']}", markup=False, highlight=False, soft_wrap=True
-            )
+        if text := trouble(spec, event):
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def stage_ended(self, outcome: StageOutcome) -> None:
         """The stage's line."""
@@ -138,10 +126,8 @@ class Bars:
 
     def stage_event(self, spec: StageSpec, event: Mapping[str, Any]) -> None:
         """Moves the bar, or repeats what goes wrong above it."""
-        if event["kind"] == "error" or event.get("level") in ("warning", "error"):
-            self._progress.console.print(
-                f"{spec.stage}: {event['text']}", markup=False, highlight=False
-            )
+        if text := trouble(spec, event):
+            self._progress.console.print(text, markup=False, highlight=False)
         task = self._tasks.get(spec.stage)
         if task is None:
             return
@@ -178,7 +164,7 @@ def shown_on(console: Console) -> Iterator[None]:
     In a notebook rich draws with ipywidgets; without them there is a line per stage.
     """
     if not (console.is_terminal or (console.is_jupyter and _has_widgets())):
-        with observers.joined_by(Lines(console)):
+        with observed_by(Lines(console)):
             yield
         return
     columns = (
@@ -191,7 +177,7 @@ def shown_on(console: Console) -> Iterator[None]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}"),
     )
-    with Progress(*columns, console=console) as progress, observers.joined_by(Bars(progress)):
+    with Progress(*columns, console=console) as progress, observed_by(Bars(progress)):
         yield
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alignflow.errors import RecipeError
-from alignflow.evaluation.about import is_rate
+from alignflow.evaluation import is_rate
 from alignflow.files import atomic_write_json, atomic_write_text, digest_json
 from alignflow.pipeline.report_page import loss_curves, render_cell, render_page
 from alignflow.recipe import METHODS, Recipe
@@ -55,75 +55,49 @@ class StageReport(Record):
 
 
 class Report(dict[str, Any]):
-    """What happened in a run: the content of its `report.json`, with a name for what is in it.
+    """What happened in a run: the content of its `report.json`, and a name for each entry.
 
-    In a notebook it shows itself; `report["..."]` is the JSON as it stands in the file.
+    In a notebook it shows itself.
     """
 
-    @property
-    def run_id(self) -> str:
-        """Names the run; `load_report` finds it again."""
-        return self["run_id"]
+    run_id: str
+    """Names the run; `load_report` finds it again."""
+    recipe: str
+    """Its name."""
+    status: str
+    """`completed`, `failed`, `cancelled` or `suspended`."""
+    seconds: float
+    """Wall time of the run."""
+    evaluation: dict[str, dict[str, float]]
+    """Model (`base`, `sft`, `aligned`, `merged`) to metric to figure."""
+    evaluation_intervals: dict[str, dict[str, list[float]]]
+    """Model to metric to the ends of its 95 % bootstrap interval over prompts."""
+    adapter: str | None
+    """Directory of the last policy's adapter; of its weights after full tuning."""
+    merged_model: str | None
+    """Directory of the merged model, which loads without alignflow."""
+    mlflow: dict[str, str | None]
+    """`tracking_uri`, `experiment` and `run_id`."""
+    retrain: dict[str, Any] | None = None
+    """What a retrain decided: `verdict`, `outcome`, `gate`, `generation` and more."""
 
-    @property
-    def status(self) -> str:
-        """`completed`, `failed`, `cancelled` or `suspended`."""
-        return self["status"]
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of the run."""
-        return self["seconds"]
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        super().__init__(content)
+        self.__dict__.update({name: self[name] for name in Report.__annotations__ if name in self})
 
     @property
     def stages(self) -> list[StageReport]:
         """What became of each stage, in order."""
         return [StageReport.model_validate(stage) for stage in self["stages"]]
 
-    @property
-    def evaluation(self) -> dict[str, dict[str, float]]:
-        """Model (`base`, `sft`, `aligned`, `merged`) to metric to figure."""
-        return self["evaluation"]
-
-    @property
-    def intervals(self) -> dict[str, dict[str, tuple[float, float]]]:
-        """Model to metric to its 95 % bootstrap interval over prompts."""
-        judged = self["evaluation_intervals"].items()
-        return {model: {name: (*ends,) for name, ends in of.items()} for model, of in judged}
-
-    @property
-    def adapter(self) -> Path | None:
-        """Directory of the last policy's adapter; of its weights after full tuning."""
-        return Path(self["adapter"]) if self["adapter"] else None
-
-    @property
-    def merged_model(self) -> Path | None:
-        """Directory of the merged model, which loads without alignflow."""
-        return Path(self["merged_model"]) if self["merged_model"] else None
-
-    @property
-    def mlflow(self) -> dict[str, str | None]:
-        """`tracking_uri`, `experiment` and `run_id`."""
-        return self["mlflow"]
-
-    @property
-    def retrain(self) -> dict[str, Any] | None:
-        """What a retrain decided: `verdict`, `outcome`, `gate`, `generation` and more."""
-        return self.get("retrain")
-
     def plot(self) -> Figure:
         """Loss curves of the stages that trained: `savefig` it, or let the notebook show it."""
         from matplotlib import pyplot
 
         curves = loss_curves(self)
-        figure, axes = pyplot.subplots(
-            1,
-            max(len(curves), 1),
-            figsize=(4 * max(len(curves), 1), 3),
-            squeeze=False,
-            layout="constrained",
-        )
-        for axis, (stage, losses) in zip(axes[0], curves.items(), strict=False):
+        figure = pyplot.figure(figsize=(4 * max(len(curves), 1), 3), layout="constrained")
+        for number, (stage, losses) in enumerate(curves.items(), 1):
+            axis = figure.add_subplot(1, len(curves), number)
             for name, points in losses.items():
                 axis.plot(list(points), list(points.values()), label=name)
             axis.set(title=stage, xlabel="step", ylabel="loss")
@@ -136,9 +110,8 @@ class Report(dict[str, Any]):
         return f"<Report {self.run_id}: {self.status} in {self.seconds:.1f} s; {states}>"
 
     def _repr_html_(self) -> str:
-        return render_cell(
-            self, {stage["stage"]: key_figure(stage, self) for stage in self["stages"]}
-        )
+        figures = {stage["stage"]: key_figure(stage, self) for stage in self["stages"]}
+        return render_cell(self, figures)
 
 
 def build_report(

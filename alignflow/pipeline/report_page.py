@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, Template
 
 from alignflow.data.groups import PARAPHRASE
 from alignflow.errors import ArtifactError
-from alignflow.evaluation.about import is_rate, leading_figures, lower_is_better
+from alignflow.evaluation import is_rate, leading_figures, lower_is_better
 from alignflow.pipeline.plot import line_plot
 from alignflow.recipe import Recipe
 from alignflow.stages.artifacts import Artifact, read_manifest
@@ -172,8 +172,7 @@ def _settings(
             name: dump[name] for name in ("name", "seed", "base_model", "method", "tuning")
         }
     for stage, artifact in artifacts.items():
-        section = artifact.spec.params.get("section")
-        chosen = {**(section if isinstance(section, dict) else {}), **artifact.result.params}
+        chosen = {**artifact.spec.section, **artifact.result.params}
         if chosen:
             groups[stage] = chosen
     return {

@@ -14,7 +14,7 @@ from alignflow.errors import AlignflowError
 from alignflow.merging import require_certificate
 from alignflow.pipeline.driver import IN_PROCESS, Driver
 from alignflow.pipeline.plan import stage_spec
-from alignflow.pipeline.progress import observers, shown_if
+from alignflow.pipeline.progress import observed_by, shown_if, tell
 from alignflow.pipeline.report import Report, build_report, write_report
 from alignflow.recipe import PPOSection, Recipe
 from alignflow.settings import resolve_home
@@ -40,8 +40,8 @@ class PipelineRun:
         self.driver = driver
         self.artifacts: dict[str, Artifact] = {}
         self.outcomes: dict[str, StageOutcome] = {}
-        self.report = Report()
-        """Filled when the run is closed."""
+        self.report: Report
+        """Once the run is closed."""
         self.tracker = Tracker(recipe, home, run_id)
         self.status_if_left = "cancelled"
         self._planned = list(recipe.stages)
@@ -59,7 +59,7 @@ class PipelineRun:
         method = self.recipe.method
         self._planned.insert(self._planned.index(stage) + 1, method)
         text = f"{reason} ppo.on_weak_reward is {method}, so {method} takes PPO's place."
-        self.driver.log.warning("%s", text)
+        self.driver.log().warning("%s", text)
         self._ended(StageOutcome(stage=stage, state="skipped", error=text))
         return method
 
@@ -74,8 +74,7 @@ class PipelineRun:
         spec = None
         try:
             spec = self.spec_of(stage)
-            observers.stage_started(spec)
-            artifact, cached = self.driver.complete_stage(spec, self.recipe.compute)
+            artifact, cached = self._started_and_completed(spec)
             if stage == "merge":
                 require_certificate(artifact.directory / "model")
         except BaseException as error:
@@ -91,14 +90,18 @@ class PipelineRun:
     def aside(self, spec: StageSpec) -> Artifact:
         """Has a stage done that is about another model than the run's, beside its own stages."""
         started = time.monotonic()
-        observers.stage_started(spec)
-        artifact, cached = self.driver.complete_stage(spec, self.recipe.compute)
-        observers.stage_ended(_done(artifact, cached, time.monotonic() - started))
+        artifact, cached = self._started_and_completed(spec)
+        outcome = _done(artifact, cached, time.monotonic() - started)
+        tell(lambda observer: observer.stage_ended(outcome))
         return artifact
+
+    def _started_and_completed(self, spec: StageSpec) -> tuple[Artifact, bool]:
+        tell(lambda observer: observer.stage_started(spec))
+        return self.driver.complete_stage(spec, self.recipe.compute)
 
     def _ended(self, outcome: StageOutcome) -> None:
         self.outcomes[outcome.stage] = outcome
-        observers.stage_ended(outcome)
+        tell(lambda observer: observer.stage_ended(outcome))
 
     def additions(self) -> dict[str, Any]:
         """What the report has beside the stages."""
@@ -162,7 +165,7 @@ def _failed(
 def watched(run: AnyRun) -> Iterator[AnyRun]:
     """`run`, seen by MLflow; its report is written however the block ends."""
     status = None
-    with forkserver.ended_after(), run.tracker, observers.joined_by(run.tracker):
+    with forkserver.ended_after(), run.tracker, observed_by(run.tracker):
         try:
             yield run
             status = "completed"

@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from alignflow.recipe.section import Section
 from alignflow.recipe.sources import ModelSource
 
+PREFERENCE_SET_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+"""What names a preference set, in recipes and for the ledger."""
+
 
 class JudgeSection(Section):
     """Who compares two responses where no metric of the recipe can: a function, a model or an endpoint."""
@@ -87,7 +90,7 @@ class GateSection(Section):
 class RetrainSection(Section):
     """When the flow `retrain` trains, from what, and what decides about the result."""
 
-    preference_set: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    preference_set: str = Field(default="default", pattern=PREFERENCE_SET_PATTERN)
     """Name of the ledger's preference set."""
 
     min_new_pairs: int = Field(default=500, ge=1)

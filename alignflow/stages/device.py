@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from alignflow.recipe import Recipe
+from alignflow.recipe import ComputeSection, Recipe
 
 CPU_MICRO_BATCH = 16
 """Rows of a forward pass on a CPU, which more rows do not make faster."""
@@ -50,11 +48,10 @@ def resolve_dtype(recipe: Recipe) -> str:
     return "bfloat16" if has_gpu() else "float32"
 
 
-def first_micro_batch(compute: Mapping[str, Any], batch_size: int) -> int:
+def first_micro_batch(compute: ComputeSection, batch_size: int) -> int:
     """Rows per forward pass of a first attempt: as asked for, for `auto` all of the batch on a GPU."""
-    asked = compute.get("micro_batch_size", "auto")
-    if asked != "auto":
-        return min(int(asked), batch_size)
+    if compute.micro_batch_size != "auto":
+        return min(compute.micro_batch_size, batch_size)
     return batch_size if has_gpu() else min(batch_size, CPU_MICRO_BATCH)
 
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from alignflow.errors import AlignflowError, OutOfMemory, StageError, error_for
 from alignflow.files import atomic_write_text
-from alignflow.recipe import STAGES
+from alignflow.recipe import STAGES, ComputeSection
 from alignflow.stages.artifacts import (
     Artifact,
     artifact_directory,
@@ -105,13 +105,14 @@ def with_smaller_micro_batch(spec: StageSpec, events: list[dict[str, Any]]) -> S
         event["kind"] == "error" and event.get("exit_code") == OutOfMemory.exit_code
         for event in events
     )
-    section = spec.params.get("section", {})
+    section = spec.section
     batch = section.get("batch_size")
     if not halvings or not batch:
         return spec
     batch //= section.get("num_mini_batches", 1)  # PPO's optimizer step takes one of them
     smaller = largest_divisor(batch, first_micro_batch(spec.compute, batch) >> halvings)
-    return spec.model_copy(update={"compute": {**spec.compute, "micro_batch_size": smaller}})
+    compute = spec.compute.model_copy(update={"micro_batch_size": smaller})
+    return spec.model_copy(update={"compute": compute})
 
 
 def _watched(
@@ -143,9 +144,9 @@ def _watched(
 class _Watch:
     """How long a stage may run, and how long it may be silent."""
 
-    def __init__(self, compute: Mapping[str, Any]) -> None:
-        self._timeout_seconds = compute.get("timeout_seconds", float("inf"))
-        self._stall_seconds = compute.get("stall_seconds", float("inf"))
+    def __init__(self, compute: ComputeSection) -> None:
+        self._timeout_seconds = compute.timeout_seconds
+        self._stall_seconds = compute.stall_seconds
         self._started = self._heard = time.monotonic()
 
     def heard(self) -> None:

@@ -36,8 +36,16 @@ class StageParams(Record):
         return cls.model_validate(spec.params)
 
 
+class NamedModel(Record):
+    """A model by what a recipe calls it, and what it is."""
+
+    source: str
+    digest: str
+    """Of its files; of a Hub model the commit."""
+
+
 class ResolvedModel(ModelSource):
-    """A model, and what it is."""
+    """All that a recipe says of a model, and what it is."""
 
     digest: str
     """Of its files; of a Hub model the commit."""
@@ -109,7 +117,7 @@ class JudgeParams(StageParams):
 
     name: str
     instruction: str
-    model: ResolvedModel
+    model: NamedModel
     dtype: str
     questions: str
     """Digest of what is asked."""

@@ -165,9 +165,9 @@ def run_and_publish(work: Path, attempt: int, events: EventWriter) -> None:
     """The stage itself, then the artifact."""
     started = time.monotonic()
     spec = StageSpec.model_validate_json((work / SPEC_FILE).read_text())
-    events.write("started", pid=os.getpid(), compute=spec.compute)
+    events.write("started", pid=os.getpid(), compute=spec.compute.model_dump(mode="json"))
     stage = load_stage(spec.stage)
-    limit_threads(spec.compute.get("threads"))
+    limit_threads(spec.compute.threads)
     (work / "output").mkdir(exist_ok=True)
     result = stage(spec, work, events)
     details = {**result.details, "peak_memory_bytes": peak_memory_bytes()}

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from alignflow.files import digest_json
+from alignflow.recipe import ComputeSection
 
 CONTRACT_VERSION = 1
 VERSIONED_LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
@@ -51,8 +52,8 @@ class StageSpec(Record):
     seed: int
     inputs: dict[str, InputRef] = Field(default_factory=dict)
     """Role (`data`, `sft`, `reward`, `aligned`) to what is read of that artifact."""
-    compute: dict[str, Any] = Field(default_factory=dict)
-    """Dump of the compute section. Not hashed: a retry with a smaller micro-batch keeps its key."""
+    compute: ComputeSection = Field(default_factory=ComputeSection)
+    """Not hashed: a retry with a smaller micro-batch keeps its key."""
     paths: dict[str, str] = Field(default_factory=dict)
     """Absolute paths of sources whose digests stand in `params`. Not hashed."""
 
@@ -69,6 +70,11 @@ class StageSpec(Record):
                 "libraries": library_versions(),
             }
         )
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """The stage's section of the recipe, as JSON; empty where it has none."""
+        return self.params.get("section", {})
 
     def input(self, role: str) -> Path:
         """Directory of the files of the artifact in `role`."""

@@ -121,13 +121,12 @@ def _read_note(home: Path, stage: str, key: str) -> dict[str, Any]:
 
 def _params(spec: StageSpec) -> dict[str, Any]:
     """MLflow params of a stage: its section's hyper-parameters, tuning, parents, versions."""
-    section = spec.params.get("section", {})
-    tuning = spec.params.get("tuning")
+    tuning, dtype = spec.params.get("tuning"), spec.params.get("dtype")
     return {
         "seed": spec.seed,
-        **flattened(section),
+        **flattened(spec.section),
         **(TuningSection.model_validate(tuning).logged() if tuning else {}),
-        **({"dtype": spec.params["dtype"]} if "dtype" in spec.params else {}),
+        **({"dtype": dtype} if dtype else {}),
         **{f"parent_{role}_digest": ref.digest for role, ref in spec.inputs.items()},
         **{f"version_{name}": number for name, number in library_versions().items()},
     }

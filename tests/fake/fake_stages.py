@@ -39,7 +39,7 @@ def order_of(spec: StageSpec) -> str:
 
 def write_output(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     output = work / "output"
-    micro = spec.compute.get("micro_batch_size", "auto")
+    micro = spec.compute.micro_batch_size
     for step in range(resumed_step(work) + 1, 4):
         events.progress(step, 3)
         events.metrics(step, {"loss": 1.0 / step})

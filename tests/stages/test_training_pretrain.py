@@ -164,8 +164,9 @@ def test_later_stages_tune_align_and_merge_on_it(prepared: Artifact, tmp_path: P
     from alignflow.merging.stage import run
     from alignflow.recipe import EvaluationSection
     from alignflow.stages.events import EventWriter
+    from alignflow.stages.params import MergeParams
 
-    bench = load_bench(merge, EvaluationSection(metrics=[]))
+    bench = load_bench(merge, MergeParams.of(merge), EvaluationSection(metrics=[]))
     assert bench.model("base") == read_base(prepared.directory).digest != record["digest"]
 
     work = work_of(merge)

@@ -15,7 +15,7 @@ from ledger_cases import row, write
 from alignflow.errors import EvaluationError, RecipeError
 from alignflow.evaluation.scores import Scores, write_scores
 from alignflow.gate import Contestants, contest
-from alignflow.ledger import add, erase, held_out_pairs, pinned_prompts, renew_holdout, status
+from alignflow.ledger import add, erase, held_out_pairs, holdout_prompts_file, renew_holdout, status
 from alignflow.recipe import Recipe
 from alignflow.stages.artifacts import Artifact, publish, work_directory
 from alignflow.stages.spec import InputRef, StageResult, StageSpec
@@ -118,14 +118,14 @@ def test_with_nothing_to_judge_on_a_person_is_asked(home: Path) -> None:
 
 
 def test_the_holdout_is_one_prompt_once_and_what_is_erased_is_gone(home: Path) -> None:
-    path = pinned_prompts(home, "default")
-    assert path is not None and pinned_prompts(home, "default") == path
+    path = holdout_prompts_file(home, "default")
+    assert path is not None and holdout_prompts_file(home, "default") == path
     entries = pq.read_table(path).to_pylist()
     assert {entry["group"] for entry in entries} == {"holdout"}
     assert len(entries) == status(home)["held_out_prompts"] == status(home)["held_out"]
     erase(home, row_id=entries[0]["id"], reason="asked for")
     assert len(pq.read_table(path)) == len(entries) - 1
-    after = pinned_prompts(home, "default")
+    after = holdout_prompts_file(home, "default")
     assert after not in (None, path)
     assert entries[0]["prompt"] not in [pair.prompt for pair in held_out_pairs(home, "default")]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from alignflow.data.feedback import preference_pair
 from alignflow.data.forms import BadRow, conversation, demonstration, first_user_turn
-from alignflow.data.pairs import preference_pair
 from alignflow.data.reading import read_source
 from alignflow.data.template import ChatTemplate, TemplateRejects
 from alignflow.errors import DataError

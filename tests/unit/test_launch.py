@@ -42,7 +42,7 @@ def test_the_micro_batch_is_halved_to_a_divisor_of_the_same_effective_batch(
     spec = fake_spec(Path("/home"), micro_batch_size=start)
     spec = spec.model_copy(update={"params": {"section": {"batch_size": batch}}})
     smaller = with_smaller_micro_batch(spec, failures(halvings))
-    assert smaller.compute["micro_batch_size"] == expected
+    assert smaller.compute.micro_batch_size == expected
     assert smaller.key == spec.key
 
 
@@ -50,7 +50,7 @@ def test_ppo_halves_what_its_forward_passes_hold_which_is_a_minibatch() -> None:
     spec = fake_spec(Path("/home"), micro_batch_size=64)
     section = {"batch_size": 64, "num_mini_batches": 4}
     spec = spec.model_copy(update={"params": {"section": section}})
-    assert with_smaller_micro_batch(spec, failures(1)).compute["micro_batch_size"] == 8
+    assert with_smaller_micro_batch(spec, failures(1)).compute.micro_batch_size == 8
 
 
 def test_other_failures_keep_the_micro_batch() -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from ledger_cases import content, new_database, postgres_server, row, swapped, write
 
-from alignflow.data.pairs import preference_pair
+from alignflow.data.feedback import preference_pair
 from alignflow.errors import DataError, RecipeError
 from alignflow.ledger import (
     PromotionRace,

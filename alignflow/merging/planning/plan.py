@@ -39,7 +39,7 @@ from alignflow.merging.planning.merge_plan import (
     ShardPlan,
     TensorPlan,
 )
-from alignflow.merging.planning.trained_on import check_lineage
+from alignflow.merging.planning.trained_on import check_recorded_base
 from alignflow.models.headers import INDEX_FILE, Located, read_checkpoint
 
 PLAN_VERSION = 1
@@ -69,7 +69,7 @@ def plan(base: Path, adapters: list[AdapterStep], options: MergeOptions) -> Merg
     for number, step in enumerate(adapters):
         members = [(read_adapter(path), weight) for path, weight in step.members]
         for adapter, _ in members:
-            check_lineage(adapter, base, records, options, header_digest, arithmetic)
+            check_recorded_base(adapter, base, records, options, header_digest, arithmetic)
         records += [_record(adapter, weight, number) for adapter, weight in members]
         if number:
             draft.round_all()

@@ -17,7 +17,7 @@ SHA256_DIGITS = 64
 """A commit of the Hub has 40."""
 
 
-def check_lineage(
+def check_recorded_base(
     adapter: Adapter,
     base: Path,
     before: list[dict[str, Any]],
@@ -84,7 +84,7 @@ def _said(adapters: list[tuple[str, ...]]) -> str:
     return ", ".join(f"{sha256[:12]} (weight {weight})" for sha256, _, weight, _ in adapters)
 
 
-def check_trained_on(
+def check_read_weights(
     planned_steps: Sequence[AdapterStep], base: Path, shards: Mapping[str, str]
 ) -> None:
     """Refuses adapters that were trained on another base's weights than what was read.

@@ -71,14 +71,14 @@ Take = Callable[[tuple[int, ...]], Tensor]
 
 
 @dataclass(frozen=True)
-class Exactness:
+class _Exactness:
     """Which of the ways to compute in rows give the bits of the whole, on this machine."""
 
     rows: bool
     one_pass: bool
 
 
-def exactness(product: Product, rows: int, count: int) -> Exactness:
+def _exactness_of(product: Product, rows: int, count: int) -> _Exactness:
     """Compares blocks of rows on one thread with the whole product on `count` threads.
 
     The order in which a matrix product adds does not depend on its values, so equality on one
@@ -95,16 +95,16 @@ def exactness(product: Product, rows: int, count: int) -> Exactness:
         whole = random.whole()
     by_rows, one_pass = True, product.one_pass
     with threads(1):
-        for chosen in blocks_of(product.height, rows):
+        for chosen in _blocks_of(product.height, rows):
             expected = whole[chosen]
             by_rows = by_rows and torch.equal(expected, random.rows(chosen, torch.empty))
             if one_pass:
                 weight = expected * 1.7
                 one_pass = torch.equal(weight + expected, random.add_rows(weight.clone(), chosen))
-    return Exactness(by_rows, one_pass and by_rows)
+    return _Exactness(by_rows, one_pass and by_rows)
 
 
-def blocks_of(height: int, rows: int) -> Iterator[slice]:
+def _blocks_of(height: int, rows: int) -> Iterator[slice]:
     """Slices of about `rows` rows; a short rest joins the last, for few rows add in another order."""
     begin = 0
     while begin < height:
@@ -138,7 +138,7 @@ class RowBlocks:
     """
 
     def __init__(self, reader: Reader, block_bytes: int, threads: int) -> None:
-        self._exact_ways: dict[tuple[object, ...], Exactness] = {}
+        self._exact_ways: dict[tuple[object, ...], _Exactness] = {}
         self._reader = reader
         self._block_bytes = block_bytes
         self._threads = threads
@@ -156,7 +156,7 @@ class RowBlocks:
     def blocks(self, source: Tensor, plan: TensorPlan) -> Iterator[Tensor]:
         """The merged tensor; each block is overwritten by the next."""
         parts = [self._prepare(operation) for operation in plan.operations]
-        for chosen in blocks_of(source.shape[0], self._rows(tuple(source.shape))):
+        for chosen in _blocks_of(source.shape[0], self._rows(tuple(source.shape))):
             # An adapter's replacement is first loaded into the base's type, as PEFT does.
             block = self._as(source[chosen], torch_dtype(plan.work))
             for operation, prepared in zip(plan.operations, parts, strict=True):
@@ -170,9 +170,11 @@ class RowBlocks:
             return False
         return self._exactness(product_of(operation, self._reader), source.shape).rows
 
-    def _exactness(self, product: Product, shape: tuple[int, ...]) -> Exactness:
+    def _exactness(self, product: Product, shape: tuple[int, ...]) -> _Exactness:
         if product.shape not in self._exact_ways:
-            self._exact_ways[product.shape] = exactness(product, self._rows(shape), self._threads)
+            self._exact_ways[product.shape] = _exactness_of(
+                product, self._rows(shape), self._threads
+            )
         return self._exact_ways[product.shape]
 
     def _rows(self, shape: tuple[int, ...]) -> int:

@@ -8,20 +8,21 @@ from typing import Any
 
 from alignflow.errors import RecipeError
 from alignflow.models.loading import device, quiet
+from alignflow.recipe import ComputeSection
 from alignflow.stages.device import first_micro_batch, largest_divisor
 from alignflow.training.engine.job import Job
 from alignflow.training.engine.optimizers import transformers_name
 from alignflow.training.engine.reserved import RESERVED
 
 
-def micro_batch_size(compute: dict[str, Any], batch_size: int) -> int:
+def micro_batch_size(compute: ComputeSection, batch_size: int) -> int:
     """Rows per forward pass: the largest divisor of the effective batch within what is allowed."""
     return largest_divisor(batch_size, first_micro_batch(compute, batch_size))
 
 
-def gradient_checkpointing(compute: dict[str, Any]) -> bool:
+def gradient_checkpointing(compute: ComputeSection) -> bool:
     """`auto`: on for a GPU, off for a CPU, where memory is not what is short."""
-    asked = compute.get("gradient_checkpointing", "auto")
+    asked = compute.gradient_checkpointing
     return device().type != "cpu" if asked == "auto" else bool(asked)
 
 

@@ -12,6 +12,7 @@ from alignflow.models.loading import BaseModel, base_of, load_tokenizer, quiet_l
 from alignflow.recipe import TrainingSection, TuningSection
 from alignflow.stages.events import EventWriter
 from alignflow.stages.layout import CHECKPOINTS, Prepared
+from alignflow.stages.params import TrainingParams
 from alignflow.stages.spec import StageSpec
 
 AnySection = TypeVar("AnySection", bound=TrainingSection)
@@ -76,13 +77,14 @@ def read_job(
     """Reads a spec, makes libraries quiet, and sets the seed before any weight is drawn."""
     quiet_libraries()
     set_seed(spec.seed)
+    params = TrainingParams.of(spec)
     return Job(
         spec,
         work,
         events,
-        section.model_validate(spec.params["section"]),
-        TuningSection.model_validate(spec.params["tuning"]),
-        spec.params["dtype"],
+        params.section_as(section),
+        params.tuning,
+        params.dtype,
         base_of(spec),
         load_tokenizer(spec.input("data")),
     )

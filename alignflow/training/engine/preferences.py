@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from alignflow.evaluation.statistics import interval
+from alignflow.evaluation import interval
 from alignflow.stages.spec import RowAccount
 from alignflow.training.engine.fit import Measured, Method, scores
 from alignflow.training.engine.job import AnySection, Job

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from alignflow.errors import DataError
-from alignflow.evaluation.metric_modules import compute_metric, load_metrics
+from alignflow.evaluation import compute_metric, load_metrics
 from alignflow.models.generate import decode, respond
 from alignflow.recipe import EvaluationSection
 from alignflow.recipe.rewards import WatchSection

@@ -1,0 +1,221 @@
+"""What becomes of a row, for `prepare` and for `check`: kept, held out, or dropped with its reason.
+
+    source -> raw row -> form of the part -> not excluded -> token ids -> not too long -> account
+
+Nothing that a row holds ends more than that row. The ledger reads files and forms with the same
+functions (`reading.json_object`, `forms.turns_of`, `feedback`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from alignflow.data.forms import UNREADABLE, BadRow, first_user_turn, one_row
+from alignflow.data.parts import PARTS, Formed
+from alignflow.data.reading import RawRow
+from alignflow.data.tokens import Encoder
+from alignflow.recipe import DataSection, DataSource
+from alignflow.stages.spec import RowAccount
+
+HELD_OUT = "held_out"
+EVALUATION_PROMPT = "evaluation_prompt"
+GENERAL_TEXT = "general_text"
+TOO_LONG = "too_long"
+MISSING = "missing_columns"
+EXCLUDED = (EVALUATION_PROMPT, GENERAL_TEXT)
+"""Reasons that are no fault of a row."""
+
+Read = Callable[[DataSource], Sequence[RawRow]]
+
+
+class Rules(NamedTuple):
+    """What decides over rows beside their own form."""
+
+    encoder: Encoder | None
+    """None where there is no tokenizer: then lengths are not known."""
+    limits: Mapping[str, int | None]
+    """Longest row of a part, in tokens."""
+    held_out_share: float
+    judged: frozenset[str]
+    """First user turns that must not be trained on, or their sha256."""
+    measured: frozenset[str]
+    """Texts that forgetting is measured on."""
+
+
+class Outcome(NamedTuple):
+    """What became of a row."""
+
+    row: RawRow
+    columns: dict[str, Any]
+    tokens: int | None
+    """None where it was dropped before, or there is no tokenizer."""
+    held_out: bool = False
+    dropped: str | None = None
+    """Reason; None where it is used."""
+    message: str = ""
+
+
+def rules_of(
+    data: DataSection,
+    read: Read,
+    *,
+    encoder: Encoder | None,
+    limits: Mapping[str, int | None],
+    held_out: Collection[str],
+) -> Rules:
+    """The rules that a recipe's data make, once the sources that judge and measure were read.
+
+    Args:
+        data: Section of the recipe.
+        read: Gives the rows of a source.
+        encoder: Of the base model.
+        limits: Longest row of each part, in tokens.
+        held_out: sha256 of the first user turns that the ledger holds out.
+    """
+    judged = {first_user_turn(row.prompt or []) for row in _forms("evaluation", data, read)}
+    measured = {row.document or "" for row in _forms("general", data, read)}
+    share = data.held_out_share
+    return Rules(encoder, limits, share, frozenset(judged | {*held_out}), frozenset(measured))
+
+
+def _forms(part: str, data: DataSection, read: Read) -> Iterable[Formed]:
+    """Rows of a part in its form. Bad ones are counted where the part itself is read."""
+    for source in getattr(data, part):
+        for row in read(source):
+            try:
+                yield _formed(part, row)
+            except BadRow:
+                continue
+
+
+def _formed(part: str, row: RawRow) -> Formed:
+    if row.fields is None:
+        raise BadRow(row.problem or UNREADABLE, row.message)
+    with one_row():
+        return PARTS[part].form(row.fields)
+
+
+def outcome_of(part: str, row: RawRow, rules: Rules) -> Outcome:
+    """What becomes of a row; it never raises for what the row holds.
+
+    Raises:
+        DataError: The data are conversations, and there is no chat template.
+    """
+    columns: dict[str, Any] = {}
+    tokens = None
+    try:
+        formed = _formed(part, row)
+        _check_allowed(part, formed, rules)
+        if rules.encoder is not None:
+            with one_row():
+                columns = formed.columns(rules.encoder)
+            tokens = length_of(columns)
+            limit = rules.limits.get(part) if PARTS[part].is_limited else None
+            if limit is not None and tokens is not None and tokens > limit:
+                raise BadRow(TOO_LONG, f"{tokens} tokens, at most {limit}")
+    except BadRow as bad:
+        return Outcome(row, {}, tokens, dropped=bad.reason, message=str(bad))
+    return Outcome(row, columns, tokens, _is_held_out(part, row, formed, rules.held_out_share))
+
+
+def _check_allowed(part: str, formed: Formed, rules: Rules) -> None:
+    if part in ("evaluation", "general"):
+        return
+    if formed.document is not None and formed.document in rules.measured:
+        raise BadRow(GENERAL_TEXT)
+    if formed.prompt is not None:
+        turn = first_user_turn(formed.prompt)
+        if turn in rules.judged or hashlib.sha256(turn.encode()).hexdigest() in rules.judged:
+            raise BadRow(EVALUATION_PROMPT)
+
+
+def _is_held_out(part: str, row: RawRow, formed: Formed, share: float) -> bool:
+    """By the row's own `split`, else by its text."""
+    split = (row.fields or {}).get("split")
+    if split is not None:
+        return PARTS[part].takes_splits and split == HELD_OUT
+    if not PARTS[part].is_measured:
+        return False
+    digest = hashlib.sha256(formed.said.strip().casefold().encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def length_of(columns: Mapping[str, Any]) -> int | None:
+    """Tokens of a row: of its prompt and the longest that continues it; None where it has no ids."""
+    ids = {name: len(value) for name, value in columns.items() if name.endswith("_ids")}
+    if not ids:
+        return None
+    return ids.pop("prompt_ids", 0) + max(ids.values(), default=0)
+
+
+class SourceAccount(NamedTuple):
+    """Where the rows of one source went."""
+
+    part: str
+    source: str
+    rows: RowAccount
+    first: dict[str, str]
+    """Reason to the first row dropped for it, and why."""
+
+    @property
+    def lost(self) -> int:
+        """Dropped rows that `data.max_dropped_share` is about."""
+        return sum(count for reason, count in self.rows.dropped.items() if reason not in EXCLUDED)
+
+    @property
+    def lacks_columns(self) -> str | None:
+        """What is wrong where no row has the columns of the part."""
+        if self.rows.dropped.get(MISSING, 0) < self.rows.read:
+            return None
+        return (
+            f"{self.source} lacks the columns {PARTS[self.part].wants} ({self.first[MISSING]}). "
+            "Map its names in `columns`."
+        )
+
+    def loses(self, where: str, allowed: float) -> str:
+        """Says that too many rows are lost, of `where`."""
+        firsts = [text for reason, text in self.first.items() if reason not in EXCLUDED]
+        return (
+            f"{self.source} loses {self.lost} of {where} ({reasons(self.rows)}); "
+            f"data.max_dropped_share is {allowed:g}. First of each kind: {'; '.join(firsts)}. "
+            "Repair the rows, raise max_length, or raise the share."
+        )
+
+
+def account_of(part: str, source: str, outcomes: Iterable[Outcome]) -> SourceAccount:
+    """The account of a source's rows: read = trained + held_out + dropped."""
+    dropped: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    read = held_out = 0
+    for outcome in outcomes:
+        read += 1
+        held_out += outcome.held_out
+        if outcome.dropped is not None:
+            dropped[outcome.dropped] += 1
+            first.setdefault(outcome.dropped, f"{outcome.row.place}: {outcome.message}")
+    trained = read - held_out - dropped.total()
+    account = RowAccount(read=read, trained=trained, held_out=held_out, dropped=dict(dropped))
+    return SourceAccount(part, source, account, first)
+
+
+def nothing_left(accounts: Sequence[SourceAccount], where: str) -> str | None:
+    """What is wrong where no row of all sources of a part is trained on."""
+    total = RowAccount.total(account.rows for account in accounts)
+    if total.trained:
+        return None
+    firsts = "; ".join(text for account in accounts for text in account.first.values())
+    first = f" First of each kind: {firsts}." if firsts else ""
+    return (
+        f"nothing is left of {where} ({reasons(total)}).{first} Give more rows, or look at the "
+        "reasons."
+    )
+
+
+def reasons(account: RowAccount) -> str:
+    """Why rows are not trained on, and how many, most first."""
+    parts = [f"{reason} {count}" for reason, count in Counter(account.dropped).most_common()]
+    held_out = [f"{HELD_OUT} {account.held_out}"] if account.held_out else []
+    return ", ".join(parts + held_out) or "no rows"
