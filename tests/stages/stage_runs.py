@@ -136,8 +136,14 @@ def make_spec(
     pretrain: Artifact | None = None,
     tuning: dict[str, Any] | None = None,
     compute: dict[str, Any] | None = None,
+    teacher: Path | None = None,
     **section: Any,
 ) -> StageSpec:
+    models: dict[str, Any] = {}
+    if teacher is not None:
+        section["teacher"] = str(teacher)
+        record = {"source": str(teacher), "digest": digest_directory(teacher)}
+        models = {"models": {"teacher": record}}
     settings = {"learning_rate": 1e-3, "max_steps": 3, "batch_size": 8, "max_length": 64}
     settings |= {"logging_steps": 1, **section}
     chosen = TuningSection.model_validate({"mode": mode, "rank": 4, **(tuning or {})})
@@ -149,7 +155,9 @@ def make_spec(
             "section": TRAINING_STAGES[stage].section(**settings).model_dump(mode="json"),
             "tuning": chosen.model_dump(mode="json"),
             "dtype": "float32",
+            **models,
         },
+        paths={"teacher": str(teacher)} if teacher else {},
         inputs={
             "data": prepared.ref(),
             **({"sft": sft.ref()} if sft else {}),

@@ -49,12 +49,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def taught(prepared: Artifact, teacher: Path, tmp_path: Path) -> MakeTaught:
     def make(directory: Path = teacher, **section: Any) -> StageSpec:
         settings = {**SETTINGS, **section}
-        spec = make_spec(prepared, tmp_path, "distill", teacher=str(directory), **settings)
-        record = {"source": str(directory), "digest": digest_directory(directory)}
-        models = {"models": {"teacher": record}}
-        return spec.model_copy(
-            update={"params": {**spec.params, **models}, "paths": {"teacher": str(directory)}}
-        )
+        return make_spec(prepared, tmp_path, "distill", teacher=directory, **settings)
 
     return make
 

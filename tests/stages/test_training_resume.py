@@ -5,10 +5,12 @@ SFT and DPO are killed for good in `test_training_stages`; checkpoints are the s
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from stage_runs import (
     make_spec,
     prepare_spec,
@@ -47,10 +49,20 @@ def documents(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Arti
     return run_and_publish(prepare_spec(folder / "home", tiny_base, {"pretrain": source}))
 
 
+def taught_otherwise(base: Path, folder: Path) -> Path:
+    """A teacher with the base's tokens and other weights."""
+    teacher = Path(shutil.copytree(base, folder / "teacher"))
+    weights = load_file(str(teacher / "model.safetensors"))
+    changed = {name: 1.5 * value for name, value in weights.items()}
+    save_file(changed, str(teacher / "model.safetensors"), metadata={"format": "pt"})
+    return teacher
+
+
 @pytest.mark.parametrize("stage", OWN)
 def test_a_stopped_stage_continues_and_ends_bit_identical(
     prepared: Artifact,
     documents: Artifact,
+    tiny_base: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     stage: str,
@@ -62,6 +74,8 @@ def test_a_stopped_stage_continues_and_ends_bit_identical(
             "def short(prompts, responses, targets): return [-len(r) for r in responses]"
         )
         settings["rewards"] = [f"{reward}:short"]
+    if stage == "distill":
+        settings["teacher"] = taught_otherwise(tiny_base, tmp_path)
     data = documents if stage == "pretrain" else prepared
     whole = make_spec(data, tmp_path / "whole", stage, **settings)
     run_stage(whole)
