@@ -138,7 +138,7 @@ def sampled(job: Job[RFTSection], model: Any, prompts: list[Prompt]) -> list[lis
     scores = zip(*(function(**given) for function in functions), strict=True)
     weights = [term.weight for term in section.rewards]
     samples = [
-        Sample(*response, sum(map(mul, weights, values)))
+        Sample(response.ids, response.ended, sum(map(mul, weights, values)))
         for response, values in zip(responses, scores, strict=True)
     ]
     return [samples[start : start + k] for start in range(0, len(samples), k)]
