@@ -20,11 +20,7 @@ class Resolved(NamedTuple):
 
 
 def local_directory(model: ModelSource, field: str = "base_model") -> Path | None:
-    """Where a model's files are; None for a Hub id.
-
-    Args:
-        model: As the recipe names it.
-        field: Where in the recipe, for the message.
+    """Where a model's files are; None for a Hub id. `field` is where in the recipe, for the message.
 
     Raises:
         RecipeError: The builtin name or the directory does not exist, or is no model's.

@@ -3,9 +3,8 @@
     y* = argmax over k samples y ~ p0(.|x) of R(x, y);  (x, y*) is kept if R(x, y*) > min_reward
     L  = mean over tokens of kept responses of -log p(token | prompt, tokens before it)
 
-p0 is the policy's start, frozen: all is sampled once, by our own sampler, and kept in the work
-directory, so that another attempt learns the same. A response that did not end is never kept. Left
-out: rounds of sampling from what was learned.
+p0 is the policy's start, frozen: all is sampled once, and kept in the work directory for another
+attempt. A response that did not end is never learned. Left out: rounds of sampling from the result.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from operator import mul
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -35,10 +35,9 @@ SAMPLES_FILE = "samples.json"
 
 
 class Sample(NamedTuple):
-    """A response and what it is worth."""
+    """A response with its end token, whether it has one, and what it is worth."""
 
     ids: list[int]
-    """With the end token that closed it."""
     ended: bool
     reward: float
 
@@ -84,7 +83,7 @@ class RFT(Supervised[RFTSection]):
         pairs = zip(self.prompts.trained, self.best, strict=True)
         kept = [(prompt.ids, best.ids) for prompt, best in pairs if best]
         if not kept:
-            worth = [one.reward for group in self.samples for one in group if one.ended]
+            worth = [one.reward for one in chain(*self.samples) if one.ended]
             raise DataError(
                 f"None of {len(self.best)} prompts has a finished response above rft.min_reward "
                 f"{self.job.section.min_reward}; the best of {len(worth)} that ended is worth "
@@ -97,7 +96,7 @@ class RFT(Supervised[RFTSection]):
 
     def measure(self, trainer: Any, last: Mapping[str, float]) -> Measured:
         """Of what was sampled, and of what was kept of it."""
-        every = [sample for group in self.samples for sample in group]
+        every = list(chain(*self.samples))
         metrics = {
             "reward": fmean(best.reward for best in self.best if best),
             "sampled_reward": fmean(sample.reward for sample in every),
