@@ -63,7 +63,8 @@ class RFT(Supervised[RFTSection]):
     def samples(self) -> list[list[Sample]]:
         """Of each prompt; those of an earlier attempt where it came so far."""
         path = self.job.work / SAMPLES_FILE
-        if (known := read_certified(path)) is None:
+        known: Any = read_certified(path)
+        if known is None:
             known = sampled(self.job, self.model, self.prompts.trained)
             write_certified(path, known)
         return [[Sample(*sample) for sample in group] for group in known]
