@@ -30,7 +30,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "rloo": SAMPLED,
     "grpo": {**SAMPLED, "rewards": ["execution", "reward_model"]},
     "rft": {**SAMPLED, "max_new_tokens": 24, "rewards": ["execution", "reward_model"]},
-    "distill": SAMPLED,
+    "distill": {name: value for name, value in SAMPLED.items() if name != "min_reward_accuracy"},
 }
 MERGED = ("ppo", "rft", "distill")
 """Whose results are merged too: PPO's adapter is one of several on its base."""
