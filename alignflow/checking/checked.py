@@ -107,7 +107,7 @@ def check(recipe: Recipe, *, full: bool = False, home: Path | str | None = None)
         full: Read every row, not a sample of 1,000 per source.
         home: Where results would go; None is ALIGNFLOW_HOME or `.alignflow`.
     """
-    started = time.monotonic()
+    started, place = time.monotonic(), resolve_home(home)
     found = surroundings(recipe)
     findings, rows, needs = list(found.findings), [], None
     if exit_code(findings) == 0:
@@ -115,13 +115,11 @@ def check(recipe: Recipe, *, full: bool = False, home: Path | str | None = None)
         findings += seen
         if exit_code(seen) == 0:
             context = found.shape.context if found.shape else None
-            rows, judged = row_findings(recipe, found.directory, context, home=home, full=full)
+            rows, judged = row_findings(recipe, found.directory, context, home=place, full=full)
             findings += judged
     if found.shape is not None:
         download = found.directory is None
-        needs = needs_of(
-            recipe, found.shape, resolve_home(home), download=download, named=found.named
-        )
+        needs = needs_of(recipe, found.shape, place, download=download, named=found.named)
         findings += need_findings(needs, guessed=found.shape.from_name)
     return Check(
         file=recipe.name,

@@ -235,7 +235,7 @@ def _after(prompt: list[Turn], answer: list[Turn]) -> list[Turn]:
 
 
 def _canonical_pair(fields: dict[str, Any]) -> Preference:
-    plain = [fields.get(name) for name in ("prompt", "chosen", "rejected")]
+    plain: list[Any] = [fields.get(name) for name in ("prompt", "chosen", "rejected")]
     if all(type(value) is str and not is_dialogue(value) for value in plain):
         # The commonest form, one turn each, in half the time; the general way gives the same.
         asked, chosen, rejected = map(written_text, plain, ("prompt", "chosen", "rejected"))

@@ -131,7 +131,7 @@ def bootstrap(
 
 
 def interval(
-    values: Sequence[float],
+    values: Sequence[float] | np.ndarray,
     *,
     clusters: Sequence[Any] | None = None,
     weights: Sequence[float] | None = None,
@@ -160,7 +160,9 @@ def interval(
 
 
 def _by_cluster(
-    values: Sequence[float], weights: Sequence[float] | None, clusters: Sequence[Any] | None
+    values: Sequence[float] | np.ndarray,
+    weights: Sequence[float] | None,
+    clusters: Sequence[Any] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sums of values and of weights of each cluster, in order of appearance."""
     numerators = np.asarray(values, dtype=np.float64)

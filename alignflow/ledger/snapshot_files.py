@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -52,7 +52,7 @@ def write_parquet(path: Path, entries: Any) -> None:
 
 
 @contextmanager
-def renamed(path: Path) -> Iterator[Path]:
+def renamed(path: Path) -> Generator[Path]:
     """Another name to write a file under, which then takes the place of `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -76,10 +76,10 @@ class ComputeSection(Section):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of a stage; None is all cores."""
 
-    timeout_seconds: int = Field(default=7 * 24 * 3600, ge=1)
+    timeout_seconds: float = Field(default=7 * 24 * 3600, gt=0)
     """A stage that runs longer is stopped and retried."""
 
-    stall_seconds: int = Field(default=3600, ge=10)
+    stall_seconds: float = Field(default=3600, gt=0)
     """A stage without progress for this long is stopped and retried."""
 
     retries: int = Field(default=3, ge=0, le=20)

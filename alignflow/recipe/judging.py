@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self, cast
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -86,7 +86,7 @@ class ExecutionArguments(MetricArguments):
     def _as_list(cls, value: Any) -> Any:
         if value is None:
             return ()
-        return value if isinstance(value, list | tuple) else (value,)
+        return cast("list[Any]", value) if isinstance(value, list | tuple) else (value,)
 
     @model_validator(mode="after")
     def _has_database(self) -> Self:

@@ -156,12 +156,12 @@ class _Watch:
         now = time.monotonic()
         if now - self._heard > self._stall_seconds:
             raise StageError(
-                f"{stage} made no progress for {self._stall_seconds} s and was stopped. "
+                f"{stage} made no progress for {self._stall_seconds:g} s and was stopped. "
                 "Raise compute.stall_seconds if it is only slow."
             )
         if now - self._started > self._timeout_seconds:
             raise StageError(
-                f"{stage} ran for {self._timeout_seconds} s and was stopped. "
+                f"{stage} ran for {self._timeout_seconds:g} s and was stopped. "
                 "Raise compute.timeout_seconds if it is only slow."
             )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -75,7 +75,7 @@ class ModelParams(StageParams):
     init_adapter_digest: str | None = None
 
     @property
-    def quantization(self) -> str | None:
+    def quantization(self) -> Literal["nf4"] | None:
         """Of the base's weights."""
         return "nf4" if self.tuning.mode == "qlora" else None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alignflow.check import rows as check_rows
+from alignflow.checking import rows as check_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ledger_cases import row, write

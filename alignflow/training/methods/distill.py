@@ -53,11 +53,11 @@ def teacher_of(job: Job[DistillSection]) -> Any:
     Raises:
         RecipeError: It has another vocabulary, or cannot be fetched.
     """
-    record = TrainingParams.of(job.spec).models["teacher"].model_dump()
-    directory = fetch_base(record, job.spec.paths.get("teacher"), "distill.teacher")
+    named = TrainingParams.of(job.spec).models["teacher"]
+    directory = fetch_base(named, job.spec.paths.get("teacher"), "distill.teacher")
     if problem := vocabulary_problem(Path(job.base.path), directory):
         raise RecipeError(f"distill.teacher: {directory} {problem}")
-    teacher = BaseModel(path=str(directory), source=record["source"], digest=record["digest"])
+    teacher = BaseModel(path=str(directory), source=named.source, digest=named.digest)
     model = load_base(teacher, dtype=job.dtype, quantization=job.quantization)
     return model.requires_grad_(False)
 

@@ -63,7 +63,8 @@ class RFT(Supervised[RFTSection]):
     def samples(self) -> list[list[Sample]]:
         """Of each prompt; those of an earlier attempt where it came so far."""
         path = self.job.work / SAMPLES_FILE
-        if (known := read_certified(path)) is None:
+        known: Any = read_certified(path)
+        if known is None:
             known = sampled(self.job, self.model, self.prompts.trained)
             write_certified(path, known)
         return [[Sample(*sample) for sample in group] for group in known]
@@ -137,7 +138,7 @@ def sampled(job: Job[RFTSection], model: Any, prompts: list[Prompt]) -> list[lis
     scores = zip(*(function(**given) for function in functions), strict=True)
     weights = [term.weight for term in section.rewards]
     samples = [
-        Sample(*response, sum(map(mul, weights, values)))
+        Sample(response.ids, response.ended, sum(map(mul, weights, values)))
         for response, values in zip(responses, scores, strict=True)
     ]
     return [samples[start : start + k] for start in range(0, len(samples), k)]
