@@ -69,12 +69,7 @@ def _has_ended(flow_run_id: str) -> bool:
 
 
 def with_approval(
-    verdict: Verdict,
-    section: RetrainSection,
-    home: Path,
-    snapshot: str,
-    opponent: int,
-    page: str,
+    verdict: Verdict, section: RetrainSection, home: Path, snapshot: str, opponent: int, page: str
 ) -> Verdict:
     """The verdict, once a person has agreed to it; else inconclusive. Only promotions are asked about.
 
@@ -146,6 +141,5 @@ def _read(home: Path, name: str, snapshot: str) -> dict[str, Any] | None:
 def _write(home: Path, section: RetrainSection, snapshot: str) -> None:
     until = time.time() + section.approval_timeout_hours * 3600
     atomic_write_json(
-        _place(home, section.preference_set, snapshot),
-        {"flow_run_id": flow_run.id, "until": until},
+        _place(home, section.preference_set, snapshot), {"flow_run_id": flow_run.id, "until": until}
     )

@@ -7,15 +7,7 @@ from typing import NamedTuple
 
 from alignflow.errors import StageError
 from alignflow.faults import faultpoint
-from alignflow.gate import (
-    Contestants,
-    Verdict,
-    as_page,
-    contest,
-    decides,
-    judge_spec,
-    questions,
-)
+from alignflow.gate import Contestants, Verdict, as_page, contest, decides, judge_spec, questions
 from alignflow.ledger import champion, set_state
 from alignflow.lineage.look import as_champion
 from alignflow.lineage.retraining import Champion, champion_spec

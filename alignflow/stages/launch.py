@@ -54,10 +54,7 @@ class Child(Protocol):
 
 
 def run_stage(
-    spec: StageSpec,
-    *,
-    on_event: EventHandler | None = None,
-    server: Forkserver | None = None,
+    spec: StageSpec, *, on_event: EventHandler | None = None, server: Forkserver | None = None
 ) -> Artifact:
     """The artifact of `spec`: found if it is finished, else made by one attempt in a child.
 
