@@ -25,8 +25,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from alignflow.stages.outcome import StageOutcome
-from alignflow.stages.spec import StageSpec
+from alignflow.stages.spec import StageOutcome, StageSpec
 
 MEGABYTE = 10**6
 logger = logging.getLogger(__name__)

@@ -22,8 +22,7 @@ from alignflow.stages import forkserver
 from alignflow.stages.artifacts import Artifact, work_directory
 from alignflow.stages.events import EVENTS_FILE, read_events
 from alignflow.stages.launch import next_attempt
-from alignflow.stages.outcome import StageOutcome
-from alignflow.stages.spec import StageSpec
+from alignflow.stages.spec import StageOutcome, StageSpec
 from alignflow.tracking import Tracker, mlflow_run_of
 from alignflow.training.reward_gate import weakness
 
