@@ -182,7 +182,7 @@ def recent_runs(home: Path) -> list[str]:
 
 
 def write_report(home: Path, report: Mapping[str, Any], recipe: Recipe | None = None) -> Path:
-    """Writes `report.json` and `report.html`, with the recipe's settings; returns their directory."""
+    """Writes `report.json` and `report.html`, which shows the recipe; returns their directory."""
     path = report_file(home, report["run_id"])
     atomic_write_json(path, report)
     atomic_write_text(path.with_suffix(".html"), render_page(report, recipe))

@@ -18,6 +18,7 @@ class Prepared:
     """Files of a `prepare` artifact."""
 
     def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self.base_model = directory / "base_model.json"
         """What the base model is."""
         self.location = directory / "location.json"
@@ -32,8 +33,7 @@ class Prepared:
         """Prompts that models are judged on."""
         self.general = directory / "general" / "rows.parquet"
         """Text that forgetting is measured on."""
-        self._directory = directory
 
     def rows(self, part: str, name: str = "train") -> Path:
         """Rows of a part of the data that is trained on, `train` or `held_out`."""
-        return self._directory / part / f"{name}.parquet"
+        return self.directory / part / f"{name}.parquet"

@@ -1,7 +1,8 @@
 """The child's side: one stage in one process, from spec.json to the published artifact.
 
 Started by `alignflow.stages.launch`, afresh (`python -m alignflow.stages.process WORK ATTEMPT PID`)
-or out of the forkserver. All that leaves it is `events.jsonl`, the artifact, `log.txt` and an exit code.
+or out of the forkserver. All that leaves it is `events.jsonl`, the artifact, `log.txt` and an exit
+code.
 """
 
 from __future__ import annotations
