@@ -43,11 +43,8 @@ def retrain(
             run.complete(run.in_force(stage))
         register(run)
         begin_lineage(run)
-        settled = False
-        while not settled:  # where another run promotes its candidate first, the gate is due again
-            decided = gated(run)
-            decided = agreed(run, decided)
-            settled = settle(run, decided)
+        while not settle(run, agreed(run, gated(run))):
+            continue  # another run promoted its candidate first: the gate is due again
     project(run)
     send_pending(place)
     return ended(run)

@@ -69,12 +69,7 @@ def _has_ended(flow_run_id: str) -> bool:
 
 
 def with_approval(
-    verdict: Verdict,
-    section: RetrainSection,
-    home: Path,
-    snapshot: str,
-    opponent: int,
-    page: str,
+    verdict: Verdict, section: RetrainSection, home: Path, snapshot: str, opponent: int, page: str
 ) -> Verdict:
     """The verdict, once a person has agreed to it; else inconclusive. Only promotions are asked about.
 
@@ -89,17 +84,15 @@ def with_approval(
     if verdict.verdict != "promote" or section.approval == "none":
         return verdict
     note = _read(home, section.preference_set, snapshot)
-    if note is not None and note["flow_run_id"] != flow_run.id:
-        return _held_back(
-            verdict, f"nobody answered within {section.approval_timeout_hours:g} hours"
-        )
     if note is None:
-        _write(home, section, snapshot)
-    said = _ask(section, page, f"approval-{snapshot}-{opponent}")
+        until = time.time() + section.approval_timeout_hours * 3600
+        note = {"flow_run_id": flow_run.id, "until": until}
+        atomic_write_json(_place(home, section.preference_set, snapshot), note)
+    ours = note["flow_run_id"] == flow_run.id
+    said = _ask(section, page, f"approval-{snapshot}-{opponent}") if ours else None
     if said is None:
-        return _held_back(
-            verdict, f"nobody answered within {section.approval_timeout_hours:g} hours"
-        )
+        hours = section.approval_timeout_hours
+        return _held_back(verdict, f"nobody answered within {hours:g} hours")
     who = said.name or "a person"
     because = f": {said.reason}" if said.reason else ""
     get_run_logger().info("%s said %s%s", who, "promote" if said.promote else "no", because)
@@ -141,11 +134,3 @@ def _read(home: Path, name: str, snapshot: str) -> dict[str, Any] | None:
         return json.loads(_place(home, name, snapshot).read_text())
     except FileNotFoundError:
         return None
-
-
-def _write(home: Path, section: RetrainSection, snapshot: str) -> None:
-    until = time.time() + section.approval_timeout_hours * 3600
-    atomic_write_json(
-        _place(home, section.preference_set, snapshot),
-        {"flow_run_id": flow_run.id, "until": until},
-    )

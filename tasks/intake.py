@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,10 @@ def take_in_complete(home: Path, inbox: str | None, section: RetrainSection) -> 
     Returns:
         Counts in pairs, and the names of files that may still be written or are of another kind.
     """
-    log = get_run_logger()
     set_threshold(home, section.preference_set, section.min_new_pairs)
     taken = take_in(home, inbox or str(default_inbox(home)), section.preference_set)
     for sentence in sentences(taken):
-        log.info("%s", sentence)
+        get_run_logger().info("%s", sentence)
     result = summary(taken)
     if result["files"] or result["refused_files"]:
         rows = [{"what": name, "pairs": result[name]} for name in COUNTED]
@@ -45,9 +44,7 @@ COUNTED = ("read", "accepted", "duplicates", "contradictory", "held_out", "unpai
 def summary(taken: Taken) -> dict[str, Any]:
     """What `prefs add --json` prints, of all files together."""
     parts = [added.as_json() for added in taken.added]
-    quarantined: Counter[str] = Counter()
-    for part in parts:
-        quarantined.update(part["quarantined"])
+    quarantined = sum((Counter(part["quarantined"]) for part in parts), Counter[str]())
     return {
         **{name: sum(part[name] for part in parts) for name in ("files", *COUNTED)},
         "quarantined": dict(quarantined),
@@ -61,13 +58,11 @@ def summary(taken: Taken) -> dict[str, Any]:
     }
 
 
-def sentences(taken: Taken) -> Sequence[str]:
+def sentences(taken: Taken) -> Iterator[str]:
     """What is said of each file. No text of a row: what Prefect keeps, `prefs erase` cannot reach."""
-    return [
-        *(_of_file(added) for added in taken.added),
-        *(f"{name} may still be written: left for the next run" for name in taken.waiting),
-        *(f"{name} is of a kind that is not read" for name in taken.ignored),
-    ]
+    yield from map(_of_file, taken.added)
+    yield from (f"{name} may still be written: left for the next run" for name in taken.waiting)
+    yield from (f"{name} is of a kind that is not read" for name in taken.ignored)
 
 
 def _of_file(added: Added) -> str:

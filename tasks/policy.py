@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
 
 from alignflow.files import digest_json
@@ -32,20 +31,12 @@ def _where(helps: Callable[[BaseException], bool]) -> Callable[[Any, Any, Any], 
     return condition
 
 
-worth_retrying = _where(retries.worth_retrying)
-may_come_back = _where(retries.may_come_back)
-
-
-def plain(name: str) -> dict[str, Any]:
-    """Options of the task of a step that is no stage."""
-    return {"name": name, "task_run_name": name, "cache_policy": NO_CACHE}
-
-
-def patient(name: str) -> dict[str, Any]:
-    """Options of such a task that talks to what may be away: the model registry, a judge."""
-    delays = list(retries.PATIENT_DELAYS_SECONDS)
-    again = {"retries": len(delays), "retry_delay_seconds": delays}
-    return {**plain(name), **again, "retry_condition_fn": may_come_back}
+PATIENT = {
+    "retries": len(retries.PATIENT_DELAYS_SECONDS),
+    "retry_delay_seconds": list(retries.PATIENT_DELAYS_SECONDS),
+    "retry_condition_fn": _where(retries.may_come_back),
+}
+"""Options of the task of a step that talks to what may be away: the model registry, a judge."""
 
 
 def by_stage_key(_context: Any, parameters: dict[str, Any]) -> str:
@@ -55,20 +46,14 @@ def by_stage_key(_context: Any, parameters: dict[str, Any]) -> str:
 
 
 def task_options(stage: str, compute: ComputeSection, *, finished: bool) -> dict[str, Any]:
-    """Options of the task that runs `stage`.
-
-    Args:
-        stage: Names the task and its run.
-        compute: Retries and limits.
-        finished: Whether a verified artifact is there; without it Prefect's cache is passed over.
-    """
+    """Options of the task that runs `stage`; Prefect's cache counts only if it is `finished`."""
     return {
         "name": stage,
         "task_run_name": stage,
         "tags": {"stage", *(["gpu"] if STAGES[stage].on_device else [])},
         "retries": compute.retries,
         "retry_delay_seconds": retries.retry_delays(compute.retries),
-        "retry_condition_fn": worth_retrying,
+        "retry_condition_fn": _where(retries.worth_retrying),
         # alignflow.stages.launch keeps compute.timeout_seconds; this is for a launcher that hangs.
         "timeout_seconds": compute.timeout_seconds + PREFECT_TIMEOUT_MARGIN_SECONDS,
         "refresh_cache": not finished,

@@ -9,12 +9,13 @@ already lies in the inbox is taken in at once.
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 from prefect.cli import app
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.deployments import run_deployment
 from prefect.events.schemas.automations import AutomationCore
@@ -29,31 +30,21 @@ GPUS = 1
 def provision(automations: Path) -> None:
     """Makes what is missing."""
     with get_client(sync_client=True) as client:
-        _make_pool(client, WORK_POOL)
+        with suppress(ObjectAlreadyExists):
+            client.create_work_pool(WorkPoolCreate(name=WORK_POOL, type="process"))
         client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, GPUS)
-        for entry in read_automations(automations):
-            _make_automation(client, entry)
+        for automation in read_automations(automations):
+            known = client.read_automations_by_name(automation.name)
+            if known:
+                client.update_automation(known[0].id, automation)
+            else:
+                client.create_automation(automation)
 
 
 def read_automations(path: Path) -> list[AutomationCore]:
     """Automations of a file."""
     entries: list[dict[str, Any]] = yaml.safe_load(path.read_text())["automations"]
     return [AutomationCore.model_validate(entry) for entry in entries]
-
-
-def _make_pool(client: SyncPrefectClient, name: str) -> None:
-    try:
-        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
-    except ObjectAlreadyExists:
-        return
-
-
-def _make_automation(client: SyncPrefectClient, automation: AutomationCore) -> None:
-    known = client.read_automations_by_name(automation.name)
-    if known:
-        client.update_automation(known[0].id, automation)
-    else:
-        client.create_automation(automation)
 
 
 def deploy(prefect_yaml: Path) -> None:
@@ -71,12 +62,8 @@ def deploy(prefect_yaml: Path) -> None:
             raise
 
 
-def look_into_inbox() -> None:
-    """Asks for a run of `ingest` now; its schedule begins one interval later."""
-    run_deployment("ingest/ingest", timeout=0, as_subflow=False)
-
-
 if __name__ == "__main__":
     provision(Path(sys.argv[1]))
     deploy(Path(sys.argv[2]))
-    look_into_inbox()
+    # A run of `ingest` now: its schedule begins one interval later.
+    run_deployment("ingest/ingest", timeout=0, as_subflow=False)

@@ -51,19 +51,16 @@ def stage_task(spec: StageSpec) -> Any:
     return directory
 
 
-def complete_stage(spec: StageSpec, compute: ComputeSection) -> tuple[Artifact, bool]:
-    """The stage's artifact, and whether it was there before.
+def complete_stage(
+    spec: StageSpec, compute: ComputeSection, finished: Artifact | None
+) -> tuple[Artifact, bool]:
+    """The stage's artifact, and whether it was there before; Prefect shows a finished one too.
 
     Raises:
         AlignflowError: No attempt succeeded.
     """
-    finished = find(Path(spec.home), spec.stage, spec.key)
-    if finished is None:
-        forkserver.ensure()  # imports overlap `prepare`, and a run that is all cached needs none
-    runner = stage_task.with_options(
-        **task_options(spec.stage, compute, finished=finished is not None)
-    )
-    state: State[Any] = runner(spec, return_state=True)
+    options = task_options(spec.stage, compute, finished=finished is not None)
+    state: State[Any] = stage_task.with_options(**options)(spec, return_state=True)
     state.result()  # raises what the last attempt raised
     if finished is not None:
         return finished, state.name == CACHED

@@ -49,7 +49,7 @@ FLOORS = (
     ("__main__", ""),
 )
 """Folders and root modules of `alignflow`, lowest first: imports go down, or stay on their floor."""
-REGISTRIES = {"alignflow/recipe/methods.py", "alignflow/commands/lazy.py"}
+REGISTRIES = {"alignflow/recipe/methods.py"}
 """Modules that name what lies above them in strings, to be imported when it is asked for."""
 
 

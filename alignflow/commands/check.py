@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from rich.console import Console
 
+from alignflow.checking.checked import Check, check_file
+from alignflow.checking.needs import gib
+from alignflow.checking.rows import SourceRows
 from alignflow.commands.options import Home, Json, Overrides
+from alignflow.settings import resolve_home
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from alignflow.checking.checked import Check
-    from alignflow.checking.rows import SourceRows
-
-LABELS = {
-    "error": ("error", "bold red"),
-    "warning": ("warning", "yellow"),
-    "advice": ("advice", "cyan"),
-    "note": ("note", "dim"),
-}
+STYLES = {"error": "bold red", "warning": "yellow", "advice": "cyan", "note": "dim"}
 
 
 def check(
@@ -47,32 +41,17 @@ def check(
       alignflow check my.yaml --set tuning.rank=64 --full
       alignflow check deployments/recipes/*.yaml --json
     """  # noqa: D301 (click's mark)
-    from alignflow.checking.checked import check_file
-    from alignflow.settings import resolve_home
-
     place = resolve_home(home)
     checks = [check_file(path, overrides or [], home=place, full=full) for path in recipes]
     code = min((checked.exit_code for checked in checks if checked.exit_code), default=0)
     if as_json:
-        typer.echo(json.dumps(_as_json(checks), indent=2))
+        each = [{**one.model_dump(mode="json"), "exit_code": one.exit_code} for one in checks]
+        typer.echo(json.dumps({"schema": 1, "ok": code == 0, "recipes": each}, indent=2))
     else:
-        from rich.console import Console
-
         out, problems = Console(), Console(stderr=True)
         for checked in checks:
             _print(checked, out, problems)
     raise typer.Exit(code)
-
-
-def _as_json(checks: list[Check]) -> dict[str, object]:
-    return {
-        "schema": 1,
-        "ok": all(checked.exit_code == 0 for checked in checks),
-        "recipes": [
-            {**checked.model_dump(mode="json"), "exit_code": checked.exit_code}
-            for checked in checks
-        ],
-    }
 
 
 def _print(checked: Check, out: Console, problems: Console) -> None:
@@ -85,11 +64,11 @@ def _print(checked: Check, out: Console, problems: Console) -> None:
         *_need_lines(checked),
     ]:
         out.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-    for level, (label, style) in LABELS.items():
+    for level, style in STYLES.items():
         console = problems if level == "error" else out
         for finding in checked.findings:
             if finding.level == level:
-                console.print(f"  [{style}]{label:<8}[/]", end="")
+                console.print(f"  [{style}]{level:<8}[/]", end="")
                 console.print(finding.line, highlight=False, markup=False, soft_wrap=True)
     errors = sum(finding.level == "error" for finding in checked.findings)
     verdict = f"{errors} to repair" if errors else "nothing is wrong"
@@ -128,8 +107,6 @@ def _source_line(rows: SourceRows) -> str:
 
 
 def _need_lines(checked: Check) -> list[str]:
-    from alignflow.checking.needs import gib
-
     needs = checked.needs
     if needs is None:
         return []

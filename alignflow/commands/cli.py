@@ -1,23 +1,61 @@
-"""The front door: `alignflow run | check | show | doctor | evaluate | generate | merge | prefs | up`."""
+"""The front door. Commands are imported when they are used, so that `--help` stays quick."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 import traceback
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from alignflow.commands.check import check
-from alignflow.commands.doctor import doctor
-from alignflow.commands.lazy import CommandGroup
-from alignflow.commands.models import evaluate, generate
-from alignflow.commands.run import run, show
 from alignflow.errors import AlignflowError, RecipeError
 
+COMMANDS = {
+    "run": ("run", "Prepares, fine-tunes, aligns, evaluates and merges as a recipe says."),
+    "check": ("check", "Says what is wrong with a recipe before it costs anything."),
+    "show": ("run", "Prints the report of a run again."),
+    "evaluate": ("models", "Judges a model that exists already."),
+    "generate": ("models", "Answers a prompt with a model that exists already."),
+    "doctor": ("doctor", "Says what this machine can run and why not."),
+    "up": ("up", "Starts Prefect, a worker and MLflow, with every deployment applied."),
+    "merge": ("merge", "Merges adapters into their base."),
+    "prefs": ("prefs", "Preference data: ingest, list, snapshot."),
+    "promote": ("promotion", "Makes a merged model the champion by hand."),
+    "rollback": ("promotion", "Makes an earlier generation the champion again."),
+}
+"""Name to the module beside this one that defines it, and what `--help` says of it."""
 UNEXPECTED, CANCELLED = 70, 130
 WrongUsage: Any = typer.TyperException
 """Base of all complaints about a command line; each can `show` itself."""
+
+
+class Deferred(TyperCommand):
+    """Stands for a command, or a group of them, in a module of its own."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> Any:
+        """A context of the real command; the caller goes on with that one."""
+        name = str(self.name)
+        real: Any = getattr(
+            importlib.import_module(f"alignflow.commands.{COMMANDS[name][0]}"), name
+        )
+        if not isinstance(real, typer.Typer):
+            function, real = real, typer.Typer(add_completion=False, rich_markup_mode=None)
+            real.command(name)(function)
+        return typer.main.get_command(real).make_context(info_name, args, parent=parent, **extra)
+
+
+class CommandGroup(TyperGroup):
+    """The top level, in the order of the table."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for name, (_, text) in COMMANDS.items():
+            self.add_command(Deferred(name, short_help=text, help=text))
+
 
 app = typer.Typer(
     cls=CommandGroup,
@@ -37,16 +75,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-SHORT_HELP = {
-    run: "Prepares, fine-tunes, aligns, evaluates and merges as a recipe says.",
-    check: "Says what is wrong with a recipe before it costs anything.",
-    show: "Prints the report of a run again.",
-    evaluate: "Judges a model that exists already.",
-    generate: "Answers a prompt with a model that exists already.",
-    doctor: "Says what this machine can run and why not.",
-}
-for command, short_help in SHORT_HELP.items():
-    app.command(short_help=short_help)(command)
 
 
 def _print_version(wanted: bool) -> None:

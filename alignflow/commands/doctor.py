@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 
 import typer
+from rich.console import Console
 
 from alignflow.commands.options import Home, Json
+from alignflow.services.doctor import examine
+from alignflow.settings import resolve_home
 
 MARKS = {"good": ("✓", "green"), "note": ("·", "yellow"), "bad": ("✗", "bold red")}
 
@@ -21,17 +24,12 @@ def doctor(home: Home = None, as_json: Json = False) -> None:
       alignflow doctor
       alignflow doctor --home /data/alignflow --json
     """  # noqa: D301 (click's mark)
-    from alignflow.services.doctor import examine
-    from alignflow.settings import resolve_home
-
     facts = examine(resolve_home(home))
     broken = [fact for fact in facts if fact.state == "bad"]
     if as_json:
-        answer = {"schema": 1, "ok": not broken, "facts": [fact.model_dump() for fact in facts]}
+        answer = {"schema": 1, "ok": not broken, "facts": [fact._asdict() for fact in facts]}
         typer.echo(json.dumps(answer, indent=2))
     else:
-        from rich.console import Console
-
         console = Console()
         for fact in facts:
             mark, style = MARKS[fact.state]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from alignflow.commands.options import Home, Json, Overrides
-
-if TYPE_CHECKING:
-    from alignflow.pipeline.existing_model import Evaluation
+from alignflow.pipeline import existing_model
+from alignflow.pipeline.report import as_text
+from alignflow.recipe.file import load_recipe
 
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Directory of a merged model or of an adapter.")
@@ -38,9 +40,6 @@ def evaluate(
       alignflow evaluate .alignflow/artifacts/merge/KEY/model --recipe my.yaml
       alignflow evaluate my-adapter --base Qwen/Qwen3-0.6B --recipe my.yaml --json
     """  # noqa: D301 (click's mark)
-    from alignflow.pipeline import existing_model
-    from alignflow.recipe.file import load_recipe
-
     loaded = load_recipe(recipe, overrides or [])
     judged = existing_model.evaluate(
         model, loaded, base=base, home=home, name=str(recipe), progress=_show_progress
@@ -56,12 +55,7 @@ def _show_progress(done: int, total: int) -> None:
         typer.echo(f"\r{done} of {total} responses", nl=done == total, err=True)
 
 
-def _print(judged: Evaluation) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from alignflow.pipeline.report import as_text
-
+def _print(judged: existing_model.Evaluation) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("metric")
     table.add_column("value", justify="right")
@@ -91,8 +85,6 @@ def generate(
       alignflow generate .alignflow/artifacts/merge/KEY/model "How many trucks are in Lyon?"
       alignflow generate my-adapter "Hello" --base Qwen/Qwen3-0.6B --temperature 0.8
     """  # noqa: D301 (click's mark)
-    from alignflow.pipeline import existing_model
-
     existing_model.require_model(model)
     response = existing_model.generate(
         model,

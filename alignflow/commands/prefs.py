@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,11 +14,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from alignflow.commands.options import Home, Json
 from alignflow.errors import RecipeError
 from alignflow.ledger.reports import printable
 from alignflow.settings import resolve_home
 
-prefs_app = typer.Typer(
+prefs = typer.Typer(
     help="""Preferences: taken in once, none lost, each one's whole life on record.
 
     Try it:  alignflow prefs add feedback.jsonl && alignflow prefs status""",
@@ -28,14 +29,13 @@ prefs_app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Home = Annotated[
-    Path | None, typer.Option("--home", help="Directory of all results. Default: .alignflow here.")
-]
-Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, all else on stderr.")]
+FromSet = Annotated[str, typer.Option("--from", help="Preference set.")]
+OneSet = Annotated[str | None, typer.Option("--from", help="Only this preference set.")]
+Reason = Annotated[str, typer.Option("--reason", help="Kept on record.")]
 BAR_FROM_BYTES = 4 * 1024 * 1024
 
 
-@prefs_app.command()
+@prefs.command()
 def add(
     sources: Annotated[
         list[str],
@@ -52,70 +52,57 @@ def add(
     from alignflow.ledger.ingest import add as add_files
     from alignflow.ledger.ingest import add_stream
 
-    place, console = resolve_home(home), _console(as_json)
+    place = resolve_home(home)
     if sources == ["-"]:
         added = add_stream(place, sys.stdin.buffer, into)
     elif "-" in sources:
         raise RecipeError("- (stdin) cannot be mixed with files; give one or the other.")
     else:
-        with _progress(console) as on_progress:
+        with _progress(Console(stderr=as_json)) as on_progress:
             added = add_files(place, [Path(source) for source in sources], into, on_progress)
     result = added.as_json()
-    if as_json:
-        typer.echo(json.dumps(result))
-        return
     counts = added.counts
-    _say(
-        console,
+    lines = [
         f"{added.files} files, {result['read']} pairs read: {counts.accepted} accepted "
         f"({counts.held_out} held out, {counts.contradictory} contradictory), "
-        f"{counts.duplicates} duplicates, {counts.quarantined} quarantined",
-    )
+        f"{counts.duplicates} duplicates, {counts.quarantined} quarantined"
+    ]
     if counts.unpaired:
-        _say(
-            console, f"{counts.unpaired} single ratings kept until an opposite one of their prompt"
-        )
-    for reason, number in added.reasons.items():
-        _say(console, f"  {number} {reason}: {added.first[reason]}")
+        lines.append(f"{counts.unpaired} single ratings kept until an opposite one of their prompt")
+    lines += [f"  {number} {why}: {added.first[why]}" for why, number in added.reasons.items()]
     for entry in added.refused:
         moved = f"; moved to {entry.moved_to}" if entry.moved_to else ""
-        _say(console, f"refused ({entry.reason}): {entry.message}{moved}")
+        lines.append(f"refused ({entry.reason}): {entry.message}{moved}")
+    _print(result, as_json, lines)
 
 
-@prefs_app.command()
+@prefs.command()
 def status(
-    name: Annotated[str | None, typer.Option("--from", help="Only this preference set.")] = None,
+    name: OneSet = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
     """Says where the rows are: waiting, reserved, consumed, held out, contradictory."""
+    from alignflow.gate import power_of
     from alignflow.ledger.reports import STATES
     from alignflow.ledger.reports import status as read_status
-
-    found = read_status(resolve_home(home), name)
-    if as_json:
-        typer.echo(json.dumps(found))
-        return
-    console = _console(as_json)
-    counts = ", ".join(f"{found[state]} {state}" for state in STATES if found[state])
-    _say(console, f"{found['rows']} rows: {counts or 'none'}")
-    _say(console, f"{found['new']} newer than the last verdict, {found['quarantined']} quarantined")
-    for entry in found["snapshots"]:
-        _say(console, f"snapshot {entry['name']}: {entry['rows']} rows, {entry['state']}")
-    if found["champion"]:
-        _say(console, "champion: {model} generation {generation}".format(**found["champion"]))
-    _say(console, _power(found["held_out_prompts"]))
-
-
-def _power(prompts: int) -> str:
-    """What a gate that is judged on the hold-out could find, at its defaults."""
-    from alignflow.gate import power_of
     from alignflow.recipe import GateSection
 
-    return power_of(prompts, GateSection()).text
+    now = read_status(resolve_home(home), name)
+    counts = ", ".join(f"{now[state]} {state}" for state in STATES if now[state])
+    lines = [
+        f"{now['rows']} rows: {counts or 'none'}",
+        f"{now['new']} newer than the last verdict, {now['quarantined']} quarantined",
+        *("snapshot {name}: {rows} rows, {state}".format(**entry) for entry in now["snapshots"]),
+    ]
+    if now["champion"]:
+        lines.append("champion: {model} generation {generation}".format(**now["champion"]))
+    # what a gate that is judged on the hold-out could find, at its defaults
+    lines.append(power_of(now["held_out_prompts"], GateSection()).text)
+    _print(now, as_json, lines)
 
 
-@prefs_app.command()
+@prefs.command()
 def show(row_id: str, home: Home = None, as_json: Json = False) -> None:
     """Tells a row's whole life: seen where and when, in which snapshots, in which models."""
     from alignflow.ledger.reports import show as read_row
@@ -123,9 +110,9 @@ def show(row_id: str, home: Home = None, as_json: Json = False) -> None:
     _print(read_row(resolve_home(home), row_id), as_json)
 
 
-@prefs_app.command()
+@prefs.command()
 def quarantine(
-    name: Annotated[str | None, typer.Option("--from", help="Only this preference set.")] = None,
+    name: OneSet = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
     home: Home = None,
     as_json: Json = False,
@@ -133,20 +120,16 @@ def quarantine(
     """Lists what was refused: reason, file, offset, and the beginning of its bytes."""
     from alignflow.ledger.reports import quarantined
 
-    found = quarantined(resolve_home(home), name, limit)
-    if as_json:
-        typer.echo(json.dumps(found))
-        return
-    console = _console(as_json)
-    for entry in found:
-        _say(console, "{reason}: {file} at {offset}: {message}\n    {raw}".format(**entry))
-    if not found:
-        _say(console, "nothing is quarantined")
+    refused = quarantined(resolve_home(home), name, limit)
+    lines = [
+        "{reason}: {file} at {offset}: {message}\n    {raw}".format(**entry) for entry in refused
+    ]
+    _print(refused, as_json, lines or ["nothing is quarantined"])
 
 
-@prefs_app.command()
+@prefs.command()
 def freeze(
-    name: Annotated[str, typer.Option("--from", help="Preference set.")] = "default",
+    name: FromSet = "default",
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -157,11 +140,11 @@ def freeze(
     _print({**frozen._asdict(), "path": str(frozen.path)}, as_json)
 
 
-@prefs_app.command()
+@prefs.command()
 def withdraw(
     snapshot: str,
-    reason: Annotated[str, typer.Option("--reason", help="Kept on record.")],
-    name: Annotated[str, typer.Option("--from", help="Preference set.")] = "default",
+    reason: Reason,
+    name: FromSet = "default",
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -175,7 +158,7 @@ def withdraw(
     _print({"snapshot": snapshot, "withdrawn": reason}, as_json)
 
 
-@prefs_app.command()
+@prefs.command()
 def holdout(
     share: Annotated[float, typer.Option("--share", help="Share of prompts, 0 to 0.5.")],
     salt: Annotated[str | None, typer.Option("--salt", help="Default: a random one.")] = None,
@@ -192,11 +175,11 @@ def holdout(
     _print({"share": share, "applies_to": "prompts not seen before"}, as_json)
 
 
-@prefs_app.command()
+@prefs.command()
 def export(
     snapshot: str,
     output: Annotated[Path | None, typer.Option("--output", help="File to write.")] = None,
-    name: Annotated[str, typer.Option("--from", help="Preference set.")] = "default",
+    name: FromSet = "default",
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -211,13 +194,13 @@ def export(
     _print({"snapshot": snapshot, "path": str(target.absolute())}, as_json)
 
 
-@prefs_app.command()
+@prefs.command()
 def erase(
     row_id: Annotated[str | None, typer.Argument(metavar="[ID]")] = None,
     source: Annotated[
         str | None, typer.Option("--source", help="Every row of this source, annotator or file.")
     ] = None,
-    reason: Annotated[str, typer.Option("--reason", help="Kept on record.")] = "erased by request",
+    reason: Reason = "erased by request",
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -230,25 +213,21 @@ def erase(
     _print(done._asdict(), as_json)
 
 
-def _print(found: dict[str, Any], as_json: bool) -> None:
+def _print(answer: Any, as_json: bool, texts: Sequence[str] | None = None) -> None:
+    """The answer as JSON, or `texts`, else its fields; in them no markup, no control characters."""
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(answer))
         return
-    console = _console(as_json)
-    for field, value in found.items():
+    for text in _fields(answer) if texts is None else texts:
+        lines = [printable(line.encode("utf-8", "backslashreplace")) for line in text.split("\n")]
+        Console().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def _fields(answer: dict[str, Any]) -> Iterator[str]:
+    for field, value in answer.items():
         entries = value if isinstance(value, list) else [value]
         for entry in entries or ["none"]:
-            _say(console, f"{field}: {'' if entry is None else entry}")
-
-
-def _say(console: Console, text: str) -> None:
-    """Prints text that may hold anything: no markup, no control characters."""
-    lines = [printable(line.encode("utf-8", "backslashreplace")) for line in text.split("\n")]
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-
-
-def _console(as_json: bool) -> Console:
-    return Console(stderr=as_json)
+            yield f"{field}: {'' if entry is None else entry}"
 
 
 @contextmanager

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from alignflow.commands.options import Home, Json
+from alignflow.lineage.by_hand import Moved, promote_by_hand, roll_back_by_hand
+from alignflow.settings import resolve_home
 
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the ledger.")]
 
@@ -33,9 +35,6 @@ def promote(
       alignflow promote support-20261125-175900-1a2b --reason "reviewed by Ada"
       alignflow promote .alignflow/artifacts/merge/4f1c... --model support --reason "hotfix"
     """  # noqa: D301 (click's mark)
-    from alignflow.lineage.by_hand import promote_by_hand
-    from alignflow.settings import resolve_home
-
     _print(promote_by_hand(resolve_home(home), source, model, reason), as_json)
 
 
@@ -55,13 +54,10 @@ def rollback(
       alignflow rollback support --reason "answers got rude"
       alignflow rollback support --to 3 --reason "bad labels since May"
     """  # noqa: D301 (click's mark)
-    from alignflow.lineage.by_hand import roll_back_by_hand
-    from alignflow.settings import resolve_home
-
     _print(roll_back_by_hand(resolve_home(home), model, to, reason), as_json)
 
 
-def _print(moved: Any, as_json: bool) -> None:
+def _print(moved: Moved, as_json: bool) -> None:
     head, alias = moved
     if as_json:
         typer.echo(json.dumps({**head._asdict(), "alias": alias.model_dump(mode="json")}))

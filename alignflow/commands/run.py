@@ -8,20 +8,28 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
-from alignflow.commands.options import Home, Json, Overrides, RecipeFile
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from alignflow.recipe import Recipe
+from alignflow.checking.checked import preflight
+from alignflow.commands.options import Home, Json, Overrides
+from alignflow.errors import RecipeError
+from alignflow.pipeline.report import load_report, print_report, recent_runs, report_file
+from alignflow.recipe import Recipe
+from alignflow.recipe.file import load_recipe
+from alignflow.services.prefect_server import start_temporary_server
+from alignflow.settings import resolve_home
+from alignflow.stages.environment import prefect_environment
+from alignflow.tracking import import_mlflow
 
 
 def run(
-    recipe: RecipeFile, overrides: Overrides = None, home: Home = None, as_json: Json = False
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (YAML).")],
+    overrides: Overrides = None,
+    home: Home = None,
+    as_json: Json = False,
 ) -> None:
     """Prepares, fine-tunes, aligns, evaluates and merges as RECIPE says.
 
@@ -36,10 +44,6 @@ def run(
       alignflow run my.yaml --set seed=1 --set dpo.beta=0.2 --home /data/alignflow
       alignflow run my.yaml --json > report.json
     """  # noqa: D301 (click's mark)
-    from alignflow.checking.checked import preflight
-    from alignflow.recipe.file import load_recipe
-    from alignflow.settings import resolve_home
-
     loaded = load_recipe(recipe, overrides or [])
     preflight(loaded, str(recipe))
     with _stdout_kept(as_json) as stdout:
@@ -48,12 +52,6 @@ def run(
 
 def _run(recipe: Recipe, home: Path, json_to: Any) -> None:
     """Runs the flow in this process, in sight; its report is printed however it ends."""
-    from rich.console import Console
-
-    from alignflow.services.prefect_server import start_temporary_server
-    from alignflow.stages.environment import prefect_environment
-    from alignflow.tracking import import_mlflow
-
     os.environ.update(prefect_environment(home))  # before prefect is imported
     wait_for_server = start_temporary_server(home)  # comes up during the imports
     from alignflow.pipeline.progress import shown_on
@@ -68,19 +66,11 @@ def _run(recipe: Recipe, home: Path, json_to: Any) -> None:
         with shown_on(console):
             finetune(recipe, home=home, run_id=run_id)
     finally:
-        _print_report(home, run_id, console, json_to)
-
-
-def _print_report(home: Path, run_id: str, console: Console, json_to: Any) -> None:
-    """The report, if the run came far enough to write one."""
-    from alignflow.pipeline.report import load_report, print_report, run_directory
-
-    if not (run_directory(home, run_id) / "report.json").is_file():
-        return
-    report = load_report(home, run_id)
-    print_report(report, console)
-    if json_to is not None:
-        json_to.write(json.dumps(report) + "\n")
+        if report_file(home, run_id).is_file():  # else the run did not come far enough
+            report = load_report(home, run_id)
+            print_report(report, console)
+            if json_to is not None:
+                json_to.write(json.dumps(report) + "\n")
 
 
 @contextmanager
@@ -113,28 +103,14 @@ def show(
       alignflow show
       alignflow show quickstart-20261125-175900-1a2b --json
     """  # noqa: D301 (click's mark)
-    from rich.console import Console
-
-    from alignflow.pipeline.report import load_report, print_report
-    from alignflow.settings import resolve_home
-
     place = resolve_home(home)
-    report = load_report(place, last_run(place) if run_id == "last" else run_id)
+    if run_id == "last":
+        runs = recent_runs(place)
+        if not runs:
+            raise RecipeError(f"There is no run in {place}. Start one with `alignflow run RECIPE`.")
+        run_id = runs[0]
+    report = load_report(place, run_id)
     if as_json:
         typer.echo(json.dumps(report))
     else:
         print_report(report, Console())
-
-
-def last_run(home: Path) -> str:
-    """Id of the newest run.
-
-    Raises:
-        RecipeError: There is none.
-    """
-    from alignflow.errors import RecipeError
-
-    reports = sorted((home / "runs").glob("*/report.json"), key=lambda path: path.stat().st_mtime)
-    if not reports:
-        raise RecipeError(f"There is no run in {home}. Start one with `alignflow run RECIPE`.")
-    return reports[-1].parent.name

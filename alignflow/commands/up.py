@@ -7,16 +7,20 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from alignflow.commands.options import Home
-
-if TYPE_CHECKING:
-    from alignflow.services.children import Service
+from alignflow.errors import RecipeError
+from alignflow.ledger.inbox import inbox_at
+from alignflow.services.children import Service, demand_free, ended_together
+from alignflow.services.deploy import WORK_POOL, check_recipe
+from alignflow.settings import resolve_home
+from alignflow.stages.environment import NO_TELEMETRY, prefect_environment
+from alignflow.tracking import local_store
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "deployments" / "recipes" / "quickstart-retrain.yaml"
@@ -49,9 +53,6 @@ def up(
       alignflow up
       alignflow up --recipe my.yaml --home /data/alignflow
     """  # noqa: D301 (click's mark)
-    from alignflow.services.children import demand_free, ended_together
-    from alignflow.settings import resolve_home
-
     demand_auth(host, os.environ)
     place = resolve_home(home)
     named = f"[{host}]" if ":" in host else host
@@ -63,7 +64,13 @@ def up(
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     with ended_together() as services:
-        start = _Starter(services, environment, place / "up")
+
+        def start(name: str, command: list[str], more: Mapping[str, str] | None = None) -> Service:
+            log = place / "up" / f"{name}.log"
+            service = Service(name, command, {**environment, **(more or {})}, log)
+            services.append(service)
+            return service
+
         typer.echo("Starting Prefect and MLflow ...")
         server = start("prefect", prefect_command(host, prefect_port))
         tracking = start(
@@ -81,31 +88,12 @@ def up(
             "Ctrl-C ends everything."
         )
         try:
-            _watch(start)
+            _watch(services, lambda: start("worker", worker_command()))
         except KeyboardInterrupt:
             typer.echo("Ending; the next `alignflow up` continues.")
 
 
-class _Starter:
-    """Starts services that are ended together."""
-
-    def __init__(self, services: list[Service], environment: Mapping[str, str], logs: Path) -> None:
-        self.services = services
-        self._environment = environment
-        self._logs = logs
-
-    def __call__(
-        self, name: str, command: list[str], more: Mapping[str, str] | None = None
-    ) -> Service:
-        from alignflow.services.children import Service
-
-        environment = {**self._environment, **(more or {})}
-        service = Service(name, command, environment, self._logs / f"{name}.log")
-        self.services.append(service)
-        return service
-
-
-def _watch(start: _Starter) -> None:
+def _watch(services: list[Service], start_worker: Callable[[], Service]) -> None:
     """Returns never: starts a worker that died again, a few times, and gives up on a server.
 
     Raises:
@@ -114,15 +102,15 @@ def _watch(start: _Starter) -> None:
     starts = 1
     while True:
         time.sleep(LOOK_SECONDS)
-        for service in list(start.services):
+        for service in list(services):
             if service.exit_code is None or service.name == "deploy":
                 continue
             if service.name != "worker" or starts >= WORKER_STARTS:
                 raise service.failure()
             starts += 1
-            start.services.remove(service)
+            services.remove(service)
             typer.echo(f"The worker ended with {service.exit_code}; starting it again.", err=True)
-            start("worker", worker_command())
+            start_worker()
 
 
 def demand_auth(host: str, environment: Mapping[str, str]) -> None:
@@ -131,8 +119,6 @@ def demand_auth(host: str, environment: Mapping[str, str]) -> None:
     Raises:
         RecipeError: One is missing.
     """
-    from alignflow.errors import RecipeError
-
     if is_loopback(host):
         return
     missing = [name for name in AUTH if not environment.get(name)]
@@ -155,8 +141,6 @@ def up_environment(
     home: Path, recipe: Path, inbox: str | None, api: str, host: str
 ) -> dict[str, str]:
     """Environment of all processes; what this one has wins where it does not contradict."""
-    from alignflow.stages.environment import NO_TELEMETRY, prefect_environment
-
     auth = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
     watched = str(Path(inbox).absolute()) if inbox and "://" not in inbox else inbox
     return {
@@ -179,10 +163,6 @@ def up_environment(
 
 def _checked(recipe: Path, environment: Mapping[str, str]) -> str:
     """The inbox, after what `prefect deploy` will check: here it is said at once and in full."""
-    from alignflow.errors import RecipeError
-    from alignflow.ledger.inbox import inbox_at
-    from alignflow.services.deploy import check_recipe
-
     if not (ROOT / "prefect.yaml").is_file():
         raise RecipeError(
             f"{ROOT / 'prefect.yaml'} is not there: `alignflow up` needs a checkout of alignflow, "
@@ -205,8 +185,6 @@ def prefect_command(host: str, port: int) -> list[str]:
 
 def mlflow_command(host: str, port: int, home: Path) -> list[str]:
     """MLflow's server on the store of the home."""
-    from alignflow.tracking import local_store
-
     return [
         *(sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)),
         *("--backend-store-uri", local_store(home), "--workers", "1"),
@@ -244,7 +222,5 @@ def deploy_command() -> list[str]:
 
 def worker_command() -> list[str]:
     """A worker that starts flow runs as processes of this machine."""
-    from alignflow.services.deploy import WORK_POOL
-
     start = ("-m", "prefect", "worker", "start", "--type", "process")
     return [sys.executable, *start, "--pool", WORK_POOL]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from alignflow.errors import RecipeError
 from alignflow.ledger import Generation, champion, generation, lineage, promote, rollback
 from alignflow.ledger.store import has_ledger
 from alignflow.lineage.registry import Reconciled, Registry, reconcile, verified_model
-from alignflow.lineage.retraining import ORIGINAL_STAGES
+from alignflow.lineage.retraining import original_artifacts
 from alignflow.pipeline.report import load_report
 from alignflow.stages.artifacts import Artifact
 from alignflow.tracking import model_digest
@@ -20,15 +20,6 @@ class Moved(NamedTuple):
 
     generation: Generation
     alias: Reconciled
-
-
-class NamedModel(NamedTuple):
-    """A merged model that a person named, and what is known of its training."""
-
-    merge: Path
-    model: str | None
-    snapshot: str | None
-    preference_set: str
 
 
 def promote_by_hand(home: Path, source: str, model: str | None, reason: str) -> Moved:
@@ -47,11 +38,11 @@ def promote_by_hand(home: Path, source: str, model: str | None, reason: str) -> 
         DataError: The rows it was trained on are in another snapshot by now.
         PromotionRace: Somebody else promoted in this moment.
     """
-    named = _named_model(home, source)
-    name = model or named.model
+    directory, known = _named(home, source)
+    name = model or known.get("model")
     if name is None:
         raise RecipeError(f"{source} does not say whose champion it is to be; give --model NAME.")
-    merge = verified_model(named.merge)
+    merge = verified_model(directory)
     head = champion(home, name) if has_ledger(home) else None
     Registry(home, name).require_version(merge)
     made = promote(
@@ -61,8 +52,8 @@ def promote_by_hand(home: Path, source: str, model: str | None, reason: str) -> 
         digest=model_digest(merge),
         artifacts=_artifacts(merge, head),
         reason=f"by hand: {reason}",
-        name=named.preference_set,
-        snapshot=named.snapshot,
+        name=known.get("preference_set", "default"),
+        snapshot=known.get("snapshot"),
     )
     return Moved(made, reconcile(home, name))
 
@@ -94,20 +85,17 @@ def roll_back_by_hand(home: Path, model: str, number: int | None, reason: str) -
     return Moved(made, reconcile(home, model))
 
 
-def _named_model(home: Path, source: str) -> NamedModel:
+def _named(home: Path, source: str) -> tuple[Path, dict[str, Any]]:
+    """Directory of the merge artifact that a person named, and what is known of its training."""
     if Path(source).is_dir():
-        return NamedModel(Path(source).absolute(), None, None, "default")
+        return Path(source).absolute(), {}
     report = load_report(home, source)
     merge = next((stage.artifact for stage in report.stages if stage.stage == "merge"), None)
     if merge is None:
         raise RecipeError(f"run {source} merged no model, so there is nothing to promote.")
     retrain = report.retrain or {}
-    return NamedModel(
-        merge,
-        report.get("registered_model") or retrain.get("model") or report["recipe"],
-        retrain.get("snapshot"),
-        retrain.get("preference_set", "default"),
-    )
+    name = report.get("registered_model") or retrain.get("model") or report["recipe"]
+    return merge, {**retrain, "model": name}
 
 
 MADE_BY = ("pretrain", "sft", "aligned")
@@ -119,5 +107,4 @@ def _artifacts(merge: Artifact, head: Generation | None) -> dict[str, str]:
     inputs = merge.spec.inputs
     own = {"merge": merge.path, "prepare": inputs["data"].path}
     own |= {ref.stage: ref.path for role, ref in inputs.items() if role in MADE_BY}
-    theirs = head.artifacts if head is not None else {}
-    return {**{stage: theirs[stage] for stage in ORIGINAL_STAGES if stage in theirs}, **own}
+    return {**(original_artifacts(head) if head else {}), **own}

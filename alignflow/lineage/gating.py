@@ -7,21 +7,11 @@ from typing import NamedTuple
 
 from alignflow.errors import StageError
 from alignflow.faults import faultpoint
-from alignflow.gate import (
-    Contestants,
-    Verdict,
-    as_page,
-    contest,
-    decides,
-    judge_spec,
-    questions,
-)
+from alignflow.gate import Contestants, Verdict, as_page, contest, decides, judge_spec, questions
 from alignflow.ledger import champion, set_state
-from alignflow.lineage.look import as_champion
-from alignflow.lineage.retraining import Champion, champion_spec
+from alignflow.lineage.retraining import champion_spec
 from alignflow.lineage.run import RetrainRun
 from alignflow.recipe import require_retrain
-from alignflow.stages.artifacts import Artifact, verify
 from alignflow.stages.layout import JUDGEMENTS_FILE
 from alignflow.tracking import model_digest
 
@@ -40,14 +30,17 @@ def gated(run: RetrainRun) -> Gated:
     Raises:
         StageError: The lineage has ended while the candidate was trained.
     """
-    head = as_champion(champion(run.home, run.work.model))
+    head = champion(run.home, run.work.model)
     if head is None:
         raise StageError(f"{run.work.model} has no champion any more. Run the retrain again.")
+    theirs = None
+    if "evaluate" in run.artifacts:  # the champion's, on the candidate's prompts
+        theirs = run.aside(champion_spec(run.recipe, run.home, run.artifacts["prepare"], head))
     models = Contestants(
         candidate=model_digest(run.artifacts["merge"]),
         champion=head.digest,
         ours=run.artifacts.get("evaluate"),
-        theirs=_scored(run, head) if "evaluate" in run.artifacts else None,
+        theirs=theirs,
     )
     answers = _answered(run, models)
     verdict = run.driver.patiently("gate", _gate, run, models, answers)
@@ -57,23 +50,11 @@ def gated(run: RetrainRun) -> Gated:
     return decided
 
 
-def _scored(run: RetrainRun, head: Champion) -> Artifact:
-    """The champion's evaluation on the candidate's prompts."""
-    prepare = run.artifacts["prepare"]
-    return run.aside(champion_spec(run.recipe, run.home, prepare, head, verify))
-
-
 def _answered(run: RetrainRun, models: Contestants) -> Path | None:
     """What a judge says that is a model: it answers in a stage, on the device."""
     judge = require_retrain(run.recipe).judge
-    if (
-        judge is None
-        or judge.model is None
-        or models.ours is None
-        or decides(run.recipe) != "judge"
-    ):
-        return None
-    asked = questions(run.recipe, run.home, models)
+    a_model_decides = judge and judge.model and decides(run.recipe) == "judge"
+    asked = questions(run.recipe, run.home, models) if a_model_decides and models.ours else None
     if not asked:
         return None
     return run.aside(judge_spec(run.recipe, run.home, asked)).directory / JUDGEMENTS_FILE

@@ -9,14 +9,7 @@ from alignflow.errors import RecipeError
 from alignflow.faults import faultpoint
 from alignflow.gate import decides
 from alignflow.ledger import Generation, freeze, generation, holdout_prompts_file, set_state
-from alignflow.lineage.retraining import (
-    Champion,
-    Situation,
-    from_scratch,
-    next_step,
-    replayed,
-    retrain_recipe,
-)
+from alignflow.lineage.retraining import from_scratch, next_step, replayed, retrain_recipe
 from alignflow.pipeline.driver import Driver
 from alignflow.recipe import DataSource, Recipe, require_retrain
 from alignflow.stages.spec import Record
@@ -39,7 +32,7 @@ class Assignment(Record):
     snapshot: str
     rows: int
     replayed: int
-    start: Champion | None
+    start: Generation | None
     """What is continued; None from scratch."""
 
     @property
@@ -65,9 +58,7 @@ def look(recipe: Recipe, home: Path, driver: Driver) -> Assignment | Waiting:
 def _look(recipe: Recipe, home: Path, driver: Driver) -> Assignment | Waiting:
     section, name = require_retrain(recipe), recipe.registered_model
     state = set_state(home, section.preference_set, name)
-    step = next_step(
-        Situation(waiting=state.waiting, new=state.new, undecided=state.undecided), section
-    )
+    step = next_step(section, waiting=state.waiting, new=state.new, undecided=state.undecided)
     elsewhere = state.undecided and driver.awaited_elsewhere(
         home, section.preference_set, state.undecided
     )
@@ -83,7 +74,9 @@ def _look(recipe: Recipe, home: Path, driver: Driver) -> Assignment | Waiting:
     )
     faultpoint("retrain.frozen")
     own = _own_recipe(frozen.recipe, recipe, frozen.name, driver)
-    start = _continued(home, name, frozen.champion) if frozen.recipe else as_champion(head)
+    start = head
+    if frozen.recipe:
+        start = None if frozen.champion is None else generation(home, name, frozen.champion)
     start = None if from_scratch(own, start) else start
     return Assignment(
         text=f"{step.text}; {frozen.rows - frozen.replayed} new and {frozen.replayed} replayed rows",
@@ -114,17 +107,6 @@ def _own_recipe(stored: str | None, deployed: Recipe, snapshot: str, driver: Dri
             snapshot,
         )
     return own
-
-
-def _continued(home: Path, model: str, number: int | None) -> Champion | None:
-    return None if number is None else as_champion(generation(home, model, number))
-
-
-def as_champion(entry: Generation | None) -> Champion | None:
-    """A generation of the ledger, as what it is for a retrain."""
-    if entry is None:
-        return None
-    return Champion(generation=entry.generation, digest=entry.digest, artifacts=entry.artifacts)
 
 
 def _held_out(home: Path, recipe: Recipe) -> list[DataSource]:

@@ -16,13 +16,7 @@ from alignflow.ledger.store import has_ledger
 from alignflow.merging import require_certificate
 from alignflow.stages.artifacts import Artifact, verify
 from alignflow.stages.spec import Record
-from alignflow.tracking import (
-    is_server,
-    model_digest,
-    new_version,
-    registry_client,
-    tracking_uri,
-)
+from alignflow.tracking import is_server, model_digest, new_version, registry_client, tracking_uri
 
 CHAMPION, CANDIDATE = "champion", "candidate"
 LAST_SET = "alignflow.champion"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
+
 from alignflow.errors import RecipeError
 from alignflow.lineage.gating import agreed, gated
 from alignflow.lineage.look import Waiting, look
 from alignflow.lineage.run import RetrainRun
 from alignflow.lineage.settling import begin_lineage, project, register, repair, settle
 from alignflow.pipeline.driver import IN_PROCESS
-from alignflow.pipeline.progress import shown_if
+from alignflow.pipeline.progress import shown_on
 from alignflow.pipeline.report import Report
 from alignflow.pipeline.run import watched
 from alignflow.recipe import Recipe, require_retrain
@@ -49,14 +51,14 @@ def retrain(
     if isinstance(work, Waiting):
         return work
     _refuse_approval(work.recipe)
-    with shown_if(progress), watched(RetrainRun(work, place, reason, IN_PROCESS)) as run:
+    shown = shown_on(Console(stderr=True) if progress else None)
+    with shown, watched(RetrainRun(work, place, reason, IN_PROCESS)) as run:
         for stage in work.recipe.stages:
             run.complete(run.in_force(stage))
         register(run)
         begin_lineage(run)
-        settled = False
-        while not settled:
-            settled = settle(run, agreed(run, gated(run)))
+        while not settle(run, agreed(run, gated(run))):
+            continue  # another run promoted its candidate first: the gate is due again
     project(run)
     return run.report
 

@@ -6,75 +6,56 @@ late, doubled or lost. An undecided snapshot is always resumed before another on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
+from alignflow.ledger import Generation
 from alignflow.pipeline.plan import stage_spec
 from alignflow.recipe import METHODS, DataSource, Recipe, RetrainSection, require_retrain
-from alignflow.stages.artifacts import Artifact
-from alignflow.stages.spec import Record, StageSpec
+from alignflow.stages.artifacts import Artifact, verify
+from alignflow.stages.spec import StageSpec
 
-LEDGER = "ledger:"
 ORIGINAL_STAGES = ("pretrain", "sft")
 """Stages that a continuation does not run: what they made stays the lineage's."""
 MODEL_STAGES = (*ORIGINAL_STAGES, *METHODS, "reward", "merge")
 
 
-class Champion(Record):
-    """The promoted model of a name, as the ledger has it."""
-
-    generation: int
-    digest: str
-    """Of the merged model's files; of the base model where generation 0 is the base."""
-    artifacts: dict[str, str]
-    """Stage to artifact directory of what made it; `sft` is the lineage's original one."""
-
-    @property
-    def policy_stage(self) -> str | None:
-        """Stage that trained the policy last; None where the champion is the base model."""
-        return next((name for name in (*METHODS, "sft") if name in self.artifacts), None)
-
-
-class Situation(Record):
-    """What the ledger says of one preference set and one model."""
-
-    waiting: int
-    """Rows that would go into a snapshot."""
-    new: int
-    """Those of them that came after the last verdict."""
-    undecided: str | None = None
-    """Name of a frozen snapshot without a verdict."""
-
-
-class Step(Record):
+class Step(NamedTuple):
     """What to do now."""
 
     action: Literal["wait", "resume", "freeze"]
-    snapshot: str | None = None
     text: str
+    snapshot: str | None = None
+    """What is resumed."""
 
 
-def next_step(situation: Situation, section: RetrainSection) -> Step:
-    """Waits for more rows, resumes what is undecided, or freezes what is waiting."""
-    if situation.undecided is not None:
-        return Step(
-            action="resume",
-            snapshot=situation.undecided,
-            text=f"snapshot {situation.undecided} has no verdict yet: it is resumed",
+def next_step(
+    section: RetrainSection, *, waiting: int, new: int, undecided: str | None = None
+) -> Step:
+    """Waits for more rows, resumes what is undecided, or freezes what is waiting.
+
+    Args:
+        section: Names the set and how many new rows call for a retrain.
+        waiting: Rows that would go into a snapshot.
+        new: Those of them that came after the last verdict.
+        undecided: Name of a frozen snapshot without a verdict.
+    """
+    if undecided is not None:
+        text = f"snapshot {undecided} has no verdict yet: it is resumed"
+        return Step("resume", text, undecided)
+    if new < section.min_new_pairs:
+        text = (
+            f"{new} new pairs in {section.preference_set} since the last verdict, "
+            f"retrain.min_new_pairs is {section.min_new_pairs}: nothing to do"
         )
-    if situation.new < section.min_new_pairs:
-        return Step(
-            action="wait",
-            text=(
-                f"{situation.new} new pairs in {section.preference_set} since the last verdict, "
-                f"retrain.min_new_pairs is {section.min_new_pairs}: nothing to do"
-            ),
-        )
-    return Step(
-        action="freeze",
-        text=f"{situation.new} new of {situation.waiting} waiting pairs in {section.preference_set}",
-    )
+        return Step("wait", text)
+    return Step("freeze", f"{new} new of {waiting} waiting pairs in {section.preference_set}")
+
+
+def policy_stage(champion: Generation) -> str | None:
+    """Stage that trained the policy last; None where the champion is the base model."""
+    return next((name for name in (*METHODS, "sft") if name in champion.artifacts), None)
 
 
 def replayed(new_rows: int, consumed_rows: int, section: RetrainSection) -> int:
@@ -91,12 +72,12 @@ def replayed(new_rows: int, consumed_rows: int, section: RetrainSection) -> int:
     return min(wanted, consumed_rows)
 
 
-def from_scratch(recipe: Recipe, champion: Champion | None) -> bool:
+def from_scratch(recipe: Recipe, champion: Generation | None) -> bool:
     """Whether every stage runs: asked for, or there is nothing of a lineage to continue."""
     return (
         require_retrain(recipe).start_from == "base"
         or champion is None
-        or champion.policy_stage is None
+        or policy_stage(champion) is None
         or any(
             getattr(recipe, stage) is not None and stage not in champion.artifacts
             for stage in ORIGINAL_STAGES
@@ -105,7 +86,7 @@ def from_scratch(recipe: Recipe, champion: Champion | None) -> bool:
 
 
 def retrain_recipe(
-    recipe: Recipe, snapshot: str, champion: Champion | None, held_out: Sequence[DataSource] = ()
+    recipe: Recipe, snapshot: str, champion: Generation | None, held_out: Sequence[DataSource] = ()
 ) -> Recipe:
     """The recipe that trains on `snapshot`.
 
@@ -120,18 +101,16 @@ def retrain_recipe(
         held_out: Prompts of the ledger's hold-out, for a judge.
     """
     section = require_retrain(recipe)
-    source = DataSource(source=f"{LEDGER}{section.preference_set}@{snapshot}")
-    data: dict[str, Any] = {
-        "preferences": [source],
-        "evaluation": [*recipe.data.evaluation, *held_out],
-    }
-    changed: dict[str, Any] = {}
-    if not from_scratch(recipe, champion):
+    source = DataSource(source=f"ledger:{section.preference_set}@{snapshot}")
+    data = {"preferences": [source], "evaluation": [*recipe.data.evaluation, *held_out]}
+    continues = not from_scratch(recipe, champion)
+    if continues:
         data |= {"pretrain": [], "replay": [], "sft": []}
-        changed |= dict.fromkeys(ORIGINAL_STAGES)
-    changed["data"] = recipe.data.model_copy(update=data)
-    changed["evaluation"] = recipe.evaluation.model_copy(update={"models": _judged(recipe)})
-    return recipe.model_copy(update=changed)
+    changed = {
+        "data": recipe.data.model_copy(update=data),
+        "evaluation": recipe.evaluation.model_copy(update={"models": _judged(recipe)}),
+    }
+    return recipe.model_copy(update=changed | (dict.fromkeys(ORIGINAL_STAGES) if continues else {}))
 
 
 def _judged(recipe: Recipe) -> list[str]:
@@ -145,7 +124,7 @@ def _judged(recipe: Recipe) -> list[str]:
     return [name for name in ("base", "sft", "aligned") if name in wanted]
 
 
-def lineage_artifacts(recipe: Recipe, champion: Champion | None) -> dict[str, Path]:
+def lineage_artifacts(recipe: Recipe, champion: Generation | None) -> dict[str, Path]:
     """Role to artifact directory of what a continuation starts from; empty from scratch.
 
     `init` is the champion's policy; `sft` the reference: the lineage's original SFT model, or the
@@ -153,58 +132,28 @@ def lineage_artifacts(recipe: Recipe, champion: Champion | None) -> dict[str, Pa
     """
     if from_scratch(recipe, champion):
         return {}
-    assert champion is not None and champion.policy_stage is not None
-    policy = Path(champion.artifacts[champion.policy_stage])
-    originals = {
-        stage: Path(champion.artifacts[stage])
-        for stage in ORIGINAL_STAGES
-        if stage in champion.artifacts
-    }
+    assert champion is not None
+    trained_by = policy_stage(champion)
+    assert trained_by is not None
+    policy = Path(champion.artifacts[trained_by])
+    originals = {stage: Path(place) for stage, place in original_artifacts(champion).items()}
     if require_retrain(recipe).reference == "champion":
         return {**originals, "sft": policy}
-    return originals if champion.policy_stage == "sft" else {**originals, "init": policy}
+    return originals if trained_by == "sft" else {**originals, "init": policy}
 
 
-def continued_spec(
-    recipe: Recipe, stage: str, home: Path, artifacts: Mapping[str, Artifact]
-) -> StageSpec:
-    """`plan.stage_spec`, with the role `init` for the stage that continues the champion's policy.
+def champion_spec(recipe: Recipe, home: Path, prepare: Artifact, champion: Generation) -> StageSpec:
+    """Scores the champion on the pinned set that the candidate's `prepare` made.
 
-    Args:
-        recipe: What `retrain_recipe` made.
-        stage: The stage.
-        home: Absolute home.
-        artifacts: Finished stages by name; `init` is the champion's policy.
+    The same set and champion are Cached.
     """
-    spec = stage_spec(recipe, stage, home, artifacts)
-    if stage not in METHODS or "init" not in artifacts:
-        return spec
-    return spec.model_copy(update={"inputs": {**spec.inputs, "init": artifacts["init"].ref()}})
-
-
-def champion_spec(
-    recipe: Recipe,
-    home: Path,
-    prepare: Artifact,
-    champion: Champion,
-    load: Callable[[Path], Artifact],
-) -> StageSpec:
-    """Scores the champion on the candidate's pinned set; the same set and champion are Cached.
-
-    Args:
-        recipe: The candidate's recipe.
-        home: Absolute home.
-        prepare: The candidate's, for the pinned set.
-        champion: Whom the candidate contends with.
-        load: Reads an artifact and checks it.
-    """
-    stage = champion.policy_stage
+    stage = policy_stage(champion)
     evaluation = recipe.evaluation.model_copy(update={"models": ["aligned" if stage else "base"]})
     theirs = {"prepare": prepare}
     if stage is not None:
-        theirs[recipe.method] = load(Path(champion.artifacts[stage]))
+        theirs[recipe.method] = verify(Path(champion.artifacts[stage]))
     if "pretrain" in champion.artifacts:
-        theirs["pretrain"] = load(Path(champion.artifacts["pretrain"]))
+        theirs["pretrain"] = verify(Path(champion.artifacts["pretrain"]))
     return stage_spec(
         recipe.model_copy(update={"evaluation": evaluation}), "evaluate", home, theirs
     )
@@ -216,7 +165,7 @@ def founder_spec(recipe: Recipe, home: Path, artifacts: Mapping[str, Artifact]) 
     return stage_spec(recipe, "merge", home, theirs)
 
 
-def model_artifacts(artifacts: Mapping[str, Artifact], start: Champion | None) -> dict[str, str]:
+def model_artifacts(artifacts: Mapping[str, Artifact], start: Generation | None) -> dict[str, str]:
     """What the ledger keeps of a promoted model: the directories of the stages that made it.
 
     Args:
@@ -226,7 +175,12 @@ def model_artifacts(artifacts: Mapping[str, Artifact], start: Champion | None) -
     """
     own = {stage: artifacts[stage].path for stage in MODEL_STAGES if stage in artifacts}
     if start is not None:
-        theirs = start.artifacts
         own = {name: path for name, path in own.items() if name not in ORIGINAL_STAGES}
-        own |= {name: theirs[name] for name in ORIGINAL_STAGES if name in theirs}
+        own |= original_artifacts(start)
     return {**own, "prepare": artifacts["prepare"].path}
+
+
+def original_artifacts(champion: Generation) -> dict[str, str]:
+    """Directories of the base and the SFT model that a lineage goes on from."""
+    made = champion.artifacts
+    return {stage: made[stage] for stage in ORIGINAL_STAGES if stage in made}

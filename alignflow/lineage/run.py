@@ -12,10 +12,10 @@ from alignflow.gate import Power, Verdict, number_of_prompts, power_of
 from alignflow.gate.verdict import Decision
 from alignflow.ledger import mark_dropped, set_state
 from alignflow.lineage.look import Assignment
-from alignflow.lineage.retraining import continued_spec, lineage_artifacts
+from alignflow.lineage.retraining import lineage_artifacts
 from alignflow.pipeline.driver import Driver
 from alignflow.pipeline.run import PipelineRun, new_run_id
-from alignflow.recipe import require_retrain
+from alignflow.recipe import METHODS, require_retrain
 from alignflow.stages.artifacts import verify
 from alignflow.stages.layout import Prepared
 from alignflow.stages.spec import StageSpec
@@ -45,11 +45,6 @@ class RetrainNotes(BaseModel):
     generation: int | None = None
     """That it became; None where it was not promoted."""
 
-    def as_json(self) -> dict[str, Any]:
-        """What has been noted so far."""
-        noted = self.model_dump(mode="json")
-        return {name: value for name, value in noted.items() if name in self.model_fields_set}
-
 
 class RetrainRun(PipelineRun):
     """A pipeline that continues a lineage; what is decided about its candidate stands in `notes`."""
@@ -71,12 +66,15 @@ class RetrainRun(PipelineRun):
         )
 
     def additions(self) -> dict[str, Any]:
-        """The notes."""
-        return {"retrain": self.notes.as_json()}
+        """What has been noted so far."""
+        return {"retrain": self.notes.model_dump(mode="json", include=self.notes.model_fields_set)}
 
     def spec_of(self, stage: str) -> StageSpec:
-        """What `stage` has to do, starting from the champion."""
-        return continued_spec(self.recipe, stage, self.home, self.artifacts)
+        """See PipelineRun; the stage that continues the champion's policy reads it as `init`."""
+        spec, policy = super().spec_of(stage), self.artifacts.get("init")
+        if stage not in METHODS or policy is None:
+            return spec
+        return spec.model_copy(update={"inputs": {**spec.inputs, "init": policy.ref()}})
 
     def complete(self, stage: str) -> None:
         """See PipelineRun; after `prepare` it is said what the gate will be able to find."""

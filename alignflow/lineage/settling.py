@@ -16,7 +16,7 @@ from alignflow.lineage.registry import (
     register_candidate,
     verified_model,
 )
-from alignflow.lineage.retraining import ORIGINAL_STAGES, Champion, founder_spec, model_artifacts
+from alignflow.lineage.retraining import ORIGINAL_STAGES, founder_spec, model_artifacts
 from alignflow.lineage.run import RetrainRun
 from alignflow.pipeline.driver import Driver
 from alignflow.stages.artifacts import verify
@@ -41,21 +41,19 @@ def begin_lineage(run: RetrainRun) -> None:
         }
         made |= {"merge": merge.path}
         digest = model_digest(merge)
-    founder = Champion(generation=0, digest=digest, artifacts=made)
-    run.driver.once("found-lineage", _promote_founder, run, founder)
+    run.driver.once("found-lineage", _promote_founder, run, digest, made)
     run.tracker.drain()  # else the tracker and `repair` both register the model
     repair(run.home, run.work.model, run.driver)
     run.driver.send_pending(run.home)
 
 
-def _promote_founder(run: RetrainRun, founder: Champion) -> None:
+def _promote_founder(run: RetrainRun, digest: str, artifacts: dict[str, str]) -> None:
     """Promotes generation 0. It is what there was before: nothing is claimed of it."""
-    model, artifacts = run.work.model, founder.artifacts
+    model = run.work.model
     if "merge" in artifacts:
         verified_model(Path(artifacts["merge"]))
     what = "the SFT model" if "sft" in artifacts else "the base model"
     reason = f"generation 0: {what}, which the first candidate has to beat"
-    digest = founder.digest
     try:
         promote(run.home, model, expected=None, digest=digest, artifacts=artifacts, reason=reason)
     except PromotionRace:

@@ -19,7 +19,7 @@ from alignflow.pipeline.retries import (
 )
 from alignflow.recipe import ComputeSection
 from alignflow.stages import forkserver
-from alignflow.stages.artifacts import Artifact, find
+from alignflow.stages.artifacts import Artifact
 from alignflow.stages.launch import run_stage
 from alignflow.stages.spec import StageSpec
 
@@ -32,16 +32,16 @@ class Step(Protocol):
     def __call__(self, name: str, /, step: Callable[..., T], *arguments: Any) -> T: ...
 
 
-def complete_stage(spec: StageSpec, compute: ComputeSection) -> tuple[Artifact, bool]:
-    """The stage's artifact, and whether it was there before.
+def complete_stage(
+    spec: StageSpec, compute: ComputeSection, finished: Artifact | None
+) -> tuple[Artifact, bool]:
+    """The stage's artifact, and whether it was there before: `finished`, if it is given.
 
     Raises:
         AlignflowError: No attempt succeeded.
     """
-    finished = find(Path(spec.home), spec.stage, spec.key)
     if finished is not None:
         return finished, True
-    forkserver.ensure()  # imports overlap `prepare`, and a run that is all cached needs none
 
     def attempt() -> Artifact:
         return run_stage(
@@ -53,10 +53,6 @@ def complete_stage(spec: StageSpec, compute: ComputeSection) -> tuple[Artifact, 
     return with_retries(attempt, retry_delays(compute.retries), worth_retrying), False
 
 
-def _once(_name: str, step: Callable[..., T], *arguments: Any) -> T:
-    return step(*arguments)
-
-
 def _patiently(_name: str, step: Callable[..., T], *arguments: Any) -> T:
     return with_retries(lambda: step(*arguments), PATIENT_DELAYS_SECONDS, may_come_back)
 
@@ -65,16 +61,14 @@ def _nothing(*_arguments: Any) -> None:
     """Nobody is there to see it."""
 
 
-def _unasked(verdict: Verdict, *_question: Any) -> Verdict:
-    return verdict
-
-
 @dataclass(frozen=True)
 class Driver:
     """How a run has things done; the defaults are plain Python: attempts with waits between them."""
 
-    complete_stage: Callable[[StageSpec, ComputeSection], tuple[Artifact, bool]] = complete_stage
-    once: Step = _once
+    complete_stage: Callable[
+        [StageSpec, ComputeSection, Artifact | None], tuple[Artifact, bool]
+    ] = complete_stage
+    once: Step = lambda _name, step, *arguments: step(*arguments)
     """Not tried again."""
     patiently: Step = _patiently
     """Talks to what may be away for a while, and is then tried again."""
@@ -86,7 +80,7 @@ class Driver:
     """The page of the run in MLflow."""
     awaited_elsewhere: Callable[[Path, str, str], str | None] = _nothing
     """Why a set's snapshot is to be left alone: another run waits for a person's word on it."""
-    approved: Callable[..., Verdict] = _unasked
+    approved: Callable[..., Verdict] = lambda verdict, *_question: verdict
     """The verdict, once a person has agreed; see tasks/approval.py."""
     forget_approval: Callable[[Path, str, str], None] = _nothing
     """Called once the ledger has the verdict."""

@@ -17,14 +17,15 @@ from alignflow.pipeline.plan import stage_spec
 from alignflow.recipe import METHODS, ModelSource, Recipe, TuningSection
 from alignflow.recipe.resolve import resolve_base_model
 from alignflow.settings import resolve_home
-from alignflow.stages.artifacts import Artifact
 from alignflow.stages.device import resolve_dtype
 from alignflow.stages.environment import NO_TELEMETRY, QUIET_LIBRARIES
+from alignflow.stages.launch import run_stage
 from alignflow.stages.params import NamedModel
 from alignflow.stages.spec import Record
 
 if TYPE_CHECKING:
     from alignflow.merging.certificate import Certificate
+    from alignflow.models.loading import BaseModel
 
 Prompt = TypeVar("Prompt", str, list[str])
 ADAPTER_CONFIG, RECORD = "adapter_config.json", "base_model.json"
@@ -109,24 +110,14 @@ def evaluate(
     recipe = judging_recipe(recipe, directory, base)
     preflight(recipe, name or recipe.name)
     _quiet()
-    prepared = _prepared(recipe, resolve_home(home))
+    prepared = run_stage(stage_spec(recipe, "prepare", resolve_home(home), {}))
     from alignflow.evaluation.measure import intervals, load_job, measure, responses
-    from alignflow.models.loading import (
-        load_adapter,
-        load_base,
-        load_merged,
-        load_tokenizer,
-        read_base,
-    )
+    from alignflow.models.loading import load_tokenizer, read_base
 
     job = load_job(prepared.directory, recipe.evaluation, recipe.seed)
-    if is_adapter(directory):
-        record = read_base(prepared.directory)
-        quantization = "nf4" if recipe.tuning.mode == "qlora" else None
-        loaded = load_base(record, dtype=resolve_dtype(recipe), quantization=quantization)
-        loaded = load_adapter(loaded, directory, record).eval()
-    else:
-        loaded = load_merged(directory)
+    record = read_base(prepared.directory) if is_adapter(directory) else None
+    quantization = "nf4" if recipe.tuning.mode == "qlora" else None
+    loaded = _loaded(directory, record, resolve_dtype(recipe), quantization)
     tokenizer = load_tokenizer(prepared.directory)
     total, told = responses(job), progress or (lambda *_: None)
     measured = measure(loaded, tokenizer, job, lambda done: told(done, total))
@@ -140,10 +131,14 @@ def evaluate(
     )
 
 
-def _prepared(recipe: Recipe, home: Path) -> Artifact:
-    from alignflow.stages.launch import run_stage
+def _loaded(directory: Path, base: BaseModel | None, dtype: str, quantization: str | None) -> Any:
+    """The adapter on its base, ready to answer; the merged model where no base is given."""
+    from alignflow.models.loading import load_adapter, load_base, load_merged
 
-    return run_stage(stage_spec(recipe, "prepare", home, {}))
+    if base is None:
+        return load_merged(directory)
+    loaded = load_base(base, dtype=dtype, quantization=quantization)
+    return load_adapter(loaded, directory, base).eval()
 
 
 def generate(
@@ -176,19 +171,16 @@ def generate(
     from transformers import AutoTokenizer
 
     from alignflow.models.generate import generate as respond
-    from alignflow.models.loading import BaseModel, load_adapter, load_base, load_merged
+    from alignflow.models.loading import BaseModel
 
-    place = directory
+    place, record = directory, None
     if is_adapter(directory):
         source = base_of(directory, base)
         resolved = resolve_base_model(source)
         named = NamedModel(source=source.source, digest=resolved.digest)
         place = fetch_base(named, resolved.path)
         record = BaseModel(path=str(place), source=source.source, digest=resolved.digest)
-        loaded = load_base(record, dtype="float32", quantization=None)
-        loaded = load_adapter(loaded, directory, record).eval()
-    else:
-        loaded = load_merged(directory)
+    loaded = _loaded(directory, record, "float32", None)
     if (directory / "tokenizer_config.json").is_file():
         place = directory
     tokenizer = AutoTokenizer.from_pretrained(str(place), trust_remote_code=False)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from alignflow.data.lengths import limits_of
+from alignflow.errors import RecipeError
 from alignflow.evaluation import judging_files, own_file
-from alignflow.files import sha256_file
-from alignflow.pipeline.resolve import resolve_data_source
+from alignflow.files import digest_json, sha256_file
 from alignflow.recipe import (
     DATA_PARTS,
     TRAINING_STAGES,
@@ -20,8 +20,15 @@ from alignflow.recipe import (
     Recipe,
     RewardedSection,
 )
-from alignflow.recipe.resolve import digest_adapter, resolve_base_model, resolve_function
-from alignflow.settings import Settings
+from alignflow.recipe.names import is_builtin, is_hub_id, is_ledger, matching_files
+from alignflow.recipe.resolve import (
+    Resolved,
+    digest_adapter,
+    hub_commit,
+    resolve_base_model,
+    resolve_function,
+)
+from alignflow.settings import has_ledger
 from alignflow.stages.artifacts import Artifact
 from alignflow.stages.device import resolve_dtype
 from alignflow.stages.params import (
@@ -37,13 +44,9 @@ from alignflow.stages.spec import InputRef, StageSpec
 BASE_PARTS = ("base_model.json", "tokenizer")
 
 
-class Work(NamedTuple):
-    """What a stage is told beside what every stage is told."""
-
-    params: StageParams
-    inputs: Mapping[str, InputRef]
-    paths: Mapping[str, str]
-    """Where the files are whose digests stand in `params`."""
+Work = tuple[StageParams, dict[str, InputRef], dict[str, str]]
+"""What a stage is told beside what every stage is told: parameters, inputs, and where the files are
+whose digests stand in the parameters."""
 
 
 def stage_spec(
@@ -61,36 +64,30 @@ def stage_spec(
         RecipeError: The base model is not there.
         DataError: A data source is not there.
     """
-    work = _work_of(recipe, stage, home, artifacts)
-    inputs = dict(work.inputs)
+    if stage == "prepare":
+        params, inputs, paths = _prepare(recipe, home)
+    elif stage in ("evaluate", "merge"):
+        params, inputs, paths = _judge(recipe, stage, artifacts)
+    else:
+        params, inputs, paths = _train(recipe, stage, artifacts)
     if stage not in ("prepare", "pretrain") and "pretrain" in artifacts:
         inputs["pretrain"] = artifacts["pretrain"].ref(("base_model.json", "model"))
     return StageSpec(
         stage=stage,
         home=str(home),
-        params=work.params.as_json(),
+        params=params.as_json(),
         seed=recipe.seed,
         inputs=inputs,
         compute=recipe.compute,
-        paths=dict(work.paths),
+        paths=paths,
     )
-
-
-def _work_of(recipe: Recipe, stage: str, home: Path, artifacts: Mapping[str, Artifact]) -> Work:
-    if stage == "prepare":
-        return _prepare(recipe, home)
-    if stage == "evaluate":
-        return _evaluate(recipe, artifacts)
-    if stage == "merge":
-        return _merge(recipe, artifacts)
-    return _train(recipe, stage, artifacts)
 
 
 def _prepare(recipe: Recipe, home: Path) -> Work:
     base = resolve_base_model(recipe.base_model)
     paths = {"base_model": base.path} if base.path else {}
     digests = {}
-    for source in data_sources(recipe):
+    for source in [source for part in DATA_PARTS for source in getattr(recipe.data, part)]:
         resolved = resolve_data_source(source, home, recipe.seed)
         digests[source.source] = resolved.digest
         if resolved.path:
@@ -110,21 +107,43 @@ def _prepare(recipe: Recipe, home: Path) -> Work:
         max_examples=recipe.evaluation.max_examples,
         **optional,
     )
-    return Work(params, {}, paths)
+    return params, {}, paths
+
+
+def resolve_data_source(source: DataSource, home: Path, seed: int) -> Resolved:
+    """Digest of a data source's content; a Hub dataset's is its commit.
+
+    Raises:
+        RecipeError: No builtin data set has that name.
+        DataError: No file matches, or the ledger has no such set or snapshot.
+    """
+    if is_builtin(source.source):
+        from alignflow.builtin import rows
+
+        try:
+            content = rows(source.source.removeprefix("builtin:"), seed)
+        except KeyError as error:
+            raise RecipeError(f"data: {error.args[0]}.") from error
+        return Resolved(digest_json(content), None)
+    if is_ledger(source.source):
+        from alignflow.ledger import training_rows
+
+        name, _, snapshot = source.source.removeprefix("ledger:").partition("@")
+        path = training_rows(home, name, snapshot or None)
+        return Resolved(sha256_file(path), str(path))
+    if is_hub_id(source.source):
+        return Resolved(hub_commit(source.source, source.revision, "dataset"), None)
+    files = matching_files(source.source)
+    return Resolved(digest_json([sha256_file(path) for path in files]), None)
 
 
 def _held_out_prompts(home: Path) -> Path | None:
     """The ledger's hold-out, from which nothing is trained, whatever source it also stands in."""
-    if not (home / "ledger.db").exists() and not Settings().ledger_url:
+    if not has_ledger(home):
         return None  # SQLAlchemy stays unloaded
     from alignflow.ledger import held_out_file
 
     return held_out_file(home)
-
-
-def data_sources(recipe: Recipe) -> list[DataSource]:
-    """Every data source that the recipe's stages read."""
-    return [source for part in DATA_PARTS for source in getattr(recipe.data, part)]
 
 
 def _tuning(recipe: Recipe) -> dict[str, Any]:
@@ -161,41 +180,10 @@ def _train(recipe: Recipe, stage: str, artifacts: Mapping[str, Artifact]) -> Wor
         fields.setdefault("models", {})[field] = record
         if resolved.path:
             paths[field] = resolved.path
-    return Work(
-        TrainingParams(section=section.model_dump(mode="json"), **fields),
-        {
-            "data": artifacts["prepare"].ref((*BASE_PARTS, *recipe.parts_read(stage))),
-            **{role: artifacts[role].ref() for role in before if role in artifacts},
-        },
-        paths,
-    )
-
-
-def aligned(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> Artifact | None:
-    """The artifact of the last stage that trained the policy."""
-    return artifacts.get(recipe.method) or artifacts.get("sft")
-
-
-def _judged_inputs(
-    recipe: Recipe, artifacts: Mapping[str, Artifact], roles: tuple[str, ...]
-) -> dict[str, InputRef]:
-    parts = [part for part, rows in (("evaluation", recipe.data.evaluation), ("general", recipe.data.general)) if rows]  # fmt: skip
-    found = {
-        "sft": artifacts.get("sft"),
-        "aligned": aligned(recipe, artifacts),
-        "reward": artifacts.get("reward"),
-    }
-    return {
-        "data": artifacts["prepare"].ref((*BASE_PARTS, *parts)),
-        **{role: artifact.ref() for role in roles if (artifact := found[role])},
-    }
-
-
-def _evaluate(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> Work:
-    params = EvaluateParams(
-        section=recipe.evaluation, judged_by=judged_by(recipe), **_tuning(recipe)
-    )
-    return Work(params, _judged_inputs(recipe, artifacts, ("sft", "aligned", "reward")), {})
+    params = TrainingParams(section=section.model_dump(mode="json"), **fields)
+    data = artifacts["prepare"].ref((*BASE_PARTS, *recipe.parts_read(stage)))
+    models = {role: artifacts[role].ref() for role in before if role in artifacts}
+    return params, {"data": data, **models}, paths
 
 
 def judged_by(recipe: Recipe) -> dict[str, str]:
@@ -209,12 +197,17 @@ def digests_of_files(names: list[str]) -> dict[str, str]:
     return {name: sha256_file(path) for name, path in files.items() if path is not None}
 
 
-def _merge(recipe: Recipe, artifacts: Mapping[str, Artifact]) -> Work:
-    assert recipe.merge is not None
-    params = MergeParams(
-        section=recipe.merge,
-        evaluation=recipe.evaluation,
-        judged_by=judged_by(recipe),
-        **_tuning(recipe),
-    )
-    return Work(params, _judged_inputs(recipe, artifacts, ("sft", "aligned")), {})
+def _judge(recipe: Recipe, stage: str, artifacts: Mapping[str, Artifact]) -> Work:
+    """Of `evaluate`, and of `merge`, which judges what it made."""
+    aligned = artifacts.get(recipe.method) or artifacts.get("sft")
+    models = {"sft": artifacts.get("sft"), "aligned": aligned}
+    fields = {"judged_by": judged_by(recipe), **_tuning(recipe)}
+    if stage == "merge":
+        assert recipe.merge is not None
+        params = MergeParams(section=recipe.merge, evaluation=recipe.evaluation, **fields)
+    else:
+        params = EvaluateParams(section=recipe.evaluation, **fields)
+        models["reward"] = artifacts.get("reward")
+    parts = [part for part in ("evaluation", "general") if getattr(recipe.data, part)]
+    inputs = {role: artifact.ref() for role, artifact in models.items() if artifact}
+    return params, {"data": artifacts["prepare"].ref((*BASE_PARTS, *parts)), **inputs}, {}

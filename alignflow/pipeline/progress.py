@@ -25,8 +25,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from alignflow.stages.outcome import StageOutcome
-from alignflow.stages.spec import StageSpec
+from alignflow.stages.spec import StageOutcome, StageSpec
 
 MEGABYTE = 10**6
 logger = logging.getLogger(__name__)
@@ -158,37 +157,30 @@ class Bars:
 
 
 @contextmanager
-def shown_on(console: Console) -> Iterator[None]:
+def shown_on(console: Console | None) -> Iterator[None]:
     """Shows the stages of a run: bars on a terminal or in a notebook, a line per stage elsewhere.
 
-    In a notebook rich draws with ipywidgets; without them there is a line per stage.
+    In a notebook rich draws with ipywidgets; without them there is a line per stage. None shows
+    nothing.
     """
-    if not (console.is_terminal or (console.is_jupyter and _has_widgets())):
+    if console is None:
+        yield
+    elif not (console.is_terminal or (console.is_jupyter and _has_widgets())):
         with observed_by(Lines(console)):
             yield
-        return
-    columns = (
-        SpinnerColumn(finished_text="✓"),
-        TextColumn("{task.description:<9}"),
-        BarColumn(bar_width=28),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]} {task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
-    )
-    with Progress(*columns, console=console) as progress, observed_by(Bars(progress)):
-        yield
-
-
-@contextmanager
-def shown_if(wanted: bool) -> Iterator[None]:
-    """Shows the stages on stderr, or in the notebook that the block runs in, if that is wanted."""
-    if not wanted:
-        yield
-        return
-    with shown_on(Console(stderr=True)):
-        yield
+    else:
+        columns = (
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]} {task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
+        with Progress(*columns, console=console) as progress, observed_by(Bars(progress)):
+            yield
 
 
 def _has_widgets() -> bool:

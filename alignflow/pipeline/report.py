@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,7 @@ from alignflow.files import atomic_write_json, atomic_write_text, digest_json
 from alignflow.pipeline.report_page import loss_curves, render_cell, render_page
 from alignflow.recipe import METHODS, Recipe
 from alignflow.stages.layout import ADAPTER, MODEL
-from alignflow.stages.outcome import StageOutcome, StageState
-from alignflow.stages.spec import Record, RowAccount
+from alignflow.stages.spec import Record, RowAccount, StageOutcome, StageResult, StageState
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,17 +121,13 @@ def build_report(
     stages: Sequence[StageOutcome],
     mlflow: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What happened in a run, as JSON.
-
-    Args:
-        recipe: What was asked for.
-        run_id: Names the run.
-        status: `completed`, `failed` or `cancelled`.
-        seconds: Wall time of the whole run.
-        stages: What became of each stage, in order.
-        mlflow: `tracking_uri`, `experiment` and `run_id`.
-    """
-    evaluation, intervals = _evaluation(stages)
+    """What happened in a run, as JSON; `Report` says what its entries are."""
+    evaluation: dict[str, dict[str, float]] = {}
+    intervals: dict[str, dict[str, list[float]]] = {}
+    for outcome in stages:
+        if outcome.result is not None:
+            evaluation |= outcome.result.details.get("evaluation", {})
+            intervals |= outcome.result.details.get("intervals", {})
     return {
         "schema": SCHEMA,
         "run_id": run_id,
@@ -143,81 +138,55 @@ def build_report(
         "stages": [_stage(outcome) for outcome in stages],
         "evaluation": evaluation,
         "evaluation_intervals": intervals,
-        "adapter": _trained(stages),
-        "merged_model": _merged(stages),
+        "adapter": _made(stages, POLICY_STAGES, ADAPTER, MODEL),
+        "merged_model": _made(stages, ["merge"], MODEL),
         "registered_model": recipe.registered_model,
         "mlflow": dict(mlflow),
     }
 
 
 def _stage(outcome: StageOutcome) -> dict[str, Any]:
-    result = outcome.result
-    rows = (result.rows if result else None) or RowAccount()
-    return {
-        "stage": outcome.stage,
-        "key": outcome.key,
-        "state": outcome.state,
-        "seconds": round(outcome.seconds, 3),
-        "attempts": outcome.attempts,
-        "artifact": str(outcome.artifact) if outcome.artifact else None,
-        "mlflow_run_id": outcome.mlflow_run_id,
-        "metrics": dict(result.metrics) if result else {},
-        "rows": rows.model_dump(mode="json"),
-        **({"error": outcome.error} if outcome.error else {}),
-    }
+    result = outcome.result or StageResult()
+    report = StageReport(
+        **outcome.model_dump(exclude={"seconds", "result", "error", "exit_code"}),
+        seconds=round(outcome.seconds, 3),
+        metrics=result.metrics,
+        rows=result.rows or RowAccount(),
+        error=outcome.error or "",
+    )
+    return report.model_dump(mode="json", exclude=None if report.error else {"error"})
 
 
-def _evaluation(
-    stages: Iterable[StageOutcome],
-) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, list[float]]]]:
-    """Figures and intervals by model, of every stage that judged models."""
-    evaluation: dict[str, Any] = {}
-    intervals: dict[str, Any] = {}
-    for outcome in stages:
-        if outcome.result is not None:
-            evaluation |= outcome.result.details.get("evaluation", {})
-            intervals |= outcome.result.details.get("intervals", {})
-    return evaluation, intervals
-
-
-def _trained(stages: Iterable[StageOutcome]) -> str | None:
-    """Directory of the last policy's adapter; of its weights after full tuning."""
-    made = [
+def _made(stages: Iterable[StageOutcome], by: Iterable[str], *names: str) -> str | None:
+    """The last folder, of one of these names, that stages made."""
+    folders = [
         folder
-        for outcome in stages
-        if outcome.stage in POLICY_STAGES and outcome.artifact
-        for folder in [_first_folder(outcome.artifact, ADAPTER, MODEL)]
-        if folder
+        for stage in stages
+        if stage.stage in by and stage.artifact
+        for name in names
+        if (folder := stage.artifact / name).is_dir()
     ]
-    return made[-1] if made else None
+    return str(folders[-1]) if folders else None
 
 
-def _merged(stages: Iterable[StageOutcome]) -> str | None:
-    made = (stage.artifact for stage in stages if stage.stage == "merge" and stage.artifact)
-    return next((folder for path in made if (folder := _first_folder(path, MODEL))), None)
+def report_file(home: Path, run_id: str) -> Path:
+    """Where a run's report stands; its page beside it."""
+    return home / "runs" / run_id / "report.json"
 
 
-def _first_folder(directory: Path, *names: str) -> str | None:
-    return next((str(directory / name) for name in names if (directory / name).is_dir()), None)
-
-
-def run_directory(home: Path, run_id: str) -> Path:
-    """Where a run's report stands."""
-    return home / "runs" / run_id
+def recent_runs(home: Path) -> list[str]:
+    """Ids of the runs that left a report, the newest first."""
+    reports = (home / "runs").glob("*/report.json")
+    newest_first = sorted(reports, key=lambda path: -path.stat().st_mtime)
+    return [path.parent.name for path in newest_first]
 
 
 def write_report(home: Path, report: Mapping[str, Any], recipe: Recipe | None = None) -> Path:
-    """Writes `report.json` and `report.html`, and returns their directory.
-
-    Args:
-        home: Directory of all results.
-        report: From `build_report`.
-        recipe: Shown among the settings if given.
-    """
-    directory = run_directory(home, report["run_id"])
-    atomic_write_json(directory / "report.json", report)
-    atomic_write_text(directory / "report.html", render_page(report, recipe))
-    return directory
+    """Writes `report.json` and `report.html`, which shows the recipe; returns their directory."""
+    path = report_file(home, report["run_id"])
+    atomic_write_json(path, report)
+    atomic_write_text(path.with_suffix(".html"), render_page(report, recipe))
+    return path.parent
 
 
 def load_report(home: Path | str, run_id: str) -> Report:
@@ -226,12 +195,11 @@ def load_report(home: Path | str, run_id: str) -> Report:
     Raises:
         RecipeError: There is no such run, or its report is damaged; the message lists recent runs.
     """
-    path = run_directory(Path(home), run_id) / "report.json"
+    path = report_file(Path(home), run_id)
     try:
         return Report(json.loads(path.read_text()))
     except OSError:
-        recent = sorted(path.parent.parent.glob("*/report.json"), key=lambda p: -p.stat().st_mtime)
-        names = ", ".join(other.parent.name for other in recent[:5]) or "none"
+        names = ", ".join(recent_runs(Path(home))[:5]) or "none"
         raise RecipeError(f"There is no run {run_id} in {home}. Recent runs: {names}.") from None
     except ValueError as error:
         raise RecipeError(f"{path} is damaged ({error}). Run the recipe again.") from error
@@ -242,22 +210,20 @@ def key_figure(stage: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     name, metrics, evaluation = stage["stage"], stage["metrics"], report["evaluation"]
     if stage["state"] in ("failed", "skipped"):
         return stage.get("error", "")
-    if name in AFTER:
-        before = next((evaluation[model] for model in BEFORE[name] if model in evaluation), {})
-        after = evaluation.get(AFTER[name], {})
-        for metric in ("accuracy", "perplexity_general"):
-            if metric in before and metric in after:
-                return (
-                    f"{metric} {as_text(metric, before[metric])} → {as_text(metric, after[metric])}"
-                )
+    before = next((evaluation[model] for model in BEFORE.get(name, ()) if model in evaluation), {})
+    after = evaluation.get(AFTER.get(name), {})
+    for metric in ("accuracy", "perplexity_general"):
+        if metric in before and metric in after:
+            return _change(metric, before[metric], after[metric])
     if name == "evaluate":
-        ends = [evaluation[model] for model in ("sft", "base", "aligned") if model in evaluation]
-        if len(ends) > 1 and all("sampled_accuracy" in end for end in (ends[0], ends[-1])):
-            first, last = ends[0]["sampled_accuracy"], ends[-1]["sampled_accuracy"]
-            return f"sampled_accuracy {first:.1%} → {last:.1%}"
+        judged = [evaluation[model] for model in ("sft", "base", "aligned") if model in evaluation]
+        ends = [judged[0], judged[-1]] if len(judged) > 1 else []
+        sampled = [end["sampled_accuracy"] for end in ends if "sampled_accuracy" in end]
+        if len(sampled) == 2:
+            return _change("sampled_accuracy", *sampled)
     if name == "pretrain" and metrics.get("perplexity_domain") is not None:
         before, after = metrics["perplexity_domain_before"], metrics["perplexity_domain"]
-        return f"perplexity_domain {before:.3g} → {after:.3g}"
+        return _change("perplexity_domain", before, after)
     if name == "prepare":
         rows = stage["rows"]
         dropped = sum(rows["dropped"].values())
@@ -266,6 +232,10 @@ def key_figure(stage: Mapping[str, Any], report: Mapping[str, Any]) -> str:
         if metrics.get(metric) is not None:
             return f"{metric} {as_text(metric, metrics[metric])}"
     return ""
+
+
+def _change(metric: str, before: float | None, after: float | None) -> str:
+    return f"{metric} {as_text(metric, before)} → {as_text(metric, after)}"
 
 
 def as_text(metric: str, value: float | None) -> str:
@@ -298,37 +268,21 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
         console.print(f"{label:<14}{value}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _places(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _places(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What to open next."""
-    places = []
     if report["merged_model"]:
-        places.append(("merged model", report["merged_model"]))
-        command = f'alignflow generate {shlex.quote(report["merged_model"])} "your prompt"'
-        places.append(("try it", command))
+        yield "merged model", report["merged_model"]
+        yield "try it", f'alignflow generate {shlex.quote(report["merged_model"])} "your prompt"'
     elif report["adapter"]:
-        places.append(("adapter", report["adapter"]))
-    home = _home_of(report)
+        yield "adapter", report["adapter"]
+    artifacts = [Path(stage["artifact"]) for stage in report["stages"] if stage["artifact"]]
+    home = artifacts[0].parents[2] if artifacts else None  # <home>/artifacts/<stage>/<key>
     if home is not None:
-        page = run_directory(home, report["run_id"]) / "report.html"
-        places.append(("report", str(page)))
-    address = report["mlflow"].get("tracking_uri")
-    if address:
-        places.append(("MLflow", _mlflow_command(address)))
-    if home is not None and (home / "prefect").is_dir():
-        folder = shlex.quote(str(home / "prefect"))
-        places.append(("Prefect", f"PREFECT_HOME={folder} prefect server start"))
-    return places
-
-
-def _mlflow_command(address: str) -> str:
+        yield "report", str(report_file(home, report["run_id"]).with_suffix(".html"))
+    address = report["mlflow"].get("tracking_uri") or ""
     if address.startswith("http"):
-        return address
-    return f"mlflow ui --backend-store-uri {shlex.quote(address)}"
-
-
-def _home_of(report: Mapping[str, Any]) -> Path | None:
-    """The home that a report's artifacts stand in: <home>/artifacts/<stage>/<key>."""
-    for stage in report["stages"]:
-        if stage["artifact"]:
-            return Path(stage["artifact"]).parents[2]
-    return None
+        yield "MLflow", address
+    elif address:
+        yield "MLflow", f"mlflow ui --backend-store-uri {shlex.quote(address)}"
+    if home is not None and (home / "prefect").is_dir():
+        yield "Prefect", f"PREFECT_HOME={shlex.quote(str(home / 'prefect'))} prefect server start"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, Template
+from jinja2 import Environment, FileSystemLoader
 
 from alignflow.data.groups import PARAPHRASE
 from alignflow.errors import ArtifactError
@@ -28,10 +28,9 @@ CURVES_PER_STAGE = 6
 def render_page(report: Mapping[str, Any], recipe: Recipe | None = None) -> str:
     """The page of a report. Artifacts that are gone are left out."""
     artifacts = _artifacts(report)
-    return _template(PAGE).render(
-        report=report,
-        models=[model for model in MODELS if model in report["evaluation"]],
-        leading=metric_rows(report, leading=True),
+    return _rendered(
+        PAGE,
+        report,
         others=metric_rows(report, leading=False),
         curves={stage: curves(artifact) for stage, artifact in artifacts.items()},
         samples=_samples(artifacts),
@@ -43,18 +42,16 @@ def render_page(report: Mapping[str, Any], recipe: Recipe | None = None) -> str:
 
 def render_cell(report: Mapping[str, Any], figures: Mapping[str, str]) -> str:
     """A report as a notebook shows it: its stages with a figure each, and the leading metrics."""
-    return _template(CELL).render(
-        report=report,
-        figures=figures,
-        models=[model for model in MODELS if model in report["evaluation"]],
-        leading=metric_rows(report, leading=True),
-    )
+    return _rendered(CELL, report, figures=figures)
 
 
-def _template(name: str) -> Template:
+def _rendered(template: str, report: Mapping[str, Any], **values: Any) -> str:
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template(name)
+    models = [model for model in MODELS if model in report["evaluation"]]
+    leading = metric_rows(report, leading=True)
+    page = environment.get_template(template)
+    return page.render(report=report, models=models, leading=leading, **values)
 
 
 def _artifacts(report: Mapping[str, Any]) -> dict[str, Artifact]:
@@ -110,23 +107,26 @@ def _cell(name: str, value: float | None, interval: list[float] | None) -> dict[
 
 def curves(artifact: Artifact) -> list[dict[str, str]]:
     """Curves of a stage's metrics over its steps."""
-    history = metric_history(read_events(artifact.directory / EVENTS_FILE))
+    history = _history(artifact)
     drawn = {n: points for n, points in history.items() if len(points) > 2 and n not in UNDRAWN}
-    if artifact.stage in UNTRAINED:
-        return []
     order = [n for n in CURVES_LEADING if n in drawn] + sorted(set(drawn) - set(CURVES_LEADING))
     return [{"name": name, "svg": line_plot(drawn[name])} for name in order[:CURVES_PER_STAGE]]
 
 
 def loss_curves(report: Mapping[str, Any]) -> dict[str, dict[str, dict[int, float]]]:
     """Stage to the losses that it has over its steps, of stages that trained and are still there."""
+    histories = {stage: _history(artifact) for stage, artifact in _artifacts(report).items()}
     return {
         stage: losses
-        for stage, artifact in _artifacts(report).items()
-        if stage not in UNTRAINED
-        for history in [metric_history(read_events(artifact.directory / EVENTS_FILE))]
+        for stage, history in histories.items()
         if (losses := {name: history[name] for name in LOSSES if name in history})
     }
+
+
+def _history(artifact: Artifact) -> dict[str, dict[int, float]]:
+    """Metric to step to value; empty where a stage trains nothing."""
+    untrained = artifact.stage in UNTRAINED
+    return {} if untrained else metric_history(read_events(artifact.directory / EVENTS_FILE))
 
 
 def _samples(artifacts: Mapping[str, Artifact]) -> list[dict[str, str]]:

@@ -9,21 +9,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rich.console import Console
+
 from alignflow.checking.checked import preflight
 from alignflow.errors import AlignflowError
 from alignflow.merging import require_certificate
 from alignflow.pipeline.driver import IN_PROCESS, Driver
 from alignflow.pipeline.plan import stage_spec
-from alignflow.pipeline.progress import observed_by, shown_if, tell
+from alignflow.pipeline.progress import observed_by, shown_on, tell
 from alignflow.pipeline.report import Report, build_report, write_report
 from alignflow.recipe import PPOSection, Recipe
 from alignflow.settings import resolve_home
 from alignflow.stages import forkserver
-from alignflow.stages.artifacts import Artifact, work_directory
+from alignflow.stages.artifacts import Artifact, find, work_directory
 from alignflow.stages.events import EVENTS_FILE, read_events
 from alignflow.stages.launch import next_attempt
-from alignflow.stages.outcome import StageOutcome
-from alignflow.stages.spec import StageSpec
+from alignflow.stages.spec import StageOutcome, StageSpec
 from alignflow.tracking import Tracker, mlflow_run_of
 from alignflow.training.reward_gate import weakness
 
@@ -74,14 +75,14 @@ class PipelineRun:
         spec = None
         try:
             spec = self.spec_of(stage)
-            artifact, cached = self._started_and_completed(spec)
+            artifact, outcome = self._made(spec, started)
             if stage == "merge":
                 require_certificate(artifact.directory / "model")
         except BaseException as error:
             self._ended(_failed(stage, spec, error, time.monotonic() - started))
             raise
         self.artifacts[stage] = artifact
-        self._ended(_done(artifact, cached, time.monotonic() - started))
+        self._ended(outcome)
 
     def spec_of(self, stage: str) -> StageSpec:
         """What `stage` has to do."""
@@ -89,15 +90,25 @@ class PipelineRun:
 
     def aside(self, spec: StageSpec) -> Artifact:
         """Has a stage done that is about another model than the run's, beside its own stages."""
-        started = time.monotonic()
-        artifact, cached = self._started_and_completed(spec)
-        outcome = _done(artifact, cached, time.monotonic() - started)
+        artifact, outcome = self._made(spec, time.monotonic())
         tell(lambda observer: observer.stage_ended(outcome))
         return artifact
 
-    def _started_and_completed(self, spec: StageSpec) -> tuple[Artifact, bool]:
+    def _made(self, spec: StageSpec, started: float) -> tuple[Artifact, StageOutcome]:
         tell(lambda observer: observer.stage_started(spec))
-        return self.driver.complete_stage(spec, self.recipe.compute)
+        finished = find(self.home, spec.stage, spec.key)
+        if finished is None:
+            forkserver.ensure()  # imports overlap `prepare`; a run that is all cached needs none
+        artifact, cached = self.driver.complete_stage(spec, self.recipe.compute, finished)
+        return artifact, StageOutcome(
+            stage=artifact.stage,
+            key=artifact.key,
+            state="cached" if cached else "completed",
+            seconds=time.monotonic() - started,
+            attempts=artifact.attempts,
+            artifact=artifact.directory,
+            result=artifact.result,
+        )
 
     def _ended(self, outcome: StageOutcome) -> None:
         self.outcomes[outcome.stage] = outcome
@@ -111,11 +122,11 @@ class PipelineRun:
         """Builds and writes the report and hands it to MLflow."""
         tracker = self.tracker
         tracker.drain()
-        stages = [
-            outcome.model_copy(update={"mlflow_run_id": self._mlflow_run(outcome)})
-            for stage in self._planned
-            for outcome in [self.outcomes.get(stage) or StageOutcome(stage=stage, state="skipped")]
-        ]
+        stages = []
+        for stage in self._planned:
+            outcome = self.outcomes.get(stage) or StageOutcome(stage=stage, state="skipped")
+            recorded = mlflow_run_of(self.home, stage, outcome.key) if outcome.key else None
+            stages.append(outcome.model_copy(update={"mlflow_run_id": recorded}))
         built = build_report(
             recipe=self.recipe,
             run_id=self.run_id,
@@ -129,21 +140,6 @@ class PipelineRun:
         tracker.finish(status, self.report, folder)
         if address := tracker.address():
             self.driver.link(address)
-
-    def _mlflow_run(self, outcome: StageOutcome) -> str | None:
-        return mlflow_run_of(self.home, outcome.stage, outcome.key) if outcome.key else None
-
-
-def _done(artifact: Artifact, cached: bool, seconds: float) -> StageOutcome:
-    return StageOutcome(
-        stage=artifact.stage,
-        key=artifact.key,
-        state="cached" if cached else "completed",
-        seconds=seconds,
-        attempts=artifact.attempts,
-        artifact=artifact.directory,
-        result=artifact.result,
-    )
 
 
 def _failed(
@@ -205,7 +201,7 @@ def run(
     """
     preflight(recipe, recipe.name)
     this = PipelineRun(recipe, resolve_home(home), run_id or new_run_id(recipe.name), IN_PROCESS)
-    with shown_if(progress), watched(this):
+    with shown_on(Console(stderr=True) if progress else None), watched(this):
         for stage in recipe.stages:
             this.complete(this.in_force(stage))
     return this.report

@@ -13,14 +13,13 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from alignflow.errors import RecipeError, StageError
-from alignflow.stages.process import die_with
+from alignflow.stages.process import die_with, start_module
 
 PR_SET_CHILD_SUBREAPER = 36
 START_SECONDS = 300.0
@@ -37,18 +36,8 @@ class Service:
         self.name = name
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-P", "-m", "alignflow.services.children"),
-                    *(str(os.getpid()), *command),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=dict(environment),
-                start_new_session=True,
-            )
+        guarded = [os.getpid(), *command]
+        self._process = start_module("alignflow.services.children", guarded, environment, log)
 
     @property
     def exit_code(self) -> int | None:
@@ -61,14 +50,8 @@ class Service:
         Raises:
             StageError: The process ended, or does not answer.
         """
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline and self.exit_code is None:
-            try:
-                with urllib.request.urlopen(address, timeout=10):
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.2)
-        raise self.failure()
+        if not answers(self._process, address):
+            raise self.failure()
 
     def wait_until_done(self) -> None:
         """Returns once the process has ended well.
@@ -87,19 +70,29 @@ class Service:
 
     def stop(self) -> None:
         """Asks the whole group to end, and ends it if it does not."""
-        _signal_group(self._process.pid, signal.SIGTERM)
+        end_group(self._process)
+
+
+def answers(process: subprocess.Popen[bytes], address: str) -> bool:
+    """Waits for a server: whether `address` answers in time, before its process ends."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
         try:
-            self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            _signal_group(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            with urllib.request.urlopen(address, timeout=10):
+                return True
+        except OSError:  # urllib's are too
+            time.sleep(0.1)
+    return False
 
 
-def _signal_group(group: int, number: signal.Signals) -> None:
-    try:
-        os.killpg(group, number)
-    except ProcessLookupError:
-        return
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Asks the group that a process heads to end, and ends it if it does not."""
+    for number, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, None)):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+            return
 
 
 @contextmanager
@@ -146,11 +139,6 @@ def demand_free(host: str, port: int, option: str) -> None:
         ) from error
 
 
-def main() -> None:
-    """Becomes the command, with a guard that ends its group once our starter is gone."""
+if __name__ == "__main__":  # becomes the command; a guard ends its group once our starter is gone
     die_with(int(sys.argv[1]))
     os.execv(sys.argv[2], sys.argv[2:])
-
-
-if __name__ == "__main__":
-    main()

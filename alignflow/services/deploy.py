@@ -52,7 +52,7 @@ def check_recipe(recipe: str) -> dict[str, Any]:
             (`retraining.require_retrain`), or the home is not absolute.
     """
     path = Path(os.environ.get("ALIGNFLOW_RECIPE", recipe))
-    home = deployed_home()
+    home = absolute_home(Settings().home)
     checked = with_absolute_paths(load_recipe(path, []), Path.cwd())
     require_retrain(checked)
     raise_errors(str(path), recipe_findings(checked, small_model=False))
@@ -81,18 +81,18 @@ def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
     return passed
 
 
-def deployed_home() -> Path:
-    """ALIGNFLOW_HOME.
+def absolute_home(given: Path) -> Path:
+    """The home of deployed flows.
 
     Raises:
         RecipeError: It is relative, so that a deployed flow would start with an empty ledger.
     """
-    home = Settings().home.expanduser()
+    home = given.expanduser()
     if not home.is_absolute():
         raise RecipeError(
-            f"ALIGNFLOW_HOME is {home}, a relative path. A deployed flow runs in another directory "
-            "and would find an empty ledger there: set it to an absolute directory on storage "
-            "that every worker mounts."
+            f"The flow's home is {home}, a relative path, but a deployed flow runs in a temporary "
+            "directory and would find an empty ledger there. Set the parameter `home` or "
+            "ALIGNFLOW_HOME to an absolute directory on storage that every worker mounts."
         )
     return home
 
@@ -102,16 +102,12 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     values = recipe.model_dump(mode="json", exclude_unset=True)
     for part in DATA_PARTS:
         for source in values.get("data", {}).get(part, ()):
-            source["source"] = _absolute_data(source["source"], folder)
+            name = source["source"]
+            if ":" not in name and name.endswith(DATA_SUFFIXES):  # it need not be there yet
+                source["source"] = str(folder / name)
     for field in PATH_FIELDS:
         _move(values, field.split("."), folder)
     return Recipe.model_validate(values)
-
-
-def _absolute_data(source: str, folder: Path) -> str:
-    """A file or glob need not be there yet."""
-    local = ":" not in source and source.endswith(DATA_SUFFIXES)
-    return str(folder / source) if local else source
 
 
 def _move(place: Any, parts: list[str], folder: Path) -> None:
@@ -119,20 +115,16 @@ def _move(place: Any, parts: list[str], folder: Path) -> None:
     if isinstance(place, list):
         for entry in place:
             _move(entry, parts, folder)
-        return
-    name, *rest = parts
-    if name == "*" and isinstance(place, dict):
-        for entry in place.values():
-            _move(entry, rest, folder)
-        return
-    if not isinstance(place, dict) or place.get(name) is None:
-        return
-    if rest:
-        _move(place[name], rest, folder)
-    elif isinstance(place[name], list):
-        place[name] = [_absolute(entry, folder) for entry in place[name]]
-    else:
-        place[name] = _absolute(place[name], folder)
+    elif isinstance(place, dict):
+        name, *rest = parts
+        for key in list(place) if name == "*" else [name]:
+            value = place.get(key)
+            if rest:
+                _move(value, rest, folder)
+            elif isinstance(value, list):
+                place[key] = [_absolute(entry, folder) for entry in value]
+            elif value is not None:
+                place[key] = _absolute(value, folder)
 
 
 def _absolute(text: Any, folder: Path) -> Any:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -26,7 +26,6 @@ from alignflow.checking.needs import (
     nearest_directory,
 )
 from alignflow.settings import Settings, without_password
-from alignflow.stages.spec import Record
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 TORCH_SECONDS = 120
@@ -57,7 +56,7 @@ print(json.dumps(seen))
 State = Literal["good", "note", "bad"]
 
 
-class Fact(Record):
+class Fact(NamedTuple):
     """One thing about the machine."""
 
     state: State
@@ -94,19 +93,13 @@ def probe_torch() -> dict[str, Any]:
 
 def _python_facts() -> Iterator[Fact]:
     good = (3, 11) <= sys.version_info < (3, 13)
-    yield Fact(
-        state="good" if good else "bad",
-        name="python",
-        text=f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-        + ("" if good else "; alignflow needs 3.11 or 3.12"),
-    )
+    text = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    text += "" if good else "; alignflow needs 3.11 or 3.12"
+    yield Fact("good" if good else "bad", "python", text)
     cores = len(os.sched_getaffinity(0))
     memory = memory_available()
-    yield Fact(
-        state="good",
-        name="cores",
-        text=f"{cores} CPU cores; {gib(memory) if memory else 'unknown'} memory free",
-    )
+    text = f"{cores} CPU cores; {gib(memory) if memory else 'unknown'} memory free"
+    yield Fact("good", "cores", text)
 
 
 def _library_facts() -> Iterator[Fact]:
@@ -120,20 +113,18 @@ def _library_facts() -> Iterator[Fact]:
             have = version(requirement.name)
         except PackageNotFoundError:
             text = f"is not installed; alignflow needs {requirement.name}{requirement.specifier}"
-            yield Fact(state="bad", name=requirement.name, text=text)
+            yield Fact("bad", requirement.name, text)
             continue
         if not requirement.specifier.contains(have, prereleases=True):
             text = f"{have} is installed; alignflow needs {requirement.specifier}"
-            yield Fact(state="bad", name=requirement.name, text=text)
+            yield Fact("bad", requirement.name, text)
         lock = locked.get(requirement.name.lower())
         if lock and have.partition("+")[0] not in SpecifierSet(f"=={lock}"):
             differing.append(f"{requirement.name} {have} (lock {lock})")
     if differing:
-        yield Fact(
-            state="note", name="lock", text="differs from constraints.txt: " + ", ".join(differing)
-        )
+        yield Fact("note", "lock", "differs from constraints.txt: " + ", ".join(differing))
     elif locked:
-        yield Fact(state="good", name="lock", text="libraries are those of constraints.txt")
+        yield Fact("good", "lock", "libraries are those of constraints.txt")
 
 
 def _locked_versions() -> dict[str, str]:
@@ -145,22 +136,18 @@ def _locked_versions() -> dict[str, str]:
 
 def _torch_facts(torch: dict[str, Any]) -> Iterator[Fact]:
     if "torch" in torch:
-        yield Fact(
-            state="good", name="torch", text=f"{torch['torch']}, CUDA {torch['cuda'] or 'none'}"
-        )
+        yield Fact("good", "torch", f"{torch['torch']}, CUDA {torch['cuda'] or 'none'}")
     if "error" in torch:
-        yield Fact(state="bad", name="torch", text=torch["error"])
+        yield Fact("bad", "torch", torch["error"])
     for gpu in torch.get("gpus", []):
         text = f"{gpu['name']}, {gib(gpu['memory_bytes'])}, capability {gpu['capability']}"
-        yield Fact(state="good", name="gpu", text=text)
+        yield Fact("good", "gpu", text)
     if "torch" in torch and not torch.get("gpus"):
-        yield Fact(
-            state="note", name="gpu", text="none, training is on the CPU" + _why_no_gpu(torch)
-        )
+        yield Fact("note", "gpu", "none, training is on the CPU" + _why_no_gpu(torch))
     if "nf4" in torch:
         works = bool(torch["nf4"])
         text = "NF4 works, so qlora does" if works else "NF4 gives wrong numbers; do not use qlora"
-        yield Fact(state="good" if works else "bad", name="bitsandbytes", text=text)
+        yield Fact("good" if works else "bad", "bitsandbytes", text)
 
 
 def _why_no_gpu(torch: dict[str, Any]) -> str:
@@ -191,7 +178,7 @@ def _size_facts(torch: dict[str, Any]) -> Iterator[Fact]:
         if too_large:
             need = SIZES[too_large] * per_parameter + LIBRARIES_BYTES + ROOM_BYTES
             text += f" ({too_large} needs about {gib(need)}, there are {gib(have)})"
-        yield Fact(state="good" if fits else "note", name=mode, text=text)
+        yield Fact("good" if fits else "note", mode, text)
 
 
 def _disk_facts(home: Path) -> Iterator[Fact]:
@@ -204,7 +191,7 @@ def _disk_facts(home: Path) -> Iterator[Fact]:
         text += f"; {place} cannot be written to"
     elif not enough:
         text += f"; runs need at least {gib(LEAST_DISK_BYTES)}"
-    yield Fact(state="good" if writable and enough else "bad", name="home", text=text)
+    yield Fact("good" if writable and enough else "bad", "home", text)
 
 
 def _server_facts() -> Iterator[Fact]:
@@ -214,11 +201,11 @@ def _server_facts() -> Iterator[Fact]:
         ("mlflow", settings.mlflow_tracking_uri, "SQLite in the home"),
     ):
         text = f"server {without_password(address)}" if address else alone
-        yield Fact(state="good", name=name, text=text)
+        yield Fact("good", name, text)
     for port, what in PORTS.items():
         if _is_taken(port):
             text = f"{port} is in use (a {what}, or another program that one would collide with)"
-            yield Fact(state="note", name="port", text=text)
+            yield Fact("note", "port", text)
 
 
 def _is_taken(port: int) -> bool:
@@ -231,4 +218,4 @@ def _hub_facts() -> Iterator[Fact]:
     offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")
     token = "HF_TOKEN is set" if os.environ.get("HF_TOKEN") else "no HF_TOKEN, so no gated models"
     text = f"{token}{'; HF_HUB_OFFLINE is on, so nothing is downloaded' if offline else ''}"
-    yield Fact(state="note" if offline else "good", name="hub", text=text)
+    yield Fact("note" if offline else "good", "hub", text)

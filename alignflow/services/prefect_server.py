@@ -13,17 +13,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 from alignflow.errors import StageError
-from alignflow.stages.process import wait_for_death
+from alignflow.services.children import answers, end_group
+from alignflow.stages.process import start_module, wait_for_death
 
-START_SECONDS = 180
-STOP_SECONDS = 10
 # The names by which Prefect's own temporary server says that it is one.
 EPHEMERAL = {
     "PREFECT_UI_ENABLED": "0",
@@ -41,52 +37,28 @@ def start_temporary_server(home: Path) -> Callable[[], None]:
     if os.environ.get("PREFECT_API_URL"):
         return lambda: None
     log = home / "prefect" / "server.log"
+    log.unlink(missing_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as line:
         address = f"http://127.0.0.1:{line.getsockname()[1]}/api"
-        process = _start(line, log)
+        # A session of its own: Ctrl-C is for the flow, which still has states to report.
+        process = start_module(
+            "alignflow.services.prefect_server",
+            [line.fileno(), os.getpid()],
+            {**os.environ, **EPHEMERAL},
+            log,
+            pass_fds=[line.fileno()],
+        )
     os.environ["PREFECT_API_URL"] = address
-    atexit.register(_stop, process)
+    atexit.register(end_group, process)  # once it has written what it has heard of the run
     return lambda: _wait(process, address, log)
 
 
-def _start(line: socket.socket, log: Path) -> subprocess.Popen[bytes]:
-    with log.open("wb") as output:
-        return subprocess.Popen(
-            [
-                *(sys.executable, "-P", "-m", "alignflow.services.prefect_server"),
-                *(str(line.fileno()), str(os.getpid())),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            pass_fds=[line.fileno()],
-            env={**os.environ, **EPHEMERAL},
-            start_new_session=True,  # Ctrl-C is for the flow, which still has states to report
-        )
-
-
 def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=START_SECONDS):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    raise StageError(
-        f"Prefect's temporary server did not start (log: {log}). Run again, or set "
-        "PREFECT_API_URL to a server of yours."
-    )
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Lets the server write what it has heard of the run, then ends it."""
-    process.terminate()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    if not answers(process, f"{address}/health"):
+        raise StageError(
+            f"Prefect's temporary server did not start (log: {log}). Run again, or set "
+            "PREFECT_API_URL to a server of yours."
+        )
 
 
 def main() -> None:

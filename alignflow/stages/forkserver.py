@@ -10,6 +10,8 @@ Protocol, JSON lines over a socket pair: `{"work", "attempt", "environment"}` as
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
 import select
@@ -18,14 +20,14 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from alignflow.errors import StageError
 from alignflow.stages.environment import stage_environment
-from alignflow.stages.process import run_and_exit, wait_for_death
+from alignflow.stages.process import run_and_exit, start_module, wait_for_death
 
 PRELOAD = ("torch", "transformers", "peft", "trl")
 PRELOAD_NAMES = (
@@ -64,17 +66,12 @@ class Forkserver:
         environment = stage_environment("forkserver", offline=True)
         # Asks the driver's library about devices without opening them.
         environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-P", "-m", "alignflow.stages.forkserver"),
-                *(str(theirs.fileno()), str(os.getpid()), ",".join(preload)),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+        self._process = start_module(
+            "alignflow.stages.forkserver",
+            [theirs.fileno(), os.getpid(), ",".join(preload)],
+            environment,
+            Path(os.devnull),
             pass_fds=[theirs.fileno()],
-            env=environment,
-            start_new_session=True,
         )
         theirs.close()
         self._socket = ours
@@ -206,8 +203,6 @@ def _end_with(flow_pid: int) -> None:
 
 def preload(modules: list[str]) -> str | None:
     """Imports `modules` and what stages take from them; returns why forking would be unsafe."""
-    import importlib
-
     for name in modules:
         importlib.import_module(name)
     for dotted in PRELOAD_NAMES:
@@ -218,8 +213,6 @@ def preload(modules: list[str]) -> str | None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return "a library initialized CUDA while being imported"
-    import gc
-
     gc.freeze()  # keeps the imported modules' pages shared after a fork
     return None
 
@@ -259,13 +252,11 @@ def _fork(request: dict[str, Any], line: socket.socket, flow_pid: int) -> int:
     return pid
 
 
-def _ended(children: set[int]) -> list[tuple[int, int]]:
-    ended: list[tuple[int, int]] = []
-    for pid in children:
+def _ended(children: set[int]) -> Iterator[tuple[int, int]]:
+    for pid in tuple(children):
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
-            ended.append((pid, os.waitstatus_to_exitcode(status)))
-    return ended
+            yield pid, os.waitstatus_to_exitcode(status)
 
 
 def _say(line: socket.socket, **reply: Any) -> None:

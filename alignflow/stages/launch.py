@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,7 +16,7 @@ from typing import Any, Protocol
 
 from alignflow.errors import AlignflowError, OutOfMemory, StageError, error_for
 from alignflow.files import atomic_write_text
-from alignflow.recipe import STAGES, ComputeSection
+from alignflow.recipe import STAGES
 from alignflow.stages.artifacts import (
     Artifact,
     artifact_directory,
@@ -30,7 +28,7 @@ from alignflow.stages.device import first_micro_batch, largest_divisor
 from alignflow.stages.environment import stage_environment
 from alignflow.stages.events import EVENTS_FILE, EventTail, EventWriter, read_events
 from alignflow.stages.forkserver import Forkserver, ForkserverGone
-from alignflow.stages.process import LOG_FILE, SPEC_FILE
+from alignflow.stages.process import LOG_FILE, SPEC_FILE, start_module
 from alignflow.stages.spec import StageSpec
 
 POLL_SECONDS = 0.05
@@ -54,10 +52,7 @@ class Child(Protocol):
 
 
 def run_stage(
-    spec: StageSpec,
-    *,
-    on_event: EventHandler | None = None,
-    server: Forkserver | None = None,
+    spec: StageSpec, *, on_event: EventHandler | None = None, server: Forkserver | None = None
 ) -> Artifact:
     """The artifact of `spec`: found if it is finished, else made by one attempt in a child.
 
@@ -79,16 +74,12 @@ def run_stage(
     plan = with_smaller_micro_batch(spec, before)
     atomic_write_text(work / SPEC_FILE, plan.model_dump_json(indent=2))
     oom_kills = count_oom_kills()
-    code = _watched(plan, work, attempt, on_event or _ignore, server)
+    code = _watched(plan, work, attempt, on_event or (lambda _: None), server)
     if code == 0:
         return read_manifest(artifact_directory(home, spec.stage, spec.key))
     if finished := find(home, spec.stage, spec.key):
         return finished  # published, then killed: what counts is the artifact
     raise _failure(spec, work, attempt, code, out_of_memory=count_oom_kills() > oom_kills)
-
-
-def _ignore(_event: Mapping[str, Any]) -> None:
-    pass
 
 
 def next_attempt(events: list[dict[str, Any]]) -> int:
@@ -124,45 +115,33 @@ def _watched(
     offset = (work / EVENTS_FILE).stat().st_size if (work / EVENTS_FILE).exists() else 0
     tail = EventTail(work / EVENTS_FILE, offset)
     child = start_child(spec.stage, work, attempt, server)
+    started = heard = time.monotonic()
     try:
-        watch = _Watch(spec.compute)
         while (code := child.poll()) is None:
             for event in tail.poll():
                 seen += 1
-                watch.heard()
+                heard = time.monotonic()
                 on_event(event)
-            watch.check(spec.stage)
+            _demand_in_time(spec, started, heard)
             time.sleep(POLL_SECONDS)
     finally:
         kill_group(child)
-    left = list(tail.poll()) if code else read_events(finished)[seen:]
-    for event in left:
+    for event in tail.poll() if code else read_events(finished)[seen:]:
         on_event(event)
     return code
 
 
-class _Watch:
-    """How long a stage may run, and how long it may be silent."""
-
-    def __init__(self, compute: ComputeSection) -> None:
-        self._timeout_seconds = compute.timeout_seconds
-        self._stall_seconds = compute.stall_seconds
-        self._started = self._heard = time.monotonic()
-
-    def heard(self) -> None:
-        self._heard = time.monotonic()
-
-    def check(self, stage: str) -> None:
-        now = time.monotonic()
-        if now - self._heard > self._stall_seconds:
+def _demand_in_time(spec: StageSpec, started: float, heard: float) -> None:
+    """Refuses to wait on for a stage that is silent, or runs, for longer than it may."""
+    for since, field, did in (
+        (heard, "stall_seconds", "made no progress"),
+        (started, "timeout_seconds", "ran"),
+    ):
+        limit = getattr(spec.compute, field)
+        if time.monotonic() - since > limit:
             raise StageError(
-                f"{stage} made no progress for {self._stall_seconds:g} s and was stopped. "
-                "Raise compute.stall_seconds if it is only slow."
-            )
-        if now - self._started > self._timeout_seconds:
-            raise StageError(
-                f"{stage} ran for {self._timeout_seconds:g} s and was stopped. "
-                "Raise compute.timeout_seconds if it is only slow."
+                f"{spec.stage} {did} for {limit:g} s and was stopped. "
+                f"Raise compute.{field} if it is only slow."
             )
 
 
@@ -172,18 +151,8 @@ def start_child(stage: str, work: Path, attempt: int, server: Forkserver | None 
     if server is not None and not STAGES[stage].online:  # the server's HF_* variables say offline
         with suppress(ForkserverGone):
             return server.fork(work, attempt, environment)
-    with (work / LOG_FILE).open("ab") as log:
-        return subprocess.Popen(
-            [
-                *(sys.executable, "-P", "-m", "alignflow.stages.process"),
-                *("--work", str(work), "--attempt", str(attempt), "--flow-pid", str(os.getpid())),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environment,
-            start_new_session=True,
-        )
+    arguments = (work, attempt, os.getpid())
+    return start_module("alignflow.stages.process", arguments, environment, work / LOG_FILE)
 
 
 def kill_group(child: Child) -> None:
@@ -203,15 +172,13 @@ def _failure(
 ) -> AlignflowError:
     """What an exit code means; a death by signal is written into the event file for the child."""
     if code > 0:
-        texts = [
+        texts = [f"{spec.stage} ended with code {code} (log: {work / LOG_FILE})"]
+        texts += [
             event["text"]
             for event in read_events(work / EVENTS_FILE)
             if event["kind"] == "error" and event["attempt"] == attempt
         ]
-        text = (
-            texts[-1] if texts else f"{spec.stage} ended with code {code} (log: {work / LOG_FILE})"
-        )
-        return error_for(code, text)
+        return error_for(code, texts[-1])
     name = signal.Signals(-code).name
     error = (
         OutOfMemory(f"{spec.stage} was killed by {name}: the machine ran out of memory.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 ADAPTER, MODEL = "adapter", "model"
 """Folders of what a training stage made, one of the two; a merge artifact's weights are in MODEL."""
@@ -15,46 +14,26 @@ CHECKPOINTS = "checkpoints"
 """In a stage's work directory."""
 
 
-class Prepared(NamedTuple):
+class Prepared:
     """Files of a `prepare` artifact."""
 
-    directory: Path
-
-    @property
-    def base_model(self) -> Path:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.base_model = directory / "base_model.json"
         """What the base model is."""
-        return self.directory / "base_model.json"
-
-    @property
-    def location(self) -> Path:
+        self.location = directory / "location.json"
         """Where the base model is on this machine."""
-        return self.directory / "location.json"
-
-    @property
-    def tokenizer(self) -> Path:
+        self.tokenizer = directory / "tokenizer"
         """Folder of the tokenizer with the chat template in force."""
-        return self.directory / "tokenizer"
-
-    @property
-    def accounts(self) -> Path:
+        self.accounts = directory / "rows.json"
         """The row account of each part."""
-        return self.directory / "rows.json"
-
-    @property
-    def dropped(self) -> Path:
+        self.dropped = directory / "dropped.json"
         """Rows of the ledger that could not be used: id to reason."""
-        return self.directory / "dropped.json"
+        self.evaluation = directory / "evaluation" / "prompts.parquet"
+        """Prompts that models are judged on."""
+        self.general = directory / "general" / "rows.parquet"
+        """Text that forgetting is measured on."""
 
     def rows(self, part: str, name: str = "train") -> Path:
         """Rows of a part of the data that is trained on, `train` or `held_out`."""
         return self.directory / part / f"{name}.parquet"
-
-    @property
-    def evaluation(self) -> Path:
-        """Prompts that models are judged on."""
-        return self.directory / "evaluation" / "prompts.parquet"
-
-    @property
-    def general(self) -> Path:
-        """Text that forgetting is measured on."""
-        return self.directory / "general" / "rows.parquet"

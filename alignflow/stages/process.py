@@ -1,12 +1,12 @@
 """The child's side: one stage in one process, from spec.json to the published artifact.
 
-Started by `alignflow.stages.launch`, afresh (`python -m alignflow.stages.process`) or out of the
-forkserver. All that leaves it is `events.jsonl`, the artifact, `log.txt` and an exit code.
+Started by `alignflow.stages.launch`, afresh (`python -m alignflow.stages.process WORK ATTEMPT PID`)
+or out of the forkserver. All that leaves it is `events.jsonl`, the artifact, `log.txt` and an exit
+code.
 """
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import errno
 import importlib
@@ -15,10 +15,11 @@ import os
 import resource
 import select
 import signal
+import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,14 +52,24 @@ def load_stage(stage: str) -> StageFunction:
     return getattr(importlib.import_module(module), name)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Entry of a fresh process."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--attempt", type=int, required=True)
-    parser.add_argument("--flow-pid", type=int, required=True)
-    options = parser.parse_args(arguments)
-    run_and_exit(options.work, options.attempt, options.flow_pid)
+def start_module(
+    module: str,
+    arguments: Sequence[object],
+    environment: Mapping[str, str],
+    log: Path,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """Runs a module of ours as the head of a session of its own; what it prints goes to `log`."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", module, *map(str, arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=pass_fds,
+            env=dict(environment),
+            start_new_session=True,
+        )
 
 
 def run_and_exit(work: Path, attempt: int, flow_pid: int) -> None:
@@ -239,4 +250,4 @@ def _first_line(text: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_and_exit(Path(sys.argv[1]), attempt=int(sys.argv[2]), flow_pid=int(sys.argv[3]))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +16,7 @@ from alignflow.recipe import ComputeSection
 
 CONTRACT_VERSION = 1
 VERSIONED_LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
+StageState = Literal["completed", "cached", "failed", "skipped"]
 
 
 @cache
@@ -120,3 +121,24 @@ class StageResult(Record):
     """For MLflow: what was resolved (ranks, target modules, dtypes, parameter counts)."""
     details: dict[str, Any] = Field(default_factory=dict)
     """Whatever the report shows of this stage (intervals, samples, curves)."""
+
+
+class StageOutcome(Record):
+    """What became of one stage in one run."""
+
+    stage: str
+    key: str | None = None
+    """Stage key; None for a stage that was never planned (skipped)."""
+    state: StageState
+    seconds: float = 0.0
+    """Wall time in this run, retries included."""
+    attempts: int = 0
+    """Attempts that the artifact took, or that failed; 0 for a skipped stage."""
+    artifact: Path | None = None
+    """Directory of the finished artifact."""
+    mlflow_run_id: str | None = None
+    """The MLflow run that produced the artifact, in this run or before."""
+    result: StageResult | None = None
+    error: str | None = None
+    """One sentence for the user."""
+    exit_code: int = 0

@@ -17,8 +17,7 @@ from alignflow.pipeline.report import as_text, build_report, load_report, print_
 from alignflow.recipe import Recipe
 from alignflow.stages.artifacts import Artifact, publish, work_directory
 from alignflow.stages.events import EventWriter
-from alignflow.stages.outcome import StageOutcome
-from alignflow.stages.spec import RowAccount, StageResult, StageSpec
+from alignflow.stages.spec import RowAccount, StageOutcome, StageResult, StageSpec
 
 RECIPE = Recipe.model_validate(
     {"name": "tiny", "base_model": "b", "data": {"sft": "s"}, "sft": {}, "merge": {}}

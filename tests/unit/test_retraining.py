@@ -9,9 +9,8 @@ import pytest
 from fake_runs import fake_recipe
 
 from alignflow.errors import RecipeError
+from alignflow.ledger import Generation
 from alignflow.lineage.retraining import (
-    Champion,
-    Situation,
     from_scratch,
     lineage_artifacts,
     next_step,
@@ -22,8 +21,8 @@ from alignflow.recipe import DataSource, Recipe, RetrainSection, require_retrain
 from alignflow.recipe.pretraining import PretrainSection
 
 SECTION = RetrainSection(min_new_pairs=100)
-FOUNDER = Champion(generation=0, digest="f", artifacts={"sft": "/a/sft", "merge": "/a/m0"})
-SECOND = Champion(
+FOUNDER = Generation("m", 0, "f", {"sft": "/a/sft", "merge": "/a/m0"}, None, "", "now")
+SECOND = FOUNDER._replace(
     generation=2,
     digest="s",
     artifacts={"sft": "/a/sft", "dpo": "/a/dpo2", "merge": "/a/m2", "reward": "/a/r"},
@@ -35,19 +34,19 @@ def recipe(**retrain: Any) -> Recipe:
 
 
 def test_too_few_new_rows_end_the_run_with_both_numbers() -> None:
-    step = next_step(Situation(waiting=400, new=99), SECTION)
+    step = next_step(SECTION, waiting=400, new=99)
     assert step.action == "wait"
     assert "99 new pairs" in step.text and "min_new_pairs is 100" in step.text
 
 
 def test_rows_of_a_rejected_snapshot_join_the_next_but_do_not_call_for_it() -> None:
-    assert next_step(Situation(waiting=400, new=0), SECTION).action == "wait"
-    freeze = next_step(Situation(waiting=500, new=100), SECTION)
+    assert next_step(SECTION, waiting=400, new=0).action == "wait"
+    freeze = next_step(SECTION, waiting=500, new=100)
     assert freeze.action == "freeze" and "100 new of 500 waiting" in freeze.text
 
 
 def test_an_undecided_snapshot_is_resumed_however_few_rows_are_new() -> None:
-    step = next_step(Situation(waiting=0, new=0, undecided="v3-abc"), SECTION)
+    step = next_step(SECTION, waiting=0, new=0, undecided="v3-abc")
     assert (step.action, step.snapshot) == ("resume", "v3-abc")
 
 
@@ -92,7 +91,7 @@ def test_the_policy_continues_the_champion_and_the_reference_stays_the_original_
 
 def test_pre_training_is_the_lineages_too() -> None:
     given = recipe(start_from="champion")
-    pretrained = SECOND.model_copy(update={"artifacts": {**SECOND.artifacts, "pretrain": "/a/p"}})
+    pretrained = SECOND._replace(artifacts={**SECOND.artifacts, "pretrain": "/a/p"})
     assert lineage_artifacts(given, pretrained)["pretrain"] == Path("/a/p")
     pretraining = given.model_copy(update={"pretrain": PretrainSection()})
     assert from_scratch(pretraining, SECOND) and not from_scratch(pretraining, pretrained)
@@ -100,7 +99,7 @@ def test_pre_training_is_the_lineages_too() -> None:
 
 
 def test_another_method_continues_the_same_lineage() -> None:
-    ppo = Champion(generation=3, digest="p", artifacts={"sft": "/a/sft", "ppo": "/a/ppo3"})
+    ppo = SECOND._replace(generation=3, artifacts={"sft": "/a/sft", "ppo": "/a/ppo3"})
     assert lineage_artifacts(recipe(), ppo)["init"] == Path("/a/ppo3")
 
 
