@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from alignflow.data.template import Message
 from alignflow.errors import AlignflowError
+
+Message = dict[str, Any]
 
 DEMONSTRATION_COLUMNS = "text; or prompt and completion; or messages"
 ROLES = ("system", "user", "assistant", "tool")

@@ -9,6 +9,7 @@ from alignflow.data.feedback import PAIR_COLUMNS, RATING_COLUMNS, preference_pai
 from alignflow.data.forms import (
     DEMONSTRATION_COLUMNS,
     Demonstration,
+    Message,
     demonstration,
     general_text,
     last_user_turn,
@@ -16,7 +17,6 @@ from alignflow.data.forms import (
     prompt_to_answer,
     transcript,
 )
-from alignflow.data.template import Message
 from alignflow.data.tokens import Encoder
 
 

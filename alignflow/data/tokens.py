@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from alignflow.data.forms import BadRow, Demonstration
-from alignflow.data.template import ChatTemplate, Message, TemplateRejects
+from alignflow.data.forms import BadRow, Demonstration, Message
+from alignflow.data.template import NOT_THE_BEGINNING, ChatTemplate, TemplateRejects
 from alignflow.errors import DataError
 
 
@@ -73,7 +71,7 @@ class Encoder:
         if row.messages is None:
             ids = self._text(row.text or "")
             return TrainingRow(ids, [1] * len(ids), "", row.text or "")
-        pieces = self._turns(row.messages)
+        pieces = self._required_template().turns(row.messages)
         ids: list[int] = []
         mask: list[int] = []
         for position, (text, is_response) in enumerate(pieces):
@@ -123,24 +121,15 @@ class Encoder:
         text = self._prompt_text(messages)
         return PromptRow(text, self._encode(text))
 
-    def _turns(self, messages: list[Message]) -> list[tuple[str, bool]]:
-        with _told():
-            return self._required_template().turns(messages)
-
     def _prompt_text(self, messages: list[Message]) -> str:
-        with _told():
-            return self._required_template().render(messages, add_generation_prompt=True)
+        return self._required_template().render(messages, add_generation_prompt=True)
 
     def _continuation(
         self, prompt_text: str, prompt: list[Message], answer: list[Message]
     ) -> list[int]:
-        with _told():
-            whole = self._required_template().render([*prompt, *answer])
+        whole = self._required_template().render([*prompt, *answer])
         if not whole.startswith(prompt_text):
-            raise BadRow(
-                "template_rejects",
-                "the prompt with its generation prompt is not the beginning of the conversation",
-            )
+            raise TemplateRejects(NOT_THE_BEGINNING)
         return self._response(whole[len(prompt_text) :])
 
     def _required_template(self) -> ChatTemplate:
@@ -156,14 +145,13 @@ class Encoder:
 
     def _response(self, text: str) -> list[int]:
         """Ids of a last response, up to and with the token that ends it."""
-        ids = self._encode(text)
         stripped = self._encode(text.rstrip())
         if stripped and stripped[-1] in self._special:
             return stripped
-        return self._ended(ids)
+        return self._ended(self._encode(text))
 
     def _text(self, text: str) -> list[int]:
-        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        ids = self._encode(text)
         bos = self._tokenizer.bos_token_id
         adds_bos = bos is not None and self._tokenizer.encode("a")[:1] == [bos]
         if adds_bos and ids[:1] != [bos]:
@@ -173,14 +161,6 @@ class Encoder:
     def _ended(self, ids: list[int]) -> list[int]:
         end = self._tokenizer.eos_token_id
         return ids if end is None or ids[-1:] == [end] else [*ids, end]
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    try:
-        yield
-    except TemplateRejects as error:
-        raise BadRow("template_rejects", str(error)) from error
 
 
 def _answer(messages: list[Message]) -> str:

@@ -5,12 +5,7 @@ documentation show. Names of hyper-parameters are Transformers' and TRL's; `batc
 over devices and accumulation) and `compute.micro_batch_size` are ours.
 """
 
-from alignflow.recipe.evaluation import (
-    ComputeSection,
-    EvaluationSection,
-    MergeSection,
-    TrackingSection,
-)
+from alignflow.recipe.evaluation import ComputeSection, EvaluationSection, MergeSection
 from alignflow.recipe.methods import METHODS, STAGES, TRAINING_STAGES
 from alignflow.recipe.online import (
     GRPOSection,
@@ -24,7 +19,6 @@ from alignflow.recipe.pretraining import PretrainSection
 from alignflow.recipe.retrain import GateSection, JudgeSection, RetrainSection
 from alignflow.recipe.rewards import RewardTerm, WatchSection
 from alignflow.recipe.root import Recipe, require_retrain
-from alignflow.recipe.section import Section
 from alignflow.recipe.sources import DATA_PARTS, DataSection, DataSource, ModelSource
 from alignflow.recipe.training import RewardSection, SFTSection, TrainingSection
 from alignflow.recipe.tuning import TARGET_PRESETS, TuningSection
@@ -57,9 +51,7 @@ __all__ = [
     "RewardTerm",
     "RewardedSection",
     "SFTSection",
-    "Section",
     "SimPOSection",
-    "TrackingSection",
     "TrainingSection",
     "TuningSection",
     "WatchSection",
