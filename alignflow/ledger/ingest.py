@@ -14,12 +14,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, func, insert, select, update
+from sqlalchemy import Engine, func, select
 
 from alignflow.errors import RecipeError
 from alignflow.faults import faultpoint
 from alignflow.files import CHUNK_BYTES
-from alignflow.ledger.batches import Batch, Counts, FileKey, Overtaken, commit, counts_of, parsed
+from alignflow.ledger.batches import Batch, Counts, FileKey, Overtaken, commit, parsed
 from alignflow.ledger.incoming import Refused, Source, refuse, sources_in
 from alignflow.ledger.parsing import (
     Line,
@@ -30,7 +30,15 @@ from alignflow.ledger.parsing import (
     open_regular,
 )
 from alignflow.ledger.schema import files, quarantine
-from alignflow.ledger.store import now, opened, preference_set, reading, writing
+from alignflow.ledger.store import (
+    insert_one,
+    now,
+    opened,
+    preference_set,
+    reading,
+    update_one,
+    writing,
+)
 from alignflow.recipe.retrain import PREFERENCE_SET_PATTERN
 
 BATCH_LINES = 8000
@@ -76,13 +84,9 @@ def add(
     into: str = "default",
     on_progress: OnProgress | None = None,
 ) -> Added:
-    """Takes preferences in.
+    """Takes preferences of files and folders into the set of a name, in an absolute home.
 
-    Args:
-        home: Absolute home.
-        sources: Files, and folders of files; what is refused in a folder is moved to its `rejected/`.
-        into: Name of the preference set.
-        on_progress: Called after each batch.
+    What is refused in a folder is moved to its `rejected/`. `on_progress` is called after each batch.
 
     Raises:
         DataError: A file or folder is not there, or the ledger cannot be used.
@@ -101,7 +105,9 @@ def add_sources(
 ) -> Added:
     """`add` for files that were found already."""
     check_name(into)
-    counts, reasons, first = Counts(), {}, {}
+    counts = Counts()
+    reasons: dict[str, int] = {}
+    first: dict[str, str] = {}
     refused: list[Refused] = []
     brought: set[int] = set()
     with opened(home) as engine:
@@ -191,24 +197,17 @@ def _register(
     )
     with reading(engine) as connection:
         known = connection.execute(same_content).first()
-    judged: list[Batch] = []
     if known is None:
         judged = _judge(source.path, size)
         with writing(engine) as connection:
             known = connection.execute(same_content).first()
             if known is None:
                 values = {"preference_set": set_key, "sha256": sha256, "label": source.label}
+                values |= {"bytes": size, "offset": 0, "done": False, "created": now()}
                 counts = {"accepted": 0, "duplicates": 0, "quarantined": 0}
-                made = connection.execute(
-                    insert(files).values(
-                        **values, **counts, bytes=size, offset=0, done=False, created=now()
-                    )
-                )
-                key = made.inserted_primary_key
-                assert key is not None
-                return FileKey(key[0], set_key), 0, False, judged
-        judged = []
-    return FileKey(known.key, set_key), known.offset, known.done, judged
+                key = insert_one(connection, files, **values, **counts)
+                return FileKey(key, set_key), 0, False, judged
+    return FileKey(known.key, set_key), known.offset, known.done, []
 
 
 def _judge(path: Path, size: int) -> list[Batch]:
@@ -281,7 +280,7 @@ def _add_batches(
         except Overtaken as overtaken:
             batches = _batches(source.path, overtaken.offset)
     with writing(engine) as connection:
-        connection.execute(update(files).where(files.c.key == file.key).values(done=True))
+        update_one(connection, files, file.key, done=True)
     faultpoint("ledger.add.done")
     return counts
 
@@ -295,7 +294,7 @@ def _batches(path: Path, offset: int) -> Iterator[Batch]:
 def _with_others(engine: Engine, file: FileKey, own: Counts) -> Counts:
     """What this call did, and as duplicates what had been taken in of the same file before."""
     with reading(engine) as connection:
-        total = counts_of(connection.execute(select(files).where(files.c.key == file.key)).one())
+        total = connection.execute(select(files).where(files.c.key == file.key)).one()
     return own._replace(
         duplicates=total.duplicates + total.accepted - own.accepted, quarantined=total.quarantined
     )
