@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -44,7 +44,7 @@ class BadRow(Exception):
 
 
 @contextmanager
-def one_row() -> Iterator[None]:
+def one_row() -> Generator[None]:
     """Whatever goes wrong with a row costs that row, and no other.
 
     Raises:
@@ -60,7 +60,7 @@ def one_row() -> Iterator[None]:
 
 
 @contextmanager
-def plain_reasons() -> Iterator[None]:
+def plain_reasons() -> Generator[None]:
     """Counts a bad row under the fewer reasons of `prepare`; its message stays."""
     try:
         yield

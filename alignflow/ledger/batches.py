@@ -21,7 +21,7 @@ from alignflow.data.forms import MAX_MESSAGE_CHARACTERS, BadRow, one_row
 from alignflow.faults import faultpoint
 from alignflow.ledger.holdout import decide
 from alignflow.ledger.outbox import announce
-from alignflow.ledger.parsing import KEPT_BYTES, Line, fields_of, is_blank, raw_of
+from alignflow.ledger.parsing import KEPT_BYTES, Line, fields_of, raw_of
 from alignflow.ledger.schema import files, observations, quarantine, ratings, rows, texts
 from alignflow.ledger.store import insert_many, insert_one, rows_in, select_in, update_one
 
@@ -118,8 +118,8 @@ def parsed(lines: Sequence[Line]) -> Batch:
     rated: list[Rated] = []
     bad: list[Bad] = []
     for line in lines:
-        if is_blank(line):
-            continue
+        if line.fields is None and not line.raw.strip():
+            continue  # a blank line
         try:
             with one_row():
                 fields = fields_of(line)

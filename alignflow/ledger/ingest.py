@@ -22,10 +22,10 @@ from alignflow.files import CHUNK_BYTES
 from alignflow.ledger.batches import Batch, Counts, FileKey, Overtaken, commit, parsed
 from alignflow.ledger.incoming import Refused, Source, refuse, sources_in
 from alignflow.ledger.parsing import (
+    SUFFIXES,
     Line,
     RefusedFile,
     Unpacked,
-    check_suffix,
     lines_of,
     open_regular,
 )
@@ -104,7 +104,11 @@ def add_sources(
     on_progress: OnProgress | None = None,
 ) -> Added:
     """`add` for files that were found already."""
-    check_name(into)
+    if not re.fullmatch(PREFERENCE_SET_PATTERN, into):
+        raise RecipeError(
+            f"{into!r} cannot name a preference set: wanted letters, digits, '.', '_' or '-', at most "
+            "63, the first a letter or digit."
+        )
     counts = Counts()
     reasons: dict[str, int] = {}
     first: dict[str, str] = {}
@@ -136,19 +140,6 @@ def add_stream(home: Path, stream: Any, into: str = "default") -> Added:
         return add(home, [path], into)
 
 
-def check_name(name: str) -> None:
-    """Checks the name of a preference set.
-
-    Raises:
-        RecipeError: It is none.
-    """
-    if not re.fullmatch(PREFERENCE_SET_PATTERN, name):
-        raise RecipeError(
-            f"{name!r} cannot name a preference set: wanted letters, digits, '.', '_' or '-', at most "
-            "63, the first a letter or digit."
-        )
-
-
 def _add_file(
     engine: Engine,
     set_key: int,
@@ -156,7 +147,9 @@ def _add_file(
     siblings: frozenset[int],
     on_progress: OnProgress | None,
 ) -> tuple[FileKey, Counts]:
-    check_suffix(source.path.name)
+    """What this call did, and as duplicates what had been taken in of the same file before."""
+    if not source.path.name.endswith(SUFFIXES):
+        raise RefusedFile("unknown_kind", f"is none of {', '.join(SUFFIXES)}")
     sha256, size = _first_pass(source.path)
     faultpoint("ledger.add.hashed")
     file, offset, done, judged = _register(engine, set_key, sha256, size, source)
@@ -164,7 +157,10 @@ def _add_file(
     if not done:
         batches = chain(judged, _batches(source.path, judged[-1].end if judged else offset))
         own = _add_batches(engine, file, source, batches, size, on_progress)
-    return file, _with_others(engine, file, own)
+    with reading(engine) as connection:
+        total = connection.execute(select(files).where(files.c.key == file.key)).one()
+    before = total.duplicates + total.accepted - own.accepted
+    return file, own._replace(duplicates=before, quarantined=total.quarantined)
 
 
 def _first_pass(path: Path) -> tuple[str, int]:
@@ -202,10 +198,10 @@ def _register(
         with writing(engine) as connection:
             known = connection.execute(same_content).first()
             if known is None:
-                values = {"preference_set": set_key, "sha256": sha256, "label": source.label}
-                values |= {"bytes": size, "offset": 0, "done": False, "created": now()}
-                counts = {"accepted": 0, "duplicates": 0, "quarantined": 0}
-                key = insert_one(connection, files, **values, **counts)
+                named = {"preference_set": set_key, "sha256": sha256, "label": source.label}
+                unread = dict.fromkeys(("offset", "accepted", "duplicates", "quarantined"), 0)
+                state = {"bytes": size, "done": False, "created": now()}
+                key = insert_one(connection, files, **named, **unread, **state)
                 return FileKey(key, set_key), 0, False, judged
     return FileKey(known.key, set_key), known.offset, known.done, []
 
@@ -219,7 +215,7 @@ def _judge(path: Path, size: int) -> list[Batch]:
     lines = bad = read = 0
     judged: list[Batch] = []
     first: dict[str, str] = {}
-    with lines_of(path, path.name, 0) as source:
+    with lines_of(path, 0) as source:
         for chunk in _chunks(source):
             batch = parsed(chunk)
             judged.append(batch)
@@ -286,18 +282,9 @@ def _add_batches(
 
 
 def _batches(path: Path, offset: int) -> Iterator[Batch]:
-    with lines_of(path, path.name, offset) as lines:
+    with lines_of(path, offset) as lines:
         for chunk in _chunks(lines):
             yield parsed(chunk)
-
-
-def _with_others(engine: Engine, file: FileKey, own: Counts) -> Counts:
-    """What this call did, and as duplicates what had been taken in of the same file before."""
-    with reading(engine) as connection:
-        total = connection.execute(select(files).where(files.c.key == file.key)).one()
-    return own._replace(
-        duplicates=total.duplicates + total.accepted - own.accepted, quarantined=total.quarantined
-    )
 
 
 def _tell_bad(

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alignflow.check import rows as check_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ledger_cases import row, write
 
 from alignflow.builtin import base_model_directory
+from alignflow.checking import rows as check_rows
 from alignflow.data import prepare
 from alignflow.data.feedback import Rating, preference_pair, preferences_of
 from alignflow.data.forms import BadRow, normalised
