@@ -18,12 +18,7 @@ MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tikt
 def fetch_base(
     model: NamedModel | ResolvedModel, path: str | None, field: str = "base_model"
 ) -> Path:
-    """Directory of a model; a Hub model is downloaded into the Hub's cache.
-
-    Args:
-        model: Its source, and its digest, which of a Hub model is the commit.
-        path: Where it is on this machine; None for a Hub model.
-        field: Where in the recipe, for the message.
+    """Directory of a model: its `path` here; None is a Hub model, downloaded into the Hub's cache.
 
     Raises:
         RecipeError: It cannot be downloaded.

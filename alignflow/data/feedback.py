@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from alignflow.data.forms import (
     BadRow,
+    Message,
     Turn,
     first_user_turn,
     is_dialogue,
@@ -30,7 +31,6 @@ from alignflow.data.forms import (
     turns_of,
     written_text,
 )
-from alignflow.data.template import Message
 
 PAIR_COLUMNS = "prompt, chosen and rejected; or chosen and rejected that hold whole dialogues"
 RATING_COLUMNS = "prompt, completion and label"

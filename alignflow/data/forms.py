@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from alignflow.data.template import Message
 from alignflow.errors import AlignflowError
+
+Message = dict[str, Any]
 
 DEMONSTRATION_COLUMNS = "text; or prompt and completion; or messages"
 ROLES = ("system", "user", "assistant", "tool")
@@ -43,7 +44,7 @@ class BadRow(Exception):
 
 
 @contextmanager
-def one_row() -> Iterator[None]:
+def one_row() -> Generator[None]:
     """Whatever goes wrong with a row costs that row, and no other.
 
     Raises:
@@ -59,7 +60,7 @@ def one_row() -> Iterator[None]:
 
 
 @contextmanager
-def plain_reasons() -> Iterator[None]:
+def plain_reasons() -> Generator[None]:
     """Counts a bad row under the fewer reasons of `prepare`; its message stays."""
     try:
         yield

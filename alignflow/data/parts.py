@@ -9,6 +9,7 @@ from alignflow.data.feedback import PAIR_COLUMNS, RATING_COLUMNS, preference_pai
 from alignflow.data.forms import (
     DEMONSTRATION_COLUMNS,
     Demonstration,
+    Message,
     demonstration,
     general_text,
     last_user_turn,
@@ -16,7 +17,6 @@ from alignflow.data.forms import (
     prompt_to_answer,
     transcript,
 )
-from alignflow.data.template import Message
 from alignflow.data.tokens import Encoder
 
 
@@ -55,14 +55,11 @@ class Part(NamedTuple):
 
 def _document(fields: dict[str, Any]) -> Formed:
     text = general_text(fields)
-
-    def columns(encoder: Encoder) -> dict[str, Any]:
-        return {
-            "input_ids": encoder.demonstration(Demonstration(None, text)).input_ids,
-            "text": text,
-        }
-
-    return Formed(columns, document=text)
+    row = Demonstration(None, text)
+    return Formed(
+        lambda encoder: {"input_ids": encoder.demonstration(row).input_ids, "text": text},
+        document=text,
+    )
 
 
 def _demonstration(fields: dict[str, Any]) -> Formed:
@@ -82,28 +79,23 @@ def _rating(fields: dict[str, Any]) -> Formed:
 
 def _prompt(fields: dict[str, Any]) -> Formed:
     row = prompt_to_answer(fields, wants_target=False)
-
-    def columns(encoder: Encoder) -> dict[str, Any]:
-        return {**encoder.prompt(row.messages)._asdict(), "target": row.target}
-
-    return Formed(columns, row.messages)
+    return Formed(
+        lambda encoder: {**encoder.prompt(row.messages)._asdict(), "target": row.target},
+        row.messages,
+    )
 
 
 def _evaluation(fields: dict[str, Any]) -> Formed:
     row = prompt_to_answer(fields, wants_target=True)
     group = str(fields.get("group") or "all")
     normalised(group, "group")
-
-    def columns(encoder: Encoder) -> dict[str, Any]:
-        return {
-            **encoder.prompt(row.messages)._asdict(),
-            "question": last_user_turn(row.messages),
-            "conversation": transcript(row.messages),
-            "target": row.target,
-            "group": group,
-        }
-
-    return Formed(columns, row.messages)
+    told = {
+        "question": last_user_turn(row.messages),
+        "conversation": transcript(row.messages),
+        "target": row.target,
+        "group": group,
+    }
+    return Formed(lambda encoder: encoder.prompt(row.messages)._asdict() | told, row.messages)
 
 
 def _general(fields: dict[str, Any]) -> Formed:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from alignflow.data.template import special_tokens
+from alignflow.data.template import special_tokens, tokenizer_config
 
 
 class PlainTokenizer:
@@ -15,10 +15,8 @@ class PlainTokenizer:
     def __init__(self, directory: Path) -> None:
         from tokenizers import Tokenizer
 
-        path = directory / "tokenizer_config.json"
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        tokens = special_tokens(config)
+        tokens = special_tokens(tokenizer_config(directory))
         self.bos_token_id = self._id(tokens.get("bos_token"))
         self.eos_token_id = self._id(tokens.get("eos_token"))
         ids = (self._id(token) for token in tokens.values())

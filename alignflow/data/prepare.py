@@ -10,7 +10,9 @@ stand in.
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,12 +65,13 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     def read(source: DataSource) -> list[RawRow]:
         return read_source(source, seed=spec.seed, path=spec.paths.get(source.source))
 
+    held_out = spec.paths.get("held_out_prompts")
     rules = rules_of(
         data,
         read,
         encoder=Encoder(tokenizer, load_template(files.tokenizer)),
         limits=within_context(dict.fromkeys(DATA_PARTS) | params.limits, context),
-        held_out=_held_out(spec),
+        held_out=json.loads(Path(held_out).read_text()) if held_out else [],
     )
     accounts: dict[str, RowAccount] = {}
     dropped_ids: dict[str, str] = {}
@@ -91,12 +94,6 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     )
 
 
-def _held_out(spec: StageSpec) -> list[str]:
-    """sha256 of the first user turns that the ledger holds out."""
-    path = spec.paths.get("held_out_prompts")
-    return json.loads(Path(path).read_text()) if path else []
-
-
 def _collect(part: str, data: DataSection, read: Read, rules: Rules) -> Collected:
     train: Rows = []
     held_out: Rows = []
@@ -117,19 +114,15 @@ def _collect(part: str, data: DataSection, read: Read, rules: Rules) -> Collecte
             elif is_ledger(source.source) and outcome.row.fields is not None:
                 dropped_ids[outcome.row.fields["id"]] = outcome.dropped
     total = RowAccount.total(account.rows for account in accounts)
-    problem = nothing_left(accounts, f"{total.read} rows")
-    if problem:
+    if problem := nothing_left(accounts, f"{total.read} rows"):
         raise DataError(f"data.{part}: {problem}")
     return Collected(train, held_out, total, dropped_ids)
 
 
 def _write_part(files: Prepared, part: str, rows: Collected, max_examples: int | None) -> None:
-    if part == "evaluation":
-        write_rows(files.evaluation, _first(rows.train, max_examples))
-    elif part == "general":
-        write_rows(files.general, rows.train)
-    else:
-        write_rows(files.rows(part), rows.train)
+    judged = {"evaluation": files.evaluation, "general": files.general}
+    train = _first(rows.train, max_examples) if part == "evaluation" else rows.train
+    write_rows(judged.get(part, files.rows(part)), train)
     if PARTS[part].is_measured:
         write_rows(files.rows(part, "held_out"), rows.held_out, like=rows.train)
 
@@ -138,13 +131,8 @@ def _first(rows: Rows, max_examples: int | None) -> Rows:
     """The first rows of each group."""
     if max_examples is None:
         return rows
-    seen: Counter[str] = Counter()
-    kept = []
-    for row in rows:
-        seen[row["group"]] += 1
-        if seen[row["group"]] <= max_examples:
-            kept.append(row)
-    return kept
+    numbers: defaultdict[str, Iterator[int]] = defaultdict(count)
+    return [row for row in rows if next(numbers[row["group"]]) < max_examples]
 
 
 def write_rows(path: Path, rows: Rows, like: Rows | None = None) -> None:

@@ -37,12 +37,7 @@ class RawRow(NamedTuple):
 
 
 def read_source(source: DataSource, *, seed: int, path: str | None = None) -> list[RawRow]:
-    """Rows of a source: columns mapped, its share drawn.
-
-    Args:
-        source: What the recipe names.
-        seed: Of the draw.
-        path: Where a ledger source's rows are; other sources need none.
+    """Rows of a source: columns mapped, its share drawn by `seed`. `path` is where the ledger's are.
 
     Raises:
         DataError: There is nothing to read.
@@ -146,11 +141,9 @@ def _parsed(place: str, line: bytes) -> RawRow:
 
 
 def json_object(line: bytes, *, strict: bool = False) -> dict[str, Any]:
-    """A line as an object.
+    """A line of JSONL as an object; a byte order mark at its beginning is left out.
 
-    Args:
-        line: Of a JSONL file; a byte order mark at its beginning is left out.
-        strict: Take no name that stands twice in an object, no NaN and nothing deeper than MAX_DEPTH.
+    `strict` takes no name that stands twice in an object, no NaN and nothing deeper than MAX_DEPTH.
 
     Raises:
         BadRow: It is none.

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from alignflow.data.forms import UNREADABLE, BadRow, first_user_turn, one_row
+from alignflow.data.groups import falls_into
 from alignflow.data.parts import PARTS, Formed
 from alignflow.data.reading import RawRow
 from alignflow.data.tokens import Encoder
@@ -68,12 +69,7 @@ def rules_of(
 ) -> Rules:
     """The rules that a recipe's data make, once the sources that judge and measure were read.
 
-    Args:
-        data: Section of the recipe.
-        read: Gives the rows of a source.
-        encoder: Of the base model.
-        limits: Longest row of each part, in tokens.
-        held_out: sha256 of the first user turns that the ledger holds out.
+    `held_out` are sha256 of the first user turns that the ledger holds out; for the others see Rules.
     """
     judged = {first_user_turn(row.prompt or []) for row in _forms("evaluation", data, read)}
     measured = {row.document or "" for row in _forms("general", data, read)}
@@ -139,8 +135,7 @@ def _is_held_out(part: str, row: RawRow, formed: Formed, share: float) -> bool:
         return PARTS[part].takes_splits and split == HELD_OUT
     if not PARTS[part].is_measured:
         return False
-    digest = hashlib.sha256(formed.said.strip().casefold().encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
+    return falls_into(share, formed.said.strip().casefold().encode())
 
 
 def length_of(columns: Mapping[str, Any]) -> int | None:

@@ -12,14 +12,18 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from alignflow.data.forms import BadRow, Message
 from alignflow.errors import DataError
 from alignflow.files import digest_json
 
-Message = dict[str, Any]
+NOT_THE_BEGINNING = "the prompt with its generation prompt is not the beginning of the conversation"
 
 
-class TemplateRejects(Exception):
+class TemplateRejects(BadRow):
     """The template raised an error on a conversation."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("template_rejects", message)
 
 
 class _Generation(Extension):
@@ -87,9 +91,7 @@ class ChatTemplate:
             if whole.startswith(start) and whole.startswith(end) and len(end) > len(start):
                 spans.append((len(start), len(end)))
             elif position == last:
-                raise TemplateRejects(
-                    "the prompt with its generation prompt is not the beginning of the conversation"
-                )
+                raise TemplateRejects(NOT_THE_BEGINNING)
         return _pieces(whole, spans)
 
 
@@ -107,7 +109,7 @@ def load_template(tokenizer_directory: Path, override: Path | None = None) -> Ch
     Raises:
         DataError: The override is not there.
     """
-    config = _tokenizer_config(tokenizer_directory)
+    config = tokenizer_config(tokenizer_directory)
     if override is not None:
         try:
             source = override.read_text(encoding="utf-8")
@@ -130,7 +132,8 @@ def special_tokens(config: dict[str, Any]) -> dict[str, str]:
     return tokens
 
 
-def _tokenizer_config(directory: Path) -> dict[str, Any]:
+def tokenizer_config(directory: Path) -> dict[str, Any]:
+    """What `tokenizer_config.json` says; nothing where there is none."""
     path = directory / "tokenizer_config.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from alignflow.data.forms import BadRow, Demonstration
-from alignflow.data.template import ChatTemplate, Message, TemplateRejects
+from alignflow.data.forms import BadRow, Demonstration, Message
+from alignflow.data.template import NOT_THE_BEGINNING, ChatTemplate, TemplateRejects
 from alignflow.errors import DataError
 
 
@@ -54,6 +52,10 @@ class Encoder:
     Pieces are encoded one by one without special tokens of the tokenizer's own: the template writes
     the beginning-of-text token if there is one, so that it never stands twice, and a response's ids
     continue exactly the ids a model is prompted with when it answers.
+
+    Raises:
+        BadRow: Of every method: the template rejects the row.
+        DataError: Of every method: the row is a conversation, and there is no template.
     """
 
     def __init__(self, tokenizer: Any, template: ChatTemplate | None) -> None:
@@ -64,16 +66,11 @@ class Encoder:
         }
 
     def demonstration(self, row: Demonstration) -> TrainingRow:
-        """Ids of a demonstration.
-
-        Raises:
-            BadRow: The template rejects it.
-            DataError: There is no template for a conversation.
-        """
+        """Ids of a demonstration."""
         if row.messages is None:
             ids = self._text(row.text or "")
             return TrainingRow(ids, [1] * len(ids), "", row.text or "")
-        pieces = self._turns(row.messages)
+        pieces = self._required_template().turns(row.messages)
         ids: list[int] = []
         mask: list[int] = []
         for position, (text, is_response) in enumerate(pieces):
@@ -90,57 +87,36 @@ class Encoder:
         """Ids of a pair.
 
         Raises:
-            BadRow: The template rejects it, or the two answers have the same ids.
-            DataError: There is no template.
+            BadRow: Also where the two answers have the same ids.
         """
         text = self._prompt_text(prompt)
         chosen_ids = self._continuation(text, prompt, chosen)
         rejected_ids = self._continuation(text, prompt, rejected)
         if chosen_ids == rejected_ids:
             raise BadRow("equal_responses", "chosen and rejected are the same")
-        return PairRow(
-            self._encode(text), chosen_ids, rejected_ids, text, _answer(chosen), _answer(rejected)
-        )
+        answers = (chosen[-1]["content"], rejected[-1]["content"])
+        return PairRow(self._encode(text), chosen_ids, rejected_ids, text, *answers)
 
     def rated(self, prompt: list[Message], answer: str, liked: bool) -> RatedRow:
-        """Ids of a response and whether it was liked.
-
-        Raises:
-            BadRow: The template rejects it.
-            DataError: There is no template.
-        """
+        """Ids of a response and whether it was liked."""
         text = self._prompt_text(prompt)
         ids = self._continuation(text, prompt, [{"role": "assistant", "content": answer}])
         return RatedRow(self._encode(text), ids, liked, text, answer)
 
     def prompt(self, messages: list[Message]) -> PromptRow:
-        """Ids of a prompt to answer.
-
-        Raises:
-            BadRow: The template rejects it.
-            DataError: There is no template.
-        """
+        """Ids of a prompt to answer."""
         text = self._prompt_text(messages)
         return PromptRow(text, self._encode(text))
 
-    def _turns(self, messages: list[Message]) -> list[tuple[str, bool]]:
-        with _told():
-            return self._required_template().turns(messages)
-
     def _prompt_text(self, messages: list[Message]) -> str:
-        with _told():
-            return self._required_template().render(messages, add_generation_prompt=True)
+        return self._required_template().render(messages, add_generation_prompt=True)
 
     def _continuation(
         self, prompt_text: str, prompt: list[Message], answer: list[Message]
     ) -> list[int]:
-        with _told():
-            whole = self._required_template().render([*prompt, *answer])
+        whole = self._required_template().render([*prompt, *answer])
         if not whole.startswith(prompt_text):
-            raise BadRow(
-                "template_rejects",
-                "the prompt with its generation prompt is not the beginning of the conversation",
-            )
+            raise TemplateRejects(NOT_THE_BEGINNING)
         return self._response(whole[len(prompt_text) :])
 
     def _required_template(self) -> ChatTemplate:
@@ -156,32 +132,17 @@ class Encoder:
 
     def _response(self, text: str) -> list[int]:
         """Ids of a last response, up to and with the token that ends it."""
-        ids = self._encode(text)
         stripped = self._encode(text.rstrip())
         if stripped and stripped[-1] in self._special:
             return stripped
-        return self._ended(ids)
+        return self._ended(self._encode(text))
 
     def _text(self, text: str) -> list[int]:
-        ids = self._tokenizer.encode(text, add_special_tokens=False)
-        bos = self._tokenizer.bos_token_id
-        adds_bos = bos is not None and self._tokenizer.encode("a")[:1] == [bos]
-        if adds_bos and ids[:1] != [bos]:
+        ids, bos = self._encode(text), self._tokenizer.bos_token_id
+        if bos is not None and ids[:1] != [bos] and self._tokenizer.encode("a")[:1] == [bos]:
             ids = [bos, *ids]
         return self._ended(ids)
 
     def _ended(self, ids: list[int]) -> list[int]:
         end = self._tokenizer.eos_token_id
         return ids if end is None or ids[-1:] == [end] else [*ids, end]
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    try:
-        yield
-    except TemplateRejects as error:
-        raise BadRow("template_rejects", str(error)) from error
-
-
-def _answer(messages: list[Message]) -> str:
-    return messages[-1]["content"] if messages else ""

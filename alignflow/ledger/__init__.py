@@ -3,80 +3,33 @@
 Functions open the ledger of a home for one call and are safe from several processes at once.
 """
 
-from alignflow.ledger.erasing import Erased, erase
-from alignflow.ledger.holdout import (
-    HeldOutPair,
-    held_out_file,
-    held_out_hashes,
-    held_out_pairs,
-    held_out_prompts,
-    holdout_prompts_file,
-    renew_holdout,
-)
-from alignflow.ledger.inbox import Taken, default_inbox, inbox_at, take_in
-from alignflow.ledger.incoming import Refused, Source
-from alignflow.ledger.ingest import Added, add, add_sources, add_stream
-from alignflow.ledger.lineage import (
-    Generation,
-    PromotionRace,
-    SetState,
-    champion,
-    generation,
-    lineage,
-    mark_dropped,
-    promote,
-    rollback,
-    set_state,
-)
-from alignflow.ledger.outbox import Event, mark_sent, pending_events, set_threshold
-from alignflow.ledger.reports import quarantined, show, status
-from alignflow.ledger.snapshot_files import described
-from alignflow.ledger.snapshots import Snapshot, freeze, training_rows
-from alignflow.ledger.store import has_ledger
-from alignflow.ledger.verdicts import release, withdraw
-
-__all__ = [
-    "Added",
-    "Erased",
-    "Event",
-    "Generation",
-    "HeldOutPair",
-    "PromotionRace",
-    "Refused",
-    "SetState",
-    "Snapshot",
-    "Source",
-    "Taken",
-    "add",
-    "add_sources",
-    "add_stream",
-    "champion",
-    "default_inbox",
-    "described",
-    "erase",
-    "freeze",
-    "generation",
-    "has_ledger",
-    "held_out_file",
-    "held_out_hashes",
-    "held_out_pairs",
-    "held_out_prompts",
-    "holdout_prompts_file",
-    "inbox_at",
-    "lineage",
-    "mark_dropped",
-    "mark_sent",
-    "pending_events",
-    "promote",
-    "quarantined",
-    "release",
-    "renew_holdout",
-    "rollback",
-    "set_state",
-    "set_threshold",
-    "show",
-    "status",
-    "take_in",
-    "training_rows",
-    "withdraw",
-]
+from alignflow.ledger.erasing import erase as erase
+from alignflow.ledger.holdout import held_out_file as held_out_file
+from alignflow.ledger.holdout import held_out_hashes as held_out_hashes
+from alignflow.ledger.holdout import held_out_pairs as held_out_pairs
+from alignflow.ledger.holdout import held_out_prompts as held_out_prompts
+from alignflow.ledger.holdout import holdout_prompts_file as holdout_prompts_file
+from alignflow.ledger.holdout import renew_holdout as renew_holdout
+from alignflow.ledger.ingest import Added as Added
+from alignflow.ledger.ingest import add as add
+from alignflow.ledger.ingest import add_stream as add_stream
+from alignflow.ledger.lineage import Generation as Generation
+from alignflow.ledger.lineage import PromotionRace as PromotionRace
+from alignflow.ledger.lineage import champion as champion
+from alignflow.ledger.lineage import generation as generation
+from alignflow.ledger.lineage import lineage as lineage
+from alignflow.ledger.lineage import mark_dropped as mark_dropped
+from alignflow.ledger.lineage import promote as promote
+from alignflow.ledger.lineage import rollback as rollback
+from alignflow.ledger.lineage import set_state as set_state
+from alignflow.ledger.outbox import Event as Event
+from alignflow.ledger.outbox import mark_sent as mark_sent
+from alignflow.ledger.outbox import pending_events as pending_events
+from alignflow.ledger.outbox import set_threshold as set_threshold
+from alignflow.ledger.reports import quarantined as quarantined
+from alignflow.ledger.reports import show as show
+from alignflow.ledger.reports import status as status
+from alignflow.ledger.snapshots import freeze as freeze
+from alignflow.ledger.snapshots import training_rows as training_rows
+from alignflow.ledger.verdicts import release as release
+from alignflow.ledger.verdicts import withdraw as withdraw

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, bindparam, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, select, update
 
 from alignflow.data.feedback import (
     Observation,
@@ -21,9 +21,9 @@ from alignflow.data.forms import MAX_MESSAGE_CHARACTERS, BadRow, one_row
 from alignflow.faults import faultpoint
 from alignflow.ledger.holdout import decide
 from alignflow.ledger.outbox import announce
-from alignflow.ledger.parsing import KEPT_BYTES, Line, fields_of, is_blank, raw_of
+from alignflow.ledger.parsing import KEPT_BYTES, Line, fields_of, raw_of
 from alignflow.ledger.schema import files, observations, quarantine, ratings, rows, texts
-from alignflow.ledger.store import in_parts, insert_many, select_in
+from alignflow.ledger.store import insert_many, insert_one, rows_in, select_in, update_one
 
 MAX_RATINGS = 64
 
@@ -73,16 +73,8 @@ class Batch(NamedTuple):
         return len(self.bad) + len(self.rated) + len({pair.offset for pair in self.pairs})
 
 
-class NewRow(NamedTuple):
-    """What a row of the ledger begins with, by the names of its columns."""
-
-    key: int
-    preference_set: int
-    id: bytes
-    held_out: bool
-    opposite: int | None
-    file: int
-    left_out: bool = False
+ROW_COLUMNS = ("key", "preference_set", "id", "held_out", "opposite", "file", "left_out")
+"""What a row of the ledger begins with."""
 
 
 class Counts(NamedTuple):
@@ -126,8 +118,8 @@ def parsed(lines: Sequence[Line]) -> Batch:
     rated: list[Rated] = []
     bad: list[Bad] = []
     for line in lines:
-        if is_blank(line):
-            continue
+        if line.fields is None and not line.raw.strip():
+            continue  # a blank line
         try:
             with one_row():
                 fields = fields_of(line)
@@ -178,15 +170,14 @@ def commit(connection: Connection, file: FileKey, batch: Batch) -> Counts:
         [(file.key, bad.offset, file.preference_set, *bad[1:]) for bad in batch.bad],
     )
     faultpoint("ledger.add.rows")
-    connection.execute(
-        update(files)
-        .where(files.c.key == file.key)
-        .values(
-            offset=batch.end,
-            accepted=files.c.accepted + counts.accepted,
-            duplicates=files.c.duplicates + counts.duplicates,
-            quarantined=files.c.quarantined + counts.quarantined,
-        )
+    update_one(
+        connection,
+        files,
+        file.key,
+        offset=batch.end,
+        accepted=files.c.accepted + counts.accepted,
+        duplicates=files.c.duplicates + counts.duplicates,
+        quarantined=files.c.quarantined + counts.quarantined,
     )
     if counts.accepted or counts.duplicates:
         announce(connection, file.preference_set)
@@ -218,111 +209,65 @@ def _take_pairs(connection: Connection, file: FileKey, pairs: list[Pair]) -> Cou
     ids = {pair.id for pair in pairs}
     known = _known(connection, file.preference_set, ids | {pair.opposite_id for pair in pairs})
     held_out = decide(connection, (pair.preference.prompt_hash for pair in pairs))
-    key = connection.execute(select(func.coalesce(func.max(rows.c.key), 0))).scalar_one()
-    new: list[Pair] = []
-    keys: dict[bytes, int] = {}
+    last = connection.execute(select(func.coalesce(func.max(rows.c.key), 0))).scalar_one()
+    new: dict[bytes, Pair] = {}
     for pair in pairs:
-        if pair.id in known or pair.id in keys:
-            continue
-        key += 1
-        keys[pair.id] = key
-        new.append(pair)
-    opposed = _opposed(new, known, keys)
-    _insert_rows(connection, file, new, keys, opposed, held_out)
-    _insert_observations(connection, file, pairs, {**{i: k.key for i, k in known.items()}, **keys})
-    _point_back(connection, opposed, keys)
-    touched = {(keys[i], opposite) for i, opposite in opposed.items()} | {
+        if pair.id not in known:
+            new.setdefault(pair.id, pair)
+    keys = {name: row.key for name, row in known.items()}
+    keys |= {name: last + number for number, name in enumerate(new, 1)}
+    opposed = {n: keys[pair.opposite_id] for n, pair in new.items() if pair.opposite_id in keys}
+    held = {name: held_out[pair.preference.prompt_hash] for name, pair in new.items()}
+    begun = [
+        (keys[name], file.preference_set, name, held[name], opposed.get(name), file.key, False)
+        for name in new
+    ]
+    insert_many(connection, rows, begun, ROW_COLUMNS)
+    written = [(keys[name], *pair.preference[:3]) for name, pair in new.items()]
+    insert_many(connection, texts, written)
+    seen = [
+        (keys[pair.id], file.key, pair.offset, pair.part, pair.observation.voter, *pair.observation)
+        for pair in pairs
+    ]
+    insert_many(connection, observations, seen)
+    _set_each(connection, "opposite", {opposite: keys[n] for n, opposite in opposed.items()})
+    touched = {(keys[name], opposite) for name, opposite in opposed.items()} | {
         (known[pair.id].key, opposite)
         for pair in pairs
         if pair.id in known and (opposite := known[pair.id].opposite) is not None
     }
     weigh(connection, touched)
+    mine = {file.key, *file.siblings}
+    contraries = [known[pair.opposite_id] for pair in new.values() if pair.opposite_id in known]
     return Counts(
         accepted=len(new),
         duplicates=len(pairs) - len(new),
-        contradictory=len(opposed) + _own_opposites(new, known, file),
-        held_out=sum(held_out[pair.preference.prompt_hash] for pair in new),
+        # with those that the same call brought before, and a new row contradicts only now
+        contradictory=len(opposed) + sum(row.file in mine for row in contraries),
+        held_out=sum(held.values()),
     )
 
 
-def _opposed(
-    new: list[Pair], known: dict[bytes, _Known], keys: dict[bytes, int]
-) -> dict[bytes, int]:
-    """Ids of new rows to the keys of those that say the contrary."""
-    stored = {name: row.key for name, row in known.items()} | keys
-    return {pair.id: stored[pair.opposite_id] for pair in new if pair.opposite_id in stored}
-
-
-def _own_opposites(new: list[Pair], known: dict[bytes, _Known], file: FileKey) -> int:
-    """Rows that the same call brought before, and that a new row contradicts only now."""
-    mine = {file.key, *file.siblings}
-    return sum(pair.opposite_id in known and known[pair.opposite_id].file in mine for pair in new)
-
-
-def _insert_rows(
-    connection: Connection,
-    file: FileKey,
-    new: list[Pair],
-    keys: dict[bytes, int],
-    opposed: dict[bytes, int],
-    held_out: dict[bytes, bool],
-) -> None:
-    entries = [
-        NewRow(
-            key=keys[pair.id],
-            preference_set=file.preference_set,
-            id=pair.id,
-            held_out=held_out[pair.preference.prompt_hash],
-            opposite=opposed.get(pair.id),
-            file=file.key,
-        )
-        for pair in new
-    ]
-    insert_many(connection, rows, entries, NewRow._fields)
-    insert_many(connection, texts, [(keys[pair.id], *pair.preference[:3]) for pair in new])
-
-
-def _insert_observations(
-    connection: Connection, file: FileKey, pairs: list[Pair], keys: dict[bytes, int]
-) -> None:
-    entries = [
-        (keys[pair.id], file.key, pair.offset, pair.part, pair.observation.voter, *pair.observation)
-        for pair in pairs
-    ]
-    insert_many(connection, observations, entries)
-
-
-def _point_back(connection: Connection, opposed: dict[bytes, int], keys: dict[bytes, int]) -> None:
-    """Lets the earlier row know the one that contradicts it."""
-    if opposed:
+def _set_each(connection: Connection, column: str, values: dict[int, Any]) -> None:
+    """Gives a column of `rows` its values, by key."""
+    if values:
+        changed = update(rows).where(rows.c.key == bindparam("b_key"))
         connection.execute(
-            update(rows)
-            .where(rows.c.key == bindparam("b_key"))
-            .values(opposite=bindparam("b_new")),
-            [{"b_key": opposite, "b_new": keys[name]} for name, opposite in opposed.items()],
+            changed.values({column: bindparam("b_value")}),
+            [{"b_key": key, "b_value": value} for key, value in sorted(values.items())],
         )
 
 
 def weigh(connection: Connection, touched: Iterable[tuple[int, int]]) -> None:
     """Leaves out of every two contradictory rows the one with fewer votes; both on a tie."""
     both = sorted({key for pair in touched for key in pair})
-    if not both:
-        return
-    votes: Counter[int] = Counter()
-    for part in in_parts(both):
-        counted = connection.execute(
-            select(observations.c.row, func.count(observations.c.voter.distinct()))
-            .where(observations.c.row.in_(part))
-            .group_by(observations.c.row)
-        )
-        votes.update(dict(counted.tuples().all()))
-    changes = {}
+    voters = func.count(observations.c.voter.distinct())
+    counted = select(observations.c.row, voters).group_by(observations.c.row)
+    votes = Counter(dict(rows_in(connection, counted, observations.c.row, both)))
+    left_out: dict[int, bool] = {}
     for one, two in touched:
-        changes[one], changes[two] = votes[one] <= votes[two], votes[two] <= votes[one]
-    connection.execute(
-        update(rows).where(rows.c.key == bindparam("b_key")).values(left_out=bindparam("b_out")),
-        [{"b_key": key, "b_out": out} for key, out in sorted(changes.items())],
-    )
+        left_out[one], left_out[two] = votes[one] <= votes[two], votes[two] <= votes[one]
+    _set_each(connection, "left_out", left_out)
 
 
 def _take_ratings(
@@ -343,18 +288,15 @@ def _take_ratings(
             repeated += 1
             continue
         new += 1
-        connection.execute(
-            insert(ratings).values(
-                preference_set=file.preference_set,
-                id=rating.id,
-                prompt_id=prompt_id,
-                prompt_hash=rating.prompt_hash,
-                prompt=rating.prompt,
-                completion=rating.completion,
-                liked=rating.liked,
-                source=entry.observation.source,
-                file=file.key,
-            )
+        insert_one(
+            connection,
+            ratings,
+            **rating._asdict(),
+            preference_set=file.preference_set,
+            id=rating.id,
+            prompt_id=prompt_id,
+            source=entry.observation.source,
+            file=file.key,
         )
         others = [text for _, text, liked in same if liked != rating.liked and text is not None]
         formed += [
@@ -362,8 +304,7 @@ def _take_ratings(
             for part, other in enumerate(others)
             if other != rating.completion
         ]
-    if rated:
-        decide(connection, {entry.rating.prompt_hash for entry in rated})
+    decide(connection, {entry.rating.prompt_hash for entry in rated})
     return formed, new, repeated
 
 
@@ -372,8 +313,3 @@ def _formed(entry: Rated, part: int, other: str) -> Pair:
     chosen, rejected = (rating.completion, other) if rating.liked else (other, rating.completion)
     preference = Preference(rating.prompt, chosen, rejected, rating.prompt_hash)
     return Pair(entry.offset, part, preference, entry.observation, *pair_ids(preference))
-
-
-def counts_of(row: Any) -> Counts:
-    """The counts that a file's row has."""
-    return Counts(row.accepted, row.duplicates, row.quarantined)

@@ -10,21 +10,15 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, delete, or_, select, text, update
+from sqlalchemy import ColumnElement, Connection, Engine, delete, select, text, update
 
 from alignflow.errors import DataError
 from alignflow.faults import faultpoint
 from alignflow.files import sha256_file
-from alignflow.ledger.erasing_files import (
-    ERASED,
-    Words,
-    erase_from_files,
-    keep_rows,
-    words_of,
-)
+from alignflow.ledger.erasing_files import ERASED, Words, erase_from_files, keep_rows, words_of
 from alignflow.ledger.reports import find_row, models_of
 from alignflow.ledger.schema import files, observations, quarantine, ratings, rows, snapshots, texts
-from alignflow.ledger.store import in_parts, opened, writing
+from alignflow.ledger.store import in_parts, opened, rows_in, writing
 
 
 class Erased(NamedTuple):
@@ -46,21 +40,21 @@ def erase(
 ) -> Erased:
     """Removes the text of one row, or of everything that a source, annotator or file gave.
 
-    Args:
-        home: Absolute home.
-        row_id: A row's id or the beginning of it; the contrary pair, the same text, goes too.
-        source: Name of a source, an annotator, or a file.
-        reason: Kept with the ids.
+    `row_id` may be the beginning of an id; the contrary pair, the same text, goes too. `reason` is
+    kept with the ids.
 
     Raises:
         DataError: There is no such row or source.
     """
     with opened(home, create=False) as engine:
         with writing(engine) as connection:
-            keys = _one(connection, row_id) if row_id else _of_source(connection, source or "")
-            keys = _with_opposites(connection, keys)
+            keys = _chosen(connection, row_id, source or "")
+            opposites = rows_in(connection, select(rows.c.opposite), rows.c.key, keys)
+            keys = sorted({*keys, *(key for (key,) in opposites if key is not None)})
             ids = _bury(connection, keys, reason)
-            written = [*_texts(connection, keys), *_rated_texts(connection, source)]
+            said = select(texts.c.prompt, texts.c.chosen, texts.c.rejected)
+            written = [*map(tuple, rows_in(connection, said, texts.c.row, keys))]
+            written += _rated_texts(connection, source)
             faultpoint("ledger.erase.buried")
         words = words_of(written)
         changed = erase_from_files(home, words)
@@ -81,46 +75,27 @@ def erase(
     return Erased(ids, bad, rewritten, changed, models)
 
 
-def _one(connection: Connection, row_id: str) -> list[int]:
-    row = find_row(connection, row_id)
-    return list(connection.execute(select(rows.c.key).where(rows.c.id == row.id)).scalars())
-
-
-def _of_source(connection: Connection, source: str) -> list[int]:
-    given = (
-        select(observations.c.row)
-        .join(files, files.c.key == observations.c.file)
-        .where(
-            or_(
-                observations.c.source == source,
-                observations.c.annotator == source,
-                files.c.label == source,
-                files.c.label == str(Path(source).expanduser().absolute()),
+def _chosen(connection: Connection, row_id: str | None, source: str) -> list[int]:
+    """Rows of an id, in whatever sets, or else those that a source gave."""
+    if row_id:
+        chosen = select(rows.c.key).where(rows.c.id == find_row(connection, row_id).id)
+    else:
+        chosen = (
+            select(observations.c.row)
+            .join(files, files.c.key == observations.c.file)
+            .where(
+                (observations.c.source == source)
+                | (observations.c.annotator == source)
+                | files.c.label.in_(_labels(source))
             )
+            .distinct()
         )
-        .distinct()
-    )
-    return list(connection.execute(given).scalars())
+    return list(connection.execute(chosen).scalars())
 
 
-def _with_opposites(connection: Connection, keys: list[int]) -> list[int]:
-    both = set(keys)
-    for part in in_parts(keys):
-        opposites = select(rows.c.opposite).where(
-            rows.c.key.in_(part), rows.c.opposite.is_not(None)
-        )
-        both.update(key for key in connection.execute(opposites).scalars() if key is not None)
-    return sorted(both)
-
-
-def _texts(connection: Connection, keys: list[int]) -> list[tuple[str, str, str]]:
-    written: list[tuple[str, str, str]] = []
-    for part in in_parts(keys):
-        chosen = select(texts.c.prompt, texts.c.chosen, texts.c.rejected).where(
-            texts.c.row.in_(part)
-        )
-        written += connection.execute(chosen).tuples().all()
-    return written
+def _labels(source: str) -> tuple[str, str]:
+    """What a file of this name is called in the ledger."""
+    return source, str(Path(source).expanduser().absolute())
 
 
 def _rated_texts(connection: Connection, source: str | None) -> list[tuple[str, str, str]]:
@@ -130,20 +105,21 @@ def _rated_texts(connection: Connection, source: str | None) -> list[tuple[str, 
     rated = select(ratings.c.prompt, ratings.c.completion).where(
         ratings.c.source == source, ratings.c.prompt.is_not(None)
     )
-    return [(prompt, text, text) for prompt, text in connection.execute(rated).tuples()]
+    return [(prompt, text, text) for prompt, text in connection.execute(rated)]
 
 
 def _erase_quarantine(connection: Connection, words: Words, source: str | None) -> int:
     """Empties what is kept of bad rows that hold one of the texts, or came from the source."""
     needles = [form.encode() for word in words.parts for form in _as_json(word)]
     sources = [form.encode() for form in _as_json(source)] if source else []
-    hit = []
-    kept_rows = select(
-        quarantine.c.file, quarantine.c.offset, quarantine.c.raw, files.c.label
-    ).join(files, files.c.key == quarantine.c.file)
+    hit: list[tuple[int, int]] = []
+    place = (quarantine.c.file, quarantine.c.offset)
+    kept_rows = select(*place, quarantine.c.raw, files.c.label).join(
+        files, files.c.key == quarantine.c.file
+    )
     for file, offset, raw, label in connection.execute(kept_rows):
         kept = bytes(raw)
-        named = source is not None and label in (source, str(Path(source).expanduser().absolute()))
+        named = source is not None and label in _labels(source)
         quoted = any(b'"' + form + b'"' in kept for form in sources)
         if kept and (named or quoted or any(needle in kept for needle in needles)):
             hit.append((file, offset))
@@ -164,28 +140,24 @@ def _as_json(word: str) -> set[str]:
 def _erase_ratings(
     connection: Connection, written: list[tuple[str, str, str]], source: str | None
 ) -> int:
-    erased = 0
-    for prompt, chosen, rejected in written:
-        gone = update(ratings).where(
-            ratings.c.prompt == prompt, ratings.c.completion.in_([chosen, rejected])
-        )
-        erased += connection.execute(gone.values(prompt=None, completion=None)).rowcount
+    gone: list[ColumnElement[bool]] = [
+        (ratings.c.prompt == prompt) & ratings.c.completion.in_([chosen, rejected])
+        for prompt, chosen, rejected in written
+    ]
     if source:
-        gone = update(ratings).where(ratings.c.source == source)
-        erased += connection.execute(gone.values(prompt=None, completion=None)).rowcount
-    return erased
+        gone.append(ratings.c.source == source)
+    emptied = update(ratings).values(prompt=None, completion=None)
+    return sum(connection.execute(emptied.where(condition)).rowcount for condition in gone)
 
 
 def _bury(connection: Connection, keys: list[int], reason: str) -> list[str]:
     """Marks rows as erased, so that nothing is trained on them from now on; their ids."""
-    ids: set[str] = set()
     for part in in_parts(keys):
         connection.execute(
             update(rows).where(rows.c.key.in_(part), rows.c.erased.is_(None)).values(erased=reason)
         )
-        named = connection.execute(select(rows.c.id).where(rows.c.key.in_(part))).scalars()
-        ids |= {bytes(name).hex() for name in named}
-    return sorted(ids)
+    named = rows_in(connection, select(rows.c.id), rows.c.key, keys)
+    return sorted({bytes(name).hex() for (name,) in named})
 
 
 def _erase_rows(connection: Connection, keys: list[int]) -> None:
@@ -209,15 +181,12 @@ def _leave_no_trace(engine: Engine) -> None:
 
 
 def _rewrite_snapshots(engine: Engine, home: Path, ids: set[str]) -> list[str]:
-    changed = []
+    changed: list[str] = []
     for path in sorted((home / "snapshots").rglob("*.parquet")):
         if not keep_rows(path, lambda fields: fields["id"] not in ids, ["id"]):
             continue
         changed.append(str(path))
         with writing(engine) as connection:
-            connection.execute(
-                update(snapshots)
-                .where(snapshots.c.name == path.stem)
-                .values(sha256=sha256_file(path))
-            )
+            same = update(snapshots).where(snapshots.c.name == path.stem)
+            connection.execute(same.values(sha256=sha256_file(path)))
     return changed

@@ -11,7 +11,7 @@ import html
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from alignflow.files import atomic_write_bytes
 from alignflow.ledger.snapshot_files import renamed
@@ -37,9 +37,9 @@ class Words(NamedTuple):
     def holds(self, value: Any) -> bool:
         """Whether one of them is anywhere in a value of JSON."""
         if isinstance(value, dict):
-            return any(self.holds(item) for item in value.values())
+            return self.holds(list(cast("dict[str, Any]", value).values()))
         if isinstance(value, list):
-            return any(self.holds(item) for item in value)
+            return any(self.holds(item) for item in cast("list[Any]", value))
         return isinstance(value, str) and (
             value in self.whole or any(part in value for part in self.parts)
         )
@@ -47,9 +47,10 @@ class Words(NamedTuple):
     def cleaned(self, value: Any) -> Any:
         """The value with each of them replaced."""
         if isinstance(value, dict):
-            return {name: self.cleaned(item) for name, item in value.items()}
+            fields = cast("dict[str, Any]", value)
+            return {name: self.cleaned(item) for name, item in fields.items()}
         if isinstance(value, list):
-            return [self.cleaned(item) for item in value]
+            return [self.cleaned(item) for item in cast("list[Any]", value)]
         if not isinstance(value, str):
             return value
         if value in self.whole:
@@ -83,10 +84,11 @@ def erase_from_files(home: Path, words: Words) -> list[str]:
     """Removes texts from every file of a home that may hold some; returns those it changed."""
     if not words.whole:
         return []
-    changed = []
-    for path in _files(home):
-        if _erase_from(path, words, drop=path.is_relative_to(home / INBOX)):
-            changed.append(path)
+    changed = [
+        path
+        for path in _files(home)
+        if _erase_from(path, words, drop=path.is_relative_to(home / INBOX))
+    ]
     for directory in {artifact for path in changed if (artifact := _artifact_of(home, path))}:
         recertify(directory)
     return [str(path) for path in changed]
@@ -112,21 +114,15 @@ def _artifact_of(home: Path, path: Path) -> Path | None:
 def _erase_from(path: Path, words: Words, *, drop: bool) -> bool:
     """Removes the texts from one file; whether it held any."""
     if path.suffix == ".parquet":
-        return _without_rows(path, words)
-    if path.name.endswith(".jsonl.gz"):
-        before = gzip.decompress(path.read_bytes())
-        after = _lines(before, words, drop)
-        return _replaced(path, before, after, gzip.compress(after, mtime=0))
-    if not path.name.endswith(TEXT_SUFFIXES):
+        return keep_rows(path, lambda fields: not words.holds(list(fields.values())))
+    packed = path.name.endswith(".jsonl.gz")
+    if not packed and not path.name.endswith(TEXT_SUFFIXES):
         return False
-    before = path.read_bytes()
-    after = _lines(before, words, drop) if path.suffix == ".jsonl" else _document(before, words)
-    return _replaced(path, before, after, after)
-
-
-def _replaced(path: Path, before: bytes, after: bytes, content: bytes) -> bool:
+    before = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
+    lines = packed or path.suffix == ".jsonl"
+    after = _lines(before, words, drop) if lines else _document(before, words)
     if after != before:
-        atomic_write_bytes(path, content)
+        atomic_write_bytes(path, gzip.compress(after, mtime=0) if packed else after)
     return after != before
 
 
@@ -142,7 +138,7 @@ def _document(content: bytes, words: Words) -> bytes:
 
 
 def _lines(content: bytes, words: Words, drop: bool) -> bytes:
-    kept = []
+    kept: list[bytes] = []
     for line in content.splitlines(keepends=True):
         text = line.decode("utf-8", "surrogateescape")
         try:
@@ -156,19 +152,12 @@ def _lines(content: bytes, words: Words, drop: bool) -> bytes:
     return b"".join(kept)
 
 
-def _without_rows(path: Path, words: Words) -> bool:
-    return keep_rows(path, lambda fields: not words.holds(list(fields.values())))
-
-
 def keep_rows(
     path: Path, is_kept: Callable[[dict[str, Any]], bool], columns: list[str] | None = None
 ) -> bool:
     """Rewrites a Parquet file without some rows; False where it has none of them.
 
-    Args:
-        path: The file.
-        is_kept: Says of a row's `columns`, or of all, whether it stays.
-        columns: Those that are looked at.
+    `is_kept` says of a row's `columns`, or of all, whether it stays.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -5,31 +5,31 @@ Candidates are judged on them, and on the preferences of humans on them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, select
 
 from alignflow.data.forms import first_user_turn
-from alignflow.data.groups import HOLDOUT
+from alignflow.data.groups import HOLDOUT, falls_into
 from alignflow.errors import RecipeError
 from alignflow.files import atomic_write_json, digest_json
 from alignflow.ledger.schema import holdouts, prompts, ratings, rows, texts
 from alignflow.ledger.snapshot_files import WRITTEN_ROWS, renamed, snapshot_folder
-from alignflow.ledger.store import find_set, insert_many, now, opened, reading, select_in, writing
+from alignflow.ledger.store import (
+    find_set,
+    insert_many,
+    insert_one,
+    now,
+    opened,
+    reading,
+    select_in,
+    writing,
+)
 from alignflow.settings import has_ledger
-
-LARGEST = 2**64
-
-
-def is_held_out(prompt_hash: bytes, salt: str, share: float) -> bool:
-    """Whether a prompt falls into the share."""
-    digest = hashlib.sha256(salt.encode() + prompt_hash).digest()
-    return int.from_bytes(digest[:8], "big") < share * LARGEST
 
 
 def decide(connection: Connection, hashes: Iterable[bytes]) -> dict[bytes, bool]:
@@ -40,7 +40,7 @@ def decide(connection: Connection, hashes: Iterable[bytes]) -> dict[bytes, bool]
     missing = wanted - decided.keys()
     if missing:
         key, salt, share = current_holdout(connection)
-        new = {prompt: is_held_out(prompt, salt, share) for prompt in missing}
+        new = {prompt: falls_into(share, salt.encode() + prompt) for prompt in missing}
         insert_many(connection, prompts, [(prompt, held, key) for prompt, held in new.items()])
         decided.update(new)
     return decided
@@ -48,10 +48,9 @@ def decide(connection: Connection, hashes: Iterable[bytes]) -> dict[bytes, bool]
 
 def current_holdout(connection: Connection) -> tuple[int, str, float]:
     """Key, salt and share of the hold-out in force."""
-    newest = select(holdouts.c.key, holdouts.c.salt, holdouts.c.share).order_by(
-        holdouts.c.key.desc()
-    )
-    return connection.execute(newest.limit(1)).one()._tuple()
+    newest = select(holdouts).order_by(holdouts.c.key.desc()).limit(1)
+    entry = connection.execute(newest).one()
+    return entry.key, entry.salt, entry.share
 
 
 def renew_holdout(home: Path, share: float, salt: str | None = None) -> None:
@@ -63,9 +62,8 @@ def renew_holdout(home: Path, share: float, salt: str | None = None) -> None:
     if not 0 <= share <= 0.5:
         raise RecipeError(f"holdout share is {share}, wanted 0 to 0.5.")
     with opened(home) as engine, writing(engine) as connection:
-        connection.execute(
-            insert(holdouts).values(salt=salt or secrets.token_hex(8), share=share, created=now())
-        )
+        salt = salt or secrets.token_hex(8)
+        insert_one(connection, holdouts, salt=salt, share=share, created=now())
 
 
 def held_out_prompts(home: Path) -> set[str]:
@@ -76,20 +74,15 @@ def held_out_prompts(home: Path) -> set[str]:
         select(texts.c.prompt)
         .join(rows, rows.c.key == texts.c.row)
         .where(rows.c.held_out.is_(True))
-        .distinct()
     )
     rated = (
         select(ratings.c.prompt)
         .join(prompts, prompts.c.hash == ratings.c.prompt_hash)
         .where(prompts.c.held_out.is_(True), ratings.c.prompt.is_not(None))
-        .distinct()
     )
     with opened(home, create=False) as engine, reading(engine) as connection:
-        asked_and_rated = [
-            *connection.execute(asked).scalars(),
-            *connection.execute(rated).scalars(),
-        ]
-    return {first_user_turn(json.loads(prompt)) for prompt in asked_and_rated if prompt is not None}
+        said = connection.execute(asked.union(rated)).scalars()
+        return {first_user_turn(json.loads(prompt)) for prompt in said}
 
 
 def held_out_hashes(home: Path) -> list[str]:

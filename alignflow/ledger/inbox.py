@@ -14,7 +14,7 @@ import signal
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -51,13 +51,9 @@ class Taken(NamedTuple):
 
 
 def take_in(home: Path, inbox: str, into: str, settled_seconds: float = SETTLED_SECONDS) -> Taken:
-    """Takes in what is complete in an inbox.
+    """Takes what is complete in an inbox into a preference set of an absolute home.
 
-    Args:
-        home: Absolute home.
-        inbox: A folder, or an address that fsspec knows, such as `s3://bucket/feedback`.
-        into: Name of the preference set.
-        settled_seconds: How long a file must not have changed.
+    An inbox is a folder, or an address that fsspec knows, such as `s3://bucket/feedback`.
 
     Raises:
         RecipeError: The address holds a password.
@@ -65,7 +61,7 @@ def take_in(home: Path, inbox: str, into: str, settled_seconds: float = SETTLED_
     """
     box = inbox_at(inbox, home, settled_seconds)
     complete, waiting, ignored = box.look()
-    added = []
+    added: list[Added] = []
     for entry in complete:
         with box.fetched(entry) as path:
             result = add_sources(home, [Source(path, entry.label)], into)
@@ -93,14 +89,13 @@ def default_inbox(home: Path) -> Path:
 
 def _kinds(names: list[str]) -> tuple[list[str], list[str]]:
     """Names that are read, and others; hidden ones and what was moved away are neither."""
-    seen = [
-        name
-        for name in names
-        if not any(part.startswith(".") for part in PurePosixPath(name).parts)
-        and PurePosixPath(name).parts[0] not in (DONE, REJECTED)
-    ]
-    read = [name for name in seen if name.endswith(SUFFIXES)]
-    return read, [name for name in seen if not name.endswith(SUFFIXES)]
+    read: list[str] = []
+    others: list[str] = []
+    for name in names:
+        parts = PurePosixPath(name).parts
+        if parts[0] not in (DONE, REJECTED) and not any(part.startswith(".") for part in parts):
+            (read if name.endswith(SUFFIXES) else others).append(name)
+    return read, others
 
 
 class LocalInbox:
@@ -115,7 +110,8 @@ class LocalInbox:
     def look(self) -> tuple[list[Entry], list[str], list[str]]:
         """Complete files, those that may still be written, and those of other kinds."""
         read, ignored = _kinds(sorted(self._names()))
-        complete, waiting = [], []
+        complete: list[Entry] = []
+        waiting: list[str] = []
         for name in read:
             path = self._folder / name
             if (stamp := _stamp(path)) is None:
@@ -135,7 +131,7 @@ class LocalInbox:
             yield from ((here / name).as_posix() for name in files)
 
     @contextmanager
-    def fetched(self, entry: Entry) -> Iterator[Path]:
+    def fetched(self, entry: Entry) -> Generator[Path]:
         """Context of the file's path on this machine."""
         yield self._folder / entry.name
 
@@ -202,12 +198,8 @@ class RemoteInbox:
         if any(age is None for age in ages.values()):
             time.sleep(self._settled_seconds)
             again = self._listed()
-            ages = {
-                name: (float("inf") if listed[name] == again.get(name) else 0.0)
-                if age is None
-                else age
-                for name, age in ages.items()
-            }
+            for name in (name for name, age in ages.items() if age is None):
+                ages[name] = float("inf") if listed[name] == again.get(name) else 0.0
         settled = [name for name in read if (ages[name] or 0.0) >= self._settled_seconds]
         complete = [Entry(name, f"{self._address}/{name}", listed[name]) for name in settled]
         return complete, [name for name in read if name not in settled], ignored
@@ -240,7 +232,7 @@ class RemoteInbox:
         return (datetime.now(UTC) - aware).total_seconds()
 
     @contextmanager
-    def fetched(self, entry: Entry) -> Iterator[Path]:
+    def fetched(self, entry: Entry) -> Generator[Path]:
         """See `LocalInbox`."""
         self._work.mkdir(parents=True, exist_ok=True)
         suffix = next(end for end in reversed(SUFFIXES) if entry.name.endswith(end))

@@ -14,23 +14,31 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, func, insert, select, update
+from sqlalchemy import Engine, func, select
 
 from alignflow.errors import RecipeError
 from alignflow.faults import faultpoint
 from alignflow.files import CHUNK_BYTES
-from alignflow.ledger.batches import Batch, Counts, FileKey, Overtaken, commit, counts_of, parsed
+from alignflow.ledger.batches import Batch, Counts, FileKey, Overtaken, commit, parsed
 from alignflow.ledger.incoming import Refused, Source, refuse, sources_in
 from alignflow.ledger.parsing import (
+    SUFFIXES,
     Line,
     RefusedFile,
     Unpacked,
-    check_suffix,
     lines_of,
     open_regular,
 )
 from alignflow.ledger.schema import files, quarantine
-from alignflow.ledger.store import now, opened, preference_set, reading, writing
+from alignflow.ledger.store import (
+    insert_one,
+    now,
+    opened,
+    preference_set,
+    reading,
+    update_one,
+    writing,
+)
 from alignflow.recipe.retrain import PREFERENCE_SET_PATTERN
 
 BATCH_LINES = 8000
@@ -76,13 +84,9 @@ def add(
     into: str = "default",
     on_progress: OnProgress | None = None,
 ) -> Added:
-    """Takes preferences in.
+    """Takes preferences of files and folders into the set of a name, in an absolute home.
 
-    Args:
-        home: Absolute home.
-        sources: Files, and folders of files; what is refused in a folder is moved to its `rejected/`.
-        into: Name of the preference set.
-        on_progress: Called after each batch.
+    What is refused in a folder is moved to its `rejected/`. `on_progress` is called after each batch.
 
     Raises:
         DataError: A file or folder is not there, or the ledger cannot be used.
@@ -100,8 +104,14 @@ def add_sources(
     on_progress: OnProgress | None = None,
 ) -> Added:
     """`add` for files that were found already."""
-    check_name(into)
-    counts, reasons, first = Counts(), {}, {}
+    if not re.fullmatch(PREFERENCE_SET_PATTERN, into):
+        raise RecipeError(
+            f"{into!r} cannot name a preference set: wanted letters, digits, '.', '_' or '-', at most "
+            "63, the first a letter or digit."
+        )
+    counts = Counts()
+    reasons: dict[str, int] = {}
+    first: dict[str, str] = {}
     refused: list[Refused] = []
     brought: set[int] = set()
     with opened(home) as engine:
@@ -130,19 +140,6 @@ def add_stream(home: Path, stream: Any, into: str = "default") -> Added:
         return add(home, [path], into)
 
 
-def check_name(name: str) -> None:
-    """Checks the name of a preference set.
-
-    Raises:
-        RecipeError: It is none.
-    """
-    if not re.fullmatch(PREFERENCE_SET_PATTERN, name):
-        raise RecipeError(
-            f"{name!r} cannot name a preference set: wanted letters, digits, '.', '_' or '-', at most "
-            "63, the first a letter or digit."
-        )
-
-
 def _add_file(
     engine: Engine,
     set_key: int,
@@ -150,7 +147,9 @@ def _add_file(
     siblings: frozenset[int],
     on_progress: OnProgress | None,
 ) -> tuple[FileKey, Counts]:
-    check_suffix(source.path.name)
+    """What this call did, and as duplicates what had been taken in of the same file before."""
+    if not source.path.name.endswith(SUFFIXES):
+        raise RefusedFile("unknown_kind", f"is none of {', '.join(SUFFIXES)}")
     sha256, size = _first_pass(source.path)
     faultpoint("ledger.add.hashed")
     file, offset, done, judged = _register(engine, set_key, sha256, size, source)
@@ -158,7 +157,10 @@ def _add_file(
     if not done:
         batches = chain(judged, _batches(source.path, judged[-1].end if judged else offset))
         own = _add_batches(engine, file, source, batches, size, on_progress)
-    return file, _with_others(engine, file, own)
+    with reading(engine) as connection:
+        total = connection.execute(select(files).where(files.c.key == file.key)).one()
+    before = total.duplicates + total.accepted - own.accepted
+    return file, own._replace(duplicates=before, quarantined=total.quarantined)
 
 
 def _first_pass(path: Path) -> tuple[str, int]:
@@ -191,24 +193,17 @@ def _register(
     )
     with reading(engine) as connection:
         known = connection.execute(same_content).first()
-    judged: list[Batch] = []
     if known is None:
         judged = _judge(source.path, size)
         with writing(engine) as connection:
             known = connection.execute(same_content).first()
             if known is None:
-                values = {"preference_set": set_key, "sha256": sha256, "label": source.label}
-                counts = {"accepted": 0, "duplicates": 0, "quarantined": 0}
-                made = connection.execute(
-                    insert(files).values(
-                        **values, **counts, bytes=size, offset=0, done=False, created=now()
-                    )
-                )
-                key = made.inserted_primary_key
-                assert key is not None
-                return FileKey(key[0], set_key), 0, False, judged
-        judged = []
-    return FileKey(known.key, set_key), known.offset, known.done, judged
+                named = {"preference_set": set_key, "sha256": sha256, "label": source.label}
+                unread = dict.fromkeys(("offset", "accepted", "duplicates", "quarantined"), 0)
+                state = {"bytes": size, "done": False, "created": now()}
+                key = insert_one(connection, files, **named, **unread, **state)
+                return FileKey(key, set_key), 0, False, judged
+    return FileKey(known.key, set_key), known.offset, known.done, []
 
 
 def _judge(path: Path, size: int) -> list[Batch]:
@@ -220,7 +215,7 @@ def _judge(path: Path, size: int) -> list[Batch]:
     lines = bad = read = 0
     judged: list[Batch] = []
     first: dict[str, str] = {}
-    with lines_of(path, path.name, 0) as source:
+    with lines_of(path, 0) as source:
         for chunk in _chunks(source):
             batch = parsed(chunk)
             judged.append(batch)
@@ -281,24 +276,15 @@ def _add_batches(
         except Overtaken as overtaken:
             batches = _batches(source.path, overtaken.offset)
     with writing(engine) as connection:
-        connection.execute(update(files).where(files.c.key == file.key).values(done=True))
+        update_one(connection, files, file.key, done=True)
     faultpoint("ledger.add.done")
     return counts
 
 
 def _batches(path: Path, offset: int) -> Iterator[Batch]:
-    with lines_of(path, path.name, offset) as lines:
+    with lines_of(path, offset) as lines:
         for chunk in _chunks(lines):
             yield parsed(chunk)
-
-
-def _with_others(engine: Engine, file: FileKey, own: Counts) -> Counts:
-    """What this call did, and as duplicates what had been taken in of the same file before."""
-    with reading(engine) as connection:
-        total = counts_of(connection.execute(select(files).where(files.c.key == file.key)).one())
-    return own._replace(
-        duplicates=total.duplicates + total.accepted - own.accepted, quarantined=total.quarantined
-    )
 
 
 def _tell_bad(

@@ -16,7 +16,7 @@ from alignflow.ledger.outbox import PROMOTED as PROMOTED_EVENT
 from alignflow.ledger.outbox import count_new, is_waiting, write_event
 from alignflow.ledger.schema import promotions, rows, snapshots
 from alignflow.ledger.snapshots import UNDECIDED
-from alignflow.ledger.store import find_set, now, opened, preference_set, reading, writing
+from alignflow.ledger.store import count, find_set, now, opened, preference_set, reading, writing
 from alignflow.ledger.verdicts import WITHDRAWN, consume, give_back
 
 
@@ -69,16 +69,14 @@ def set_state(home: Path, name: str, model: str) -> SetState:
                 snapshots.c.preference_set == key, snapshots.c.state == UNDECIDED
             )
         ).first()
-        looks = connection.execute(
-            select(func.count()).where(
-                snapshots.c.preference_set == key,
-                snapshots.c.state.not_in((UNDECIDED, WITHDRAWN)),
-                snapshots.c.holdout == current_holdout(connection)[0],
-            )
-        ).scalar_one()
-        waiting = connection.execute(select(func.count()).where(is_waiting(key))).scalar_one()
+        looks = count(
+            connection,
+            snapshots.c.preference_set == key,
+            snapshots.c.state.not_in((UNDECIDED, WITHDRAWN)),
+            snapshots.c.holdout == current_holdout(connection)[0],
+        )
         return SetState(
-            waiting,
+            count(connection, is_waiting(key)),
             count_new(connection, key),
             *(undecided or (None, None, None)),
             champion=head,

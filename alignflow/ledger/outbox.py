@@ -6,11 +6,19 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, func, select
 
 from alignflow.errors import RecipeError
 from alignflow.ledger.schema import outbox, rows, sets
-from alignflow.ledger.store import now, opened, preference_set, reading, writing
+from alignflow.ledger.store import (
+    insert_one,
+    now,
+    opened,
+    preference_set,
+    reading,
+    update_one,
+    writing,
+)
 
 READY = "alignflow.preferences.ready"
 PROMOTED = "alignflow.champion.promoted"
@@ -58,16 +66,13 @@ def announce(connection: Connection, set_key: int) -> None:
     if count_new(connection, set_key, threshold) < threshold:
         return
     write_event(connection, READY, {"set": name, "new": threshold, "judged": judged})
-    connection.execute(update(sets).where(sets.c.key == set_key).values(announced=judged))
+    update_one(connection, sets, set_key, announced=judged)
 
 
 def write_event(connection: Connection, name: str, payload: dict[str, Any]) -> None:
     """Puts an event into the outbox, in the caller's transaction."""
-    connection.execute(
-        insert(outbox).values(
-            event=name, payload=json.dumps(payload, sort_keys=True), created=now()
-        )
-    )
+    written = json.dumps(payload, sort_keys=True)
+    insert_one(connection, outbox, event=name, payload=written, created=now())
 
 
 def set_threshold(home: Path, name: str, new_pairs: int | None) -> None:
@@ -85,13 +90,9 @@ def set_threshold(home: Path, name: str, new_pairs: int | None) -> None:
         if stored is not None and stored.threshold == new_pairs:
             return
         with writing(engine) as connection:
-            _set_threshold(connection, name, new_pairs)
-
-
-def _set_threshold(connection: Connection, name: str, new_pairs: int | None) -> None:
-    key = preference_set(connection, name)
-    connection.execute(update(sets).where(sets.c.key == key).values(threshold=new_pairs))
-    announce(connection, key)
+            key = preference_set(connection, name)
+            update_one(connection, sets, key, threshold=new_pairs)
+            announce(connection, key)
 
 
 def pending_events(home: Path) -> list[Event]:
@@ -111,4 +112,4 @@ def pending_events(home: Path) -> list[Event]:
 def mark_sent(home: Path, key: int) -> None:
     """Records that an event was sent; what is not recorded is sent again."""
     with opened(home, create=False) as engine, writing(engine) as connection:
-        connection.execute(update(outbox).where(outbox.c.key == key).values(sent=now()))
+        update_one(connection, outbox, key, sent=now())

@@ -11,10 +11,10 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from alignflow.data.forms import BadRow
 from alignflow.data.reading import LINES, json_object, parquet_rows
@@ -67,29 +67,13 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def check_suffix(name: str) -> None:
-    """Checks that the name is one of a kind that is read.
-
-    Raises:
-        RefusedFile: It is not.
-    """
-    if not name.endswith(SUFFIXES):
-        raise RefusedFile("unknown_kind", f"is none of {', '.join(SUFFIXES)}")
-
-
 @contextmanager
-def lines_of(path: Path, name: str, offset: int) -> Iterator[Iterator[Line]]:
-    """The lines of a file from `offset` on.
-
-    Args:
-        path: The file.
-        name: What it is called; its suffix says what it is.
-        offset: Where to start, as an earlier `Line.end` said.
-    """
+def lines_of(path: Path, offset: int) -> Generator[Iterator[Line]]:
+    """The lines of a file, which its suffix tells the kind of, from an earlier `Line.end` on."""
     with open_regular(path) as file:
-        if name.endswith(".parquet"):
+        if path.name.endswith(".parquet"):
             yield _parquet_lines(file, offset)
-        elif name.endswith(".gz"):
+        elif path.name.endswith(".gz"):
             yield (line for line in split_lines(Unpacked(file)) if line.offset >= offset)
         else:
             file.seek(offset)
@@ -154,22 +138,19 @@ def _parquet_lines(file: BinaryIO, offset: int) -> Iterator[Line]:
 def without_nulls(value: Any) -> Any:
     """Drops the nulls that Parquet's one schema puts where a row has no such field."""
     if isinstance(value, dict):
-        return {name: without_nulls(item) for name, item in value.items() if item is not None}
-    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+        fields = cast("dict[str, Any]", value)
+        return {name: without_nulls(item) for name, item in fields.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item) for item in cast("list[Any]", value)]
+    return value
 
 
 def raw_of(line: Line) -> bytes:
     """The bytes that quarantine keeps and hashes."""
     if line.fields is None:
         return line.raw
-    return json.dumps(line.fields, ensure_ascii=False, default=str).encode(
-        "utf-8", "backslashreplace"
-    )
-
-
-def is_blank(line: Line) -> bool:
-    """Whether there is nothing on the line."""
-    return line.fields is None and not line.raw.strip()
+    text = json.dumps(line.fields, ensure_ascii=False, default=str)
+    return text.encode("utf-8", "backslashreplace")
 
 
 def fields_of(line: Line) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, case, func, select
+from sqlalchemy import Connection, Row, case, func, select
 
 from alignflow.errors import DataError
 from alignflow.ledger.outbox import count_new
@@ -22,10 +23,12 @@ from alignflow.ledger.schema import (
     texts,
 )
 from alignflow.ledger.snapshots import PROMOTED, UNDECIDED, snapshot_names
-from alignflow.ledger.store import in_parts, opened, reading, require_set
+from alignflow.ledger.store import count, opened, reading, require_set, rows_in
 
 RAW_CHARACTERS = 400
 SHORTEST_PREFIX = 6
+QUARANTINED = ("offset", "reason", "message", "sha256", "bytes", "raw")
+"""What is shown of a line in quarantine, beside its set and file."""
 
 _STATE = case(
     (rows.c.erased.is_not(None), "erased"),
@@ -36,6 +39,7 @@ _STATE = case(
     (rows.c.dropped.is_not(None), "dropped"),
     else_="waiting",
 )
+_STATED = rows.join(snapshots, snapshots.c.key == rows.c.snapshot, isouter=True)
 STATES = ("waiting", "reserved", "consumed", "held_out", "contradictory", "dropped", "erased")
 
 
@@ -46,40 +50,32 @@ def status(home: Path, name: str | None = None) -> dict[str, Any]:
         DataError: There is no ledger, or no such set.
     """
     with opened(home, create=False) as engine, reading(engine) as connection:
-        named = [require_set(connection, name)] if name else _all_sets(connection)
+        every = select(sets.c.name, sets.c.key).order_by(sets.c.key)
+        keys = {entry.name: entry.key for entry in connection.execute(every)}
+        named = [require_set(connection, name)] if name else list(keys.values())
         counts = _counts(connection, named)
         return {
             "rows": sum(counts.values()) - counts["erased"],
             **counts,
             "new": sum(count_new(connection, key) for key in named),
-            "quarantined": _count(connection, quarantine, named),
-            "unpaired": _count(connection, ratings, named),
+            "quarantined": count(connection, quarantine.c.preference_set.in_(named)),
+            "unpaired": count(connection, ratings.c.preference_set.in_(named)),
             "snapshots": [entry for key in named for entry in snapshot_names(connection, key)],
             "champion": _champions(connection, named),
             "held_out_prompts": _held_out_prompts(connection, named),
-            "sets": list(connection.execute(select(sets.c.name).order_by(sets.c.name)).scalars()),
+            "sets": sorted(keys),
         }
-
-
-def _all_sets(connection: Connection) -> list[int]:
-    return list(connection.execute(select(sets.c.key).order_by(sets.c.key)).scalars())
 
 
 def _counts(connection: Connection, named: list[int]) -> dict[str, int]:
     counted = (
         select(_STATE, func.count())
-        .select_from(rows.join(snapshots, snapshots.c.key == rows.c.snapshot, isouter=True))
+        .select_from(_STATED)
         .where(rows.c.preference_set.in_(named))
         .group_by(_STATE)
     )
-    counts = dict(connection.execute(counted).tuples().all())
-    return {state: counts.get(state, 0) for state in STATES}
-
-
-def _count(connection: Connection, table: Any, named: list[int]) -> int:
-    return connection.execute(
-        select(func.count()).select_from(table).where(table.c.preference_set.in_(named))
-    ).scalar_one()
+    counts: Any = connection.execute(counted).all()
+    return dict.fromkeys(STATES, 0) | dict(counts)
 
 
 def _held_out_prompts(connection: Connection, named: list[int]) -> int:
@@ -93,12 +89,12 @@ def _held_out_prompts(connection: Connection, named: list[int]) -> int:
 
 def _champions(connection: Connection, named: list[int]) -> dict[str, Any] | None:
     """The champion of the lineage that consumes these rows; of a lone model made by hand otherwise."""
-    live = connection.execute(
+    live: Any = connection.execute(
         select(promotions.c.model, func.max(promotions.c.generation))
         .where(promotions.c.undone.is_(None))
         .group_by(promotions.c.model)
     )
-    heads = dict(live.tuples().all())
+    heads: dict[str, int] = dict(live.all())
     owners = set(
         connection.execute(
             select(sets.c.model).where(sets.c.key.in_(named), sets.c.model.is_not(None))
@@ -114,24 +110,19 @@ def _champions(connection: Connection, named: list[int]) -> dict[str, Any] | Non
     return {"model": model, "generation": generation, "digest": entry.digest}
 
 
-def find_row(connection: Connection, id_or_prefix: str, name: str | None = None) -> Row[Any]:
+def find_row(connection: Connection, id_or_prefix: str) -> Row[Any]:
     """A row by its id, or by a beginning of it that only it has.
 
     Raises:
         DataError: There is none, or several.
     """
     text = id_or_prefix.lower()
-    digits = set("0123456789abcdef")
-    if not SHORTEST_PREFIX <= len(text) <= 64 or not set(text) <= digits:
+    if not re.fullmatch(rf"[0-9a-f]{{{SHORTEST_PREFIX},64}}", text):
         raise DataError(
             f"{id_or_prefix!r} is no row id: wanted {SHORTEST_PREFIX} to 64 hexadecimal digits."
         )
-    low = bytes.fromhex(text.ljust(64, "0"))
-    high = bytes.fromhex(text.ljust(64, "f"))
-    wanted = select(rows).where(and_(rows.c.id >= low, rows.c.id <= high))
-    if name:
-        wanted = wanted.where(rows.c.preference_set == require_set(connection, name))
-    matching = connection.execute(wanted.limit(3)).all()
+    low, high = (bytes.fromhex(text.ljust(64, digit)) for digit in "0f")
+    matching = connection.execute(select(rows).where(rows.c.id.between(low, high)).limit(3)).all()
     if len({bytes(entry.id) for entry in matching}) != 1:
         many = "more than one row" if matching else "no row"
         raise DataError(
@@ -149,12 +140,16 @@ def show(home: Path, id_or_prefix: str) -> dict[str, Any]:
     with opened(home, create=False) as engine, reading(engine) as connection:
         row = find_row(connection, id_or_prefix)
         text = connection.execute(select(texts).where(texts.c.row == row.key)).first()
+        placed = (
+            select(sets.c.name, _STATE)
+            .select_from(_STATED.join(sets, sets.c.key == rows.c.preference_set))
+            .where(rows.c.key == row.key)
+        )
+        set_name, state = connection.execute(placed).one()
         return {
             "id": bytes(row.id).hex(),
-            "set": connection.execute(
-                select(sets.c.name).where(sets.c.key == row.preference_set)
-            ).scalar_one(),
-            "state": _state_of(connection, row.key),
+            "set": set_name,
+            "state": state,
             "held_out": row.held_out,
             "contradicted_by": _id_of(connection, row.opposite),
             "dropped": row.dropped,
@@ -166,14 +161,6 @@ def show(home: Path, id_or_prefix: str) -> dict[str, Any]:
             "snapshots": _snapshots_of(connection, row.key),
             "models": models_of(connection, [row.key]),
         }
-
-
-def _state_of(connection: Connection, key: int) -> str:
-    return connection.execute(
-        select(_STATE)
-        .select_from(rows.join(snapshots, snapshots.c.key == rows.c.snapshot, isouter=True))
-        .where(rows.c.key == key)
-    ).scalar_one()
 
 
 def _id_of(connection: Connection, key: int | None) -> str | None:
@@ -213,31 +200,32 @@ def _snapshots_of(connection: Connection, key: int) -> list[dict[str, Any]]:
 
 def models_of(connection: Connection, keys: list[int]) -> list[dict[str, Any]]:
     """Generations that were trained on any of these rows, undone ones too."""
-    models: dict[tuple[str, int], dict[str, Any]] = {}
-    for part in in_parts(keys):
-        entries = connection.execute(
-            select(
-                promotions.c.model,
-                promotions.c.generation,
-                promotions.c.digest,
-                promotions.c.undone,
-                snapshots.c.name.label("snapshot"),
-            )
-            .join(snapshots, snapshots.c.key == promotions.c.snapshot)
-            .join(snapshot_rows, snapshot_rows.c.snapshot == snapshots.c.key)
-            .where(snapshot_rows.c.row.in_(part))
-            .distinct()
+    trained = (
+        select(
+            promotions.c.model,
+            promotions.c.generation,
+            promotions.c.digest,
+            promotions.c.undone,
+            snapshots.c.name.label("snapshot"),
         )
-        models |= {
-            (entry["model"], entry["generation"]): dict(entry) for entry in entries.mappings()
-        }
+        .join(snapshots, snapshots.c.key == promotions.c.snapshot)
+        .join(snapshot_rows, snapshot_rows.c.snapshot == snapshots.c.key)
+        .distinct()
+    )
+    entries = rows_in(connection, trained, snapshot_rows.c.row, keys)
+    models = {(entry.model, entry.generation): entry._asdict() for entry in entries}
     return [models[name] for name in sorted(models)]
 
 
 def quarantined(home: Path, name: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
     """What was refused, newest files first: reason, place, hash, and the beginning of its bytes."""
     wanted = (
-        select(quarantine, files.c.label, sets.c.name.label("set_name"))
+        select(
+            sets.c.name.label("set"),
+            files.c.label.label("file"),
+            *(quarantine.c[name] for name in QUARANTINED),
+        )
+        .select_from(quarantine)
         .join(files, files.c.key == quarantine.c.file)
         .join(sets, sets.c.key == quarantine.c.preference_set)
         .order_by(quarantine.c.file.desc(), quarantine.c.offset)
@@ -247,17 +235,8 @@ def quarantined(home: Path, name: str | None = None, limit: int = 100) -> list[d
         if name:
             wanted = wanted.where(quarantine.c.preference_set == require_set(connection, name))
         return [
-            {
-                "set": entry.set_name,
-                "file": entry.label,
-                "offset": entry.offset,
-                "reason": entry.reason,
-                "message": entry.message,
-                "sha256": entry.sha256,
-                "bytes": entry.bytes,
-                "raw": printable(bytes(entry.raw)[:RAW_CHARACTERS]),
-            }
-            for entry in connection.execute(wanted)
+            {**entry, "raw": printable(bytes(entry["raw"])[:RAW_CHARACTERS])}
+            for entry in connection.execute(wanted).mappings()
         ]
 
 

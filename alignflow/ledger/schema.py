@@ -52,7 +52,7 @@ holdouts = Table(
     metadata,
     Column("key", Key, primary_key=True),
     Column("salt", Text, nullable=False),
-    Column("share", Float, nullable=False),
+    *filled(Float, "share"),
     Column("created", Text, nullable=False),
 )
 

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, func, insert, literal, select, update
-from sqlalchemy.sql import Select
+from sqlalchemy import Connection, Engine, Select, func, insert, literal, select, update
 
 from alignflow.errors import DataError
 from alignflow.faults import faultpoint
@@ -27,7 +26,17 @@ from alignflow.ledger.snapshot_files import (
     snapshot_folder,
     write_parquet,
 )
-from alignflow.ledger.store import in_parts, now, opened, reading, require_set, writing
+from alignflow.ledger.store import (
+    count,
+    insert_one,
+    now,
+    opened,
+    reading,
+    require_set,
+    rows_in,
+    update_one,
+    writing,
+)
 
 UNDECIDED = "undecided"
 PROMOTED = "promoted"
@@ -60,14 +69,10 @@ def freeze(
     champion: int | None = None,
     replay: Callable[[int, int], int] | None = None,
 ) -> Snapshot:
-    """Reserves the waiting rows under a name; an undecided snapshot is returned as it is.
+    """Reserves the waiting rows of a set under a name; an undecided snapshot is returned as it is.
 
-    Args:
-        home: Absolute home.
-        name: The preference set.
-        recipe: Kept with the snapshot, for whoever resumes it.
-        champion: Generation that the candidate will contend with.
-        replay: From the numbers of new and of consumed rows to how many consumed ones are mixed in.
+    `recipe` and `champion`, the generation to contend with, are kept with it. `replay` says from the
+    numbers of new and of consumed rows how many consumed ones are mixed in.
 
     Raises:
         DataError: There is no such set, or nothing waits in it.
@@ -75,20 +80,15 @@ def freeze(
     with opened(home, create=False) as engine:
         with writing(engine) as connection:
             key = require_set(connection, name)
-            frozen = _undecided(connection, key)
+            undecided = select(snapshots.c.key).where(
+                snapshots.c.preference_set == key, snapshots.c.state == UNDECIDED
+            )
+            frozen = connection.execute(undecided).scalar_one_or_none()
             if frozen is None:
                 frozen = _freeze(connection, key, name, recipe, champion, replay)
                 faultpoint("ledger.freeze.commit")
         faultpoint("ledger.freeze.committed")
         return _with_file(engine, home, name, frozen)
-
-
-def _undecided(connection: Connection, set_key: int) -> int | None:
-    return connection.execute(
-        select(snapshots.c.key).where(
-            snapshots.c.preference_set == set_key, snapshots.c.state == UNDECIDED
-        )
-    ).scalar_one_or_none()
 
 
 def _freeze(
@@ -101,41 +101,35 @@ def _freeze(
 ) -> int:
     """Writes the snapshot and reserves its rows, in the caller's transaction; returns its key."""
     waiting = is_waiting(set_key)
-    new = connection.execute(select(func.count()).where(waiting)).scalar_one()
+    new = count(connection, waiting)
     if not new:
         raise DataError(
             f"ledger:{name}: no rows wait in the set {name!r}, so nothing was frozen. "
             "`alignflow prefs status` says where its rows are; add more with `alignflow prefs add`."
         )
-    wanted = replay(new, _count_consumed(connection, set_key)) if replay else 0
+    consumed = select(func.count()).select_from(_consumed(set_key).order_by(None).subquery())
+    wanted = replay(new, connection.execute(consumed).scalar_one()) if replay else 0
     again = list(connection.execute(_consumed(set_key).limit(wanted)).scalars()) if wanted else []
     digest = _digest(connection, waiting, again)
-    number = (
-        1
-        + connection.execute(
-            select(func.coalesce(func.max(snapshots.c.number), 0)).where(
-                snapshots.c.preference_set == set_key
-            )
-        ).scalar_one()
+    numbers = select(func.coalesce(func.max(snapshots.c.number), 0))
+    newest = connection.execute(numbers.where(snapshots.c.preference_set == set_key)).scalar_one()
+    number = newest + 1
+    key = insert_one(
+        connection,
+        snapshots,
+        preference_set=set_key,
+        name=f"v{number}-{digest[:DIGEST_CHARACTERS]}",
+        number=number,
+        digest=digest,
+        last_row=connection.execute(select(func.max(rows.c.key))).scalar_one(),
+        state=UNDECIDED,
+        row_count=new + len(again),
+        replayed=len(again),
+        recipe=recipe,
+        champion=champion,
+        holdout=current_holdout(connection)[0],
+        created=now(),
     )
-    made = connection.execute(
-        insert(snapshots).values(
-            preference_set=set_key,
-            name=f"v{number}-{digest[:DIGEST_CHARACTERS]}",
-            number=number,
-            digest=digest,
-            last_row=connection.execute(select(func.max(rows.c.key))).scalar_one(),
-            state=UNDECIDED,
-            row_count=new + len(again),
-            replayed=len(again),
-            recipe=recipe,
-            champion=champion,
-            holdout=current_holdout(connection)[0],
-            created=now(),
-        )
-    )
-    assert made.inserted_primary_key is not None
-    key = int(made.inserted_primary_key[0])
     connection.execute(
         insert(snapshot_rows).from_select(
             ["snapshot", "row", "replayed"],
@@ -163,31 +157,15 @@ def _consumed(set_key: int) -> Select[tuple[int]]:
     )
 
 
-def _count_consumed(connection: Connection, set_key: int) -> int:
-    return connection.execute(
-        select(func.count()).select_from(_consumed(set_key).order_by(None).subquery())
-    ).scalar_one()
-
-
 def _digest(connection: Connection, condition: Any, again: Sequence[int] = ()) -> str:
     """sha256 of the ids in order."""
     ids = [bytes(name) for name in connection.execute(select(rows.c.id).where(condition)).scalars()]
-    for part in in_parts(again):
-        named = connection.execute(select(rows.c.id).where(rows.c.key.in_(part))).scalars()
-        ids += [bytes(name) for name in named]
-    digest = hashlib.sha256()
-    for name in sorted(ids):
-        digest.update(name)
-    return digest.hexdigest()
+    ids += [bytes(name) for (name,) in rows_in(connection, select(rows.c.id), rows.c.key, again)]
+    return hashlib.sha256(b"".join(sorted(ids))).hexdigest()
 
 
 def training_rows(home: Path, name: str, snapshot: str | None = None) -> Path:
-    """Parquet file of a snapshot's rows, or of the rows that wait now.
-
-    Args:
-        home: Absolute home.
-        name: The preference set.
-        snapshot: Name of a snapshot; None for the waiting rows.
+    """Parquet file of a snapshot's rows, or without its name of the rows of the set that wait now.
 
     Raises:
         DataError: There is no ledger, set or snapshot of that name, or nothing waits.
@@ -195,14 +173,16 @@ def training_rows(home: Path, name: str, snapshot: str | None = None) -> Path:
     with opened(home, create=False) as engine:
         if snapshot is None:
             return _waiting_file(engine, home, name)
-        return _with_file(engine, home, name, _find(engine, name, snapshot)).path
+        with reading(engine) as connection:
+            key = find_snapshot(connection, require_set(connection, name), name, snapshot)
+        return _with_file(engine, home, name, key).path
 
 
 def _waiting_file(engine: Engine, home: Path, name: str) -> Path:
     with reading(engine) as connection:
         key = require_set(connection, name)
         digest = _digest(connection, is_waiting(key))
-        if not connection.execute(select(func.count()).where(is_waiting(key))).scalar_one():
+        if not count(connection, is_waiting(key)):
             raise DataError(
                 f"ledger:{name}: no rows wait in the set {name!r}. Add some with `alignflow prefs add`, "
                 f"or name a snapshot: ledger:{name}@SNAPSHOT (`alignflow prefs status` lists them)."
@@ -224,26 +204,18 @@ def _waiting_file(engine: Engine, home: Path, name: str) -> Path:
         return path
 
 
-def _find(engine: Engine, name: str, snapshot: str) -> int:
-    with reading(engine) as connection:
-        return find_snapshot(connection, require_set(connection, name), name, snapshot)
-
-
 def find_snapshot(connection: Connection, set_key: int, name: str, snapshot: str) -> int:
     """Key of a snapshot.
 
     Raises:
         DataError: The set has none of that name.
     """
-    known = dict(
-        connection.execute(
-            select(snapshots.c.name, snapshots.c.key)
-            .where(snapshots.c.preference_set == set_key)
-            .order_by(snapshots.c.number)
-        )
-        .tuples()
-        .all()
+    named = (
+        select(snapshots.c.name, snapshots.c.key)
+        .where(snapshots.c.preference_set == set_key)
+        .order_by(snapshots.c.number)
     )
+    known: dict[str, int] = {entry.name: entry.key for entry in connection.execute(named)}
     if snapshot not in known:
         raise DataError(
             f"ledger:{name}@{snapshot}: the set {name!r} has no such snapshot (it has: "
@@ -264,9 +236,7 @@ def _with_file(engine: Engine, home: Path, name: str, key: int) -> Snapshot:
     if not whole:
         sha256 = sha256_file(path)
         with writing(engine) as connection:
-            connection.execute(
-                update(snapshots).where(snapshots.c.key == key).values(sha256=sha256)
-            )
+            update_one(connection, snapshots, key, sha256=sha256)
     return Snapshot(
         entry.name,
         entry.digest,

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, insert, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Select,
+    Table,
+    create_engine,
+    event,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from alignflow.errors import DataError, DiskSpaceError
@@ -35,12 +48,8 @@ def now() -> str:
 
 
 @contextmanager
-def opened(home: Path, *, create: bool = True) -> Iterator[Engine]:
-    """The ledger of a home, at the present schema version.
-
-    Args:
-        home: Absolute home.
-        create: Whether an absent ledger is made.
+def opened(home: Path, *, create: bool = True) -> Generator[Engine]:
+    """The ledger of an absolute home, at the present schema version; `create` makes an absent one.
 
     Raises:
         DataError: It is absent, damaged, newer than this alignflow, or unreachable.
@@ -58,15 +67,16 @@ def opened(home: Path, *, create: bool = True) -> Iterator[Engine]:
 
 
 @contextmanager
-def explained(place: str, home: Path) -> Iterator[None]:
+def explained(place: str, home: Path) -> Generator[None]:
     """Turns the database's errors into ours."""
     try:
         yield
     except DBAPIError as error:
         reason = str(error.orig).strip().splitlines()[0]
         if any(sign in str(error.orig) for sign in FULL_DISK):
+            free_bytes = shutil.disk_usage(home).free
             raise DiskSpaceError(
-                f"The ledger {place} cannot grow ({reason}; {_free(home)} bytes free). The batch was "
+                f"The ledger {place} cannot grow ({reason}; {free_bytes} bytes free). The batch was "
                 "undone as a whole and nothing before it is lost. Free some space and repeat the command: "
                 "it continues where it stopped."
             ) from error
@@ -79,7 +89,7 @@ def explained(place: str, home: Path) -> Iterator[None]:
 
 
 @contextmanager
-def writing(engine: Engine) -> Iterator[Connection]:
+def writing(engine: Engine) -> Generator[Connection]:
     """One write transaction; the only one at its time."""
     with engine.connect().execution_options(writes=True) as connection, connection.begin():
         if engine.dialect.name == "postgresql":
@@ -88,10 +98,27 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
 
 @contextmanager
-def reading(engine: Engine) -> Iterator[Connection]:
+def reading(engine: Engine) -> Generator[Connection]:
     """One read transaction: everything in it is of one moment."""
     with engine.connect() as connection, connection.begin():
         yield connection
+
+
+def insert_one(connection: Connection, table: Table, /, **values: Any) -> int:
+    """Inserts a row; its key."""
+    made = connection.execute(insert(table).values(values)).inserted_primary_key
+    assert made is not None
+    return int(made[0])
+
+
+def update_one(connection: Connection, table: Table, key: int, /, **values: Any) -> None:
+    """Changes the row of a key."""
+    connection.execute(update(table).where(table.c.key == key).values(values))
+
+
+def count(connection: Connection, *conditions: ColumnElement[bool]) -> int:
+    """How many rows there are of which all of these hold."""
+    return connection.execute(select(func.count()).where(*conditions)).scalar_one()
 
 
 def insert_many(
@@ -106,31 +133,39 @@ def insert_many(
     """
     if not entries:
         return
-    mark = "?" if connection.dialect.name == "sqlite" else "%s"
     chosen = columns or table.columns.keys()
     names = ", ".join(f'"{name}"' for name in chosen)
-    marks = ", ".join([mark] * len(chosen))
+    marks = ", ".join([_mark(connection)] * len(chosen))
     connection.exec_driver_sql(
         f'INSERT INTO "{table.name}" ({names}) VALUES ({marks})', list(entries)
     )
 
 
+def _mark(connection: Connection) -> str:
+    """What stands for a value in a written-out statement."""
+    return "?" if connection.dialect.name == "sqlite" else "%s"
+
+
 def select_in(
     connection: Connection, statement: str, values: Collection[Any], *before: Any
 ) -> Iterator[Any]:
-    """Rows of a written-out SELECT whose last `{}` stands for many values, in parts.
-
-    Args:
-        connection: In a transaction.
-        statement: SQL with `{}` for each of `before` and one for `values`; never any data.
-        values: Of the IN.
-        before: Of the placeholders before it.
-    """
-    mark = "?" if connection.dialect.name == "sqlite" else "%s"
+    """Rows of a written-out SELECT, which has `{}` for each of `before` and one for many values."""
+    mark = _mark(connection)
     for part in in_parts(values):
         marks = ",".join([mark] * len(part))
         sql = statement.format(*([mark] * len(before)), marks)
         yield from connection.exec_driver_sql(sql, (*before, *part))
+
+
+def rows_in(
+    connection: Connection,
+    statement: Select[Any],
+    column: ColumnElement[Any],
+    values: Collection[Any],
+) -> Iterator[Any]:
+    """Rows of a SELECT in which a column has one of many values, in parts."""
+    for part in in_parts(values):
+        yield from connection.execute(statement.where(column.in_(part)))
 
 
 def in_parts(values: Collection[Any]) -> Iterator[list[Any]]:
@@ -142,10 +177,7 @@ def in_parts(values: Collection[Any]) -> Iterator[list[Any]]:
 def preference_set(connection: Connection, name: str) -> int:
     """Key of a set, made if need be."""
     key = find_set(connection, name)
-    if key is not None:
-        return key
-    made: Any = connection.execute(insert(sets).values(name=name, judged=0, announced=-1))
-    return int(made.inserted_primary_key[0])
+    return insert_one(connection, sets, name=name, judged=0, announced=-1) if key is None else key
 
 
 def find_set(connection: Connection, name: str) -> int | None:
@@ -229,9 +261,7 @@ def _prepare(engine: Engine, place: str) -> None:
     with writing(engine) as connection:
         migrate(connection, place)
         if connection.execute(select(holdouts.c.key).limit(1)).first() is None:
-            connection.execute(
-                insert(holdouts).values(salt=FIRST_SALT, share=HOLDOUT_SHARE, created=now())
-            )
+            insert_one(connection, holdouts, salt=FIRST_SALT, share=HOLDOUT_SHARE, created=now())
 
 
 def file_system_of(path: Path) -> str:
@@ -247,7 +277,3 @@ def file_system_of(path: Path) -> str:
         if resolved.is_relative_to(mount) and len(mount.parts) >= len(best.parts):
             best, kind = mount, this
     return kind
-
-
-def _free(home: Path) -> int:
-    return shutil.disk_usage(home).free

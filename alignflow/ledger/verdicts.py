@@ -12,7 +12,7 @@ from alignflow.faults import faultpoint
 from alignflow.ledger.outbox import announce
 from alignflow.ledger.schema import rows, sets, snapshot_rows, snapshots
 from alignflow.ledger.snapshots import PROMOTED, UNDECIDED, find_snapshot
-from alignflow.ledger.store import now, opened, require_set, writing
+from alignflow.ledger.store import now, opened, require_set, update_one, writing
 
 ROLLED_BACK = "rolled_back"
 WITHDRAWN = "withdrawn"
@@ -33,7 +33,7 @@ def consume(connection: Connection, name: str, snapshot: str, model: str) -> int
             "each row counts once, in one lineage. Give the rows to a set of its own "
             "(`alignflow prefs add FILE --into OTHER`)."
         )
-    connection.execute(update(sets).where(sets.c.key == set_key).values(model=model))
+    update_one(connection, sets, set_key, model=model)
     _take_back(connection, set_key, name, snapshot)
     return _decide(connection, set_key, name, snapshot, PROMOTED, None)
 
@@ -60,13 +60,13 @@ def _take_back(connection: Connection, set_key: int, name: str, snapshot: str) -
             f"count them twice. Nothing was changed. Wait for the verdict on {other}."
         )
     connection.execute(update(rows).where(rows.c.key.in_(own)).values(snapshot=key))
-    connection.execute(update(snapshots).where(snapshots.c.key == key).values(state=UNDECIDED))
+    update_one(connection, snapshots, key, state=UNDECIDED)
 
 
 def _decide(
     connection: Connection, set_key: int, name: str, snapshot: str, state: str, verdict: str | None
 ) -> int:
-    """Gives a snapshot its verdict; from then on only newer rows count towards the trigger."""
+    """Gives a snapshot its verdict; unless withdrawn, only newer rows then count to the trigger."""
     key = find_snapshot(connection, set_key, name, snapshot)
     entry = connection.execute(select(snapshots).where(snapshots.c.key == key)).one()
     if entry.state != UNDECIDED:
@@ -74,16 +74,10 @@ def _decide(
             f"ledger:{name}@{snapshot} is {entry.state} since {entry.decided}, so it cannot be "
             f"{state} now. Nothing was changed."
         )
-    connection.execute(
-        update(snapshots)
-        .where(snapshots.c.key == key)
-        .values(state=state, verdict=verdict, decided=now())
-    )
-    connection.execute(
-        update(sets)
-        .where(sets.c.key == set_key, sets.c.judged < entry.last_row)
-        .values(judged=entry.last_row)
-    )
+    update_one(connection, snapshots, key, state=state, verdict=verdict, decided=now())
+    if state != WITHDRAWN:
+        older = update(sets).where(sets.c.key == set_key, sets.c.judged < entry.last_row)
+        connection.execute(older.values(judged=entry.last_row))
     if state != PROMOTED:
         connection.execute(update(rows).where(rows.c.snapshot == key).values(snapshot=None))
     announce(connection, set_key)
@@ -114,25 +108,11 @@ def withdraw(home: Path, snapshot: str, reason: str, *, name: str = "default") -
         DataError: The snapshot is not there, or has its verdict already.
     """
     with opened(home, create=False) as engine, writing(engine) as connection:
-        set_key = require_set(connection, name)
-        key = find_snapshot(connection, set_key, name, snapshot)
-        changed = connection.execute(
-            update(snapshots)
-            .where(snapshots.c.key == key, snapshots.c.state == UNDECIDED)
-            .values(state=WITHDRAWN, verdict=reason, decided=now())
-        )
-        if not changed.rowcount:
-            raise DataError(
-                f"ledger:{name}@{snapshot} has its verdict already, so there is nothing to withdraw."
-            )
-        connection.execute(update(rows).where(rows.c.snapshot == key).values(snapshot=None))
-        announce(connection, set_key)
+        _decide(connection, require_set(connection, name), name, snapshot, WITHDRAWN, reason)
 
 
 def give_back(connection: Connection, snapshot: int | None) -> None:
     """Gives back the rows of a generation that is undone, in the caller's transaction."""
     if snapshot is not None:
         connection.execute(update(rows).where(rows.c.snapshot == snapshot).values(snapshot=None))
-        connection.execute(
-            update(snapshots).where(snapshots.c.key == snapshot).values(state=ROLLED_BACK)
-        )
+        update_one(connection, snapshots, snapshot, state=ROLLED_BACK)

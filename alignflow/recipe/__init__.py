@@ -5,63 +5,35 @@ documentation show. Names of hyper-parameters are Transformers' and TRL's; `batc
 over devices and accumulation) and `compute.micro_batch_size` are ours.
 """
 
-from alignflow.recipe.evaluation import (
-    ComputeSection,
-    EvaluationSection,
-    MergeSection,
-    TrackingSection,
-)
-from alignflow.recipe.methods import METHODS, STAGES, TRAINING_STAGES
-from alignflow.recipe.online import (
-    GRPOSection,
-    OnlineSection,
-    PPOSection,
-    RewardedSection,
-    RLOOSection,
-)
-from alignflow.recipe.preferences import DPOSection, KTOSection, ORPOSection, SimPOSection
-from alignflow.recipe.pretraining import PretrainSection
-from alignflow.recipe.retrain import GateSection, JudgeSection, RetrainSection
-from alignflow.recipe.rewards import RewardTerm, WatchSection
-from alignflow.recipe.root import Recipe, require_retrain
-from alignflow.recipe.section import Section
-from alignflow.recipe.sources import DATA_PARTS, DataSection, DataSource, ModelSource
-from alignflow.recipe.training import RewardSection, SFTSection, TrainingSection
-from alignflow.recipe.tuning import TARGET_PRESETS, TuningSection
-
-__all__ = [
-    "DATA_PARTS",
-    "METHODS",
-    "STAGES",
-    "TARGET_PRESETS",
-    "TRAINING_STAGES",
-    "ComputeSection",
-    "DPOSection",
-    "DataSection",
-    "DataSource",
-    "EvaluationSection",
-    "GRPOSection",
-    "GateSection",
-    "JudgeSection",
-    "KTOSection",
-    "MergeSection",
-    "ModelSource",
-    "ORPOSection",
-    "OnlineSection",
-    "PPOSection",
-    "PretrainSection",
-    "RLOOSection",
-    "Recipe",
-    "RetrainSection",
-    "RewardSection",
-    "RewardTerm",
-    "RewardedSection",
-    "SFTSection",
-    "Section",
-    "SimPOSection",
-    "TrackingSection",
-    "TrainingSection",
-    "TuningSection",
-    "WatchSection",
-    "require_retrain",
-]
+from alignflow.recipe.evaluation import ComputeSection as ComputeSection
+from alignflow.recipe.evaluation import EvaluationSection as EvaluationSection
+from alignflow.recipe.evaluation import MergeSection as MergeSection
+from alignflow.recipe.methods import METHODS as METHODS
+from alignflow.recipe.methods import STAGES as STAGES
+from alignflow.recipe.methods import TRAINING_STAGES as TRAINING_STAGES
+from alignflow.recipe.online import GRPOSection as GRPOSection
+from alignflow.recipe.online import OnlineSection as OnlineSection
+from alignflow.recipe.online import PPOSection as PPOSection
+from alignflow.recipe.online import RewardedSection as RewardedSection
+from alignflow.recipe.online import RLOOSection as RLOOSection
+from alignflow.recipe.preferences import DPOSection as DPOSection
+from alignflow.recipe.preferences import KTOSection as KTOSection
+from alignflow.recipe.preferences import ORPOSection as ORPOSection
+from alignflow.recipe.preferences import SimPOSection as SimPOSection
+from alignflow.recipe.pretraining import PretrainSection as PretrainSection
+from alignflow.recipe.retrain import GateSection as GateSection
+from alignflow.recipe.retrain import JudgeSection as JudgeSection
+from alignflow.recipe.retrain import RetrainSection as RetrainSection
+from alignflow.recipe.rewards import RewardTerm as RewardTerm
+from alignflow.recipe.rewards import WatchSection as WatchSection
+from alignflow.recipe.root import Recipe as Recipe
+from alignflow.recipe.root import require_retrain as require_retrain
+from alignflow.recipe.sources import DATA_PARTS as DATA_PARTS
+from alignflow.recipe.sources import DataSection as DataSection
+from alignflow.recipe.sources import DataSource as DataSource
+from alignflow.recipe.sources import ModelSource as ModelSource
+from alignflow.recipe.training import RewardSection as RewardSection
+from alignflow.recipe.training import SFTSection as SFTSection
+from alignflow.recipe.training import TrainingSection as TrainingSection
+from alignflow.recipe.tuning import TARGET_PRESETS as TARGET_PRESETS
+from alignflow.recipe.tuning import TuningSection as TuningSection

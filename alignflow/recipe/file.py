@@ -12,7 +12,7 @@ from typing import Any, TypeGuard, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from yaml.nodes import MappingNode, Node, SequenceNode
 
 from alignflow.errors import RecipeError
 from alignflow.recipe import Recipe
@@ -60,11 +60,9 @@ def _is_list(value: Any) -> TypeGuard[list[Any]]:
 def load_recipe(
     source: Path | str | Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str] = ()
 ) -> Recipe:
-    """The recipe in a file or a mapping, with overrides on top.
+    """The recipe in a file (YAML) or a mapping of its fields, with overrides on top.
 
-    Args:
-        source: A file (YAML), or the fields themselves.
-        overrides: `{"dpo.beta": 0.2}`, or as the command line has them: `["dpo.beta=0.2"]`.
+    Overrides are `{"dpo.beta": 0.2}`, or as the command line has them: `["dpo.beta=0.2"]`.
 
     Raises:
         RecipeError: Names every problem: file and line, field, value, what to do.
@@ -89,8 +87,15 @@ def load_recipe(
 def _read_fields(path: Path) -> tuple[dict[FieldPath, str], dict[str, Any]]:
     """Where each field of a file stands, and the values."""
     text = _read(path)
-    node = _compose(path, text)
-    places = {field: f"{path}:{line}" for field, line in _lines(node)}
+    lines: dict[FieldPath, int] = {}
+    for field, line in _lines(_compose(path, text)):
+        if len(field) > DEEPEST:
+            raise RecipeError(f"{path}:{line}: nested too deeply to be a recipe.")
+        if field in lines:
+            raise RecipeError(
+                f"{path}:{line}: {field[-1]} stands twice, first in line {lines[field]}; keep one."
+            )
+        lines[field] = line
     try:
         values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -99,7 +104,7 @@ def _read_fields(path: Path) -> tuple[dict[FieldPath, str], dict[str, Any]]:
         raise RecipeError(
             f"{path}: a recipe is a mapping of fields; this is {type(values).__name__}."
         )
-    return places, values
+    return {field: f"{path}:{line}" for field, line in lines.items()}, values
 
 
 def _read(path: Path) -> str:
@@ -118,7 +123,7 @@ def _read(path: Path) -> str:
 
 
 def _compose(path: Path, text: str) -> Node:
-    """The document's nodes, checked for what would be read differently than it looks."""
+    """The document's nodes; it has no anchors, which would be read differently than they look."""
     try:
         for event in _untyped.parse(text, Loader=_Loader):
             anchor = getattr(event, "anchor", None)
@@ -134,33 +139,14 @@ def _compose(path: Path, text: str) -> Node:
         raise RecipeError(f"{path} is nested too deeply to be a recipe.") from error
     if node is None:
         raise RecipeError(f"{path} is empty.")
-    _refuse_duplicates(path, node, 0)
     return node
-
-
-def _refuse_duplicates(path: Path, node: Node, depth: int) -> None:
-    if depth > DEEPEST:
-        raise RecipeError(f"{path}:{node.start_mark.line + 1}: nested too deeply to be a recipe.")
-    if isinstance(node, MappingNode):
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
-            if name in seen:
-                raise RecipeError(
-                    f"{path}:{line}: {name} stands twice, first in line {seen[name]}; keep one."
-                )
-            seen[name] = line
-            _refuse_duplicates(path, value, depth + 1)
-    elif isinstance(node, SequenceNode):
-        for value in node.value:
-            _refuse_duplicates(path, value, depth + 1)
 
 
 def _lines(node: Node, prefix: FieldPath = ()) -> Iterator[tuple[FieldPath, int]]:
     """Line of each field, from 1."""
     if isinstance(node, MappingNode):
         for key, value in node.value:
-            path = (*prefix, key.value if isinstance(key, ScalarNode) else str(key))
+            path = (*prefix, str(key.value))
             yield path, key.start_mark.line + 1
             yield from _lines(value, path)
     elif isinstance(node, SequenceNode):
@@ -178,7 +164,7 @@ def _override(values: dict[str, Any], override: str) -> FieldPath:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {override}: {_one_line(error)}") from error
-    path = tuple(_part(part) for part in name.strip().split("."))
+    path = tuple(int(part) if part.isdigit() else part for part in name.strip().split("."))
     place: Any = values
     for section in path[:-1]:
         if _is_mapping(place) and place.get(str(section)) is None:
@@ -193,10 +179,6 @@ def _override(values: dict[str, Any], override: str) -> FieldPath:
     elif _is_mapping(place):
         place[str(last)] = value
     return path
-
-
-def _part(text: str) -> str | int:
-    return int(text) if text.isdigit() else text
 
 
 def _entry(place: Any, part: str | int, override: str) -> Any:
@@ -270,7 +252,10 @@ def _written(problem: Any, values: Any) -> FieldPath:
     place: Any = values
     field: list[str | int] = []
     for part in problem["loc"]:
-        known = part in place if _is_mapping(place) else _holds(place, part)
+        if _is_mapping(place):
+            known = part in place
+        else:
+            known = _is_list(place) and isinstance(part, int) and part < len(place)
         if not known:
             break
         field.append(part)
@@ -278,10 +263,6 @@ def _written(problem: Any, values: Any) -> FieldPath:
     if problem["type"] == "missing" and len(field) == len(problem["loc"]) - 1:
         field.append(problem["loc"][-1])
     return tuple(field)
-
-
-def _holds(place: Any, part: str | int) -> bool:
-    return _is_list(place) and isinstance(part, int) and part < len(place)
 
 
 def _where(path: Path, places: Mapping[FieldPath, str], field: FieldPath, message: str) -> str:

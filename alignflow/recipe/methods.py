@@ -8,13 +8,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from alignflow.recipe.online import (
-    DistillSection,
-    GRPOSection,
-    PPOSection,
-    RFTSection,
-    RLOOSection,
-)
+from alignflow.recipe.online import DistillSection, GRPOSection, PPOSection, RFTSection, RLOOSection
 from alignflow.recipe.preferences import DPOSection, KTOSection, ORPOSection, SimPOSection
 from alignflow.recipe.pretraining import PretrainSection
 from alignflow.recipe.sources import ModelSource
@@ -23,6 +17,7 @@ from alignflow.recipe.training import RewardSection, SFTSection, TrainingSection
 PAIRS = (("preferences",),)
 PROMPTS = (("prompts", "preferences"),)
 TRANSFORMERS_ARGUMENTS = "transformers.training_args:TrainingArguments"
+SFT_ARGUMENTS = "trl.trainer.sft_config:SFTConfig"
 
 
 class TrainingStage(NamedTuple):
@@ -30,8 +25,6 @@ class TrainingStage(NamedTuple):
 
     section: type[TrainingSection]
     """Of the recipe, under the stage's name."""
-    entry: str
-    """Module and function, imported in the stage's own process."""
     arguments: str | None
     """Configuration class whose fields `trainer_args` may name; None where there is no such trainer."""
     parts: tuple[tuple[str, ...], ...]
@@ -58,101 +51,54 @@ class TrainingStage(NamedTuple):
 
 METHODS: dict[str, TrainingStage] = {
     "dpo": TrainingStage(
-        section=DPOSection,
-        entry="alignflow.training.methods.dpo:run",
-        arguments="trl.trainer.dpo_config:DPOConfig",
-        parts=PAIRS,
-        reference="adapters",
+        DPOSection, "trl.trainer.dpo_config:DPOConfig", PAIRS, reference="adapters"
     ),
-    "ppo": TrainingStage(
-        section=PPOSection,
-        entry="alignflow.training.methods.ppo:run",
-        arguments=None,
-        parts=PROMPTS,
-        samples=True,
-    ),
-    "orpo": TrainingStage(
-        section=ORPOSection,
-        entry="alignflow.training.methods.orpo:run",
-        arguments=TRANSFORMERS_ARGUMENTS,
-        parts=PAIRS,
-        optional_parts=("sft",),
-    ),
-    "simpo": TrainingStage(
-        section=SimPOSection,
-        entry="alignflow.training.methods.simpo:run",
-        arguments=TRANSFORMERS_ARGUMENTS,
-        parts=PAIRS,
-    ),
+    "ppo": TrainingStage(PPOSection, None, PROMPTS, samples=True),
+    "orpo": TrainingStage(ORPOSection, TRANSFORMERS_ARGUMENTS, PAIRS, optional_parts=("sft",)),
+    "simpo": TrainingStage(SimPOSection, TRANSFORMERS_ARGUMENTS, PAIRS),
     "kto": TrainingStage(
-        section=KTOSection,
-        entry="alignflow.training.methods.kto:run",
-        arguments="trl.trainer.kto_config:KTOConfig",
-        parts=(("ratings", "preferences"),),
+        KTOSection,
+        "trl.trainer.kto_config:KTOConfig",
+        (("ratings", "preferences"),),
         reference="always",
     ),
     "rloo": TrainingStage(
-        section=RLOOSection,
-        entry="alignflow.training.methods.rloo:run",
-        arguments="trl.trainer.rloo_config:RLOOConfig",
-        parts=PROMPTS,
+        RLOOSection,
+        "trl.trainer.rloo_config:RLOOConfig",
+        PROMPTS,
         reference="always",
         samples=True,
     ),
     "grpo": TrainingStage(
-        section=GRPOSection,
-        entry="alignflow.training.methods.grpo:run",
-        arguments="trl.trainer.grpo_config:GRPOConfig",
-        parts=PROMPTS,
+        GRPOSection,
+        "trl.trainer.grpo_config:GRPOConfig",
+        PROMPTS,
         reference="always",
         samples=True,
     ),
-    "rft": TrainingStage(
-        section=RFTSection,
-        entry="alignflow.training.methods.rft:run",
-        arguments="trl.trainer.sft_config:SFTConfig",
-        parts=PROMPTS,
-        samples=True,
-    ),
+    "rft": TrainingStage(RFTSection, SFT_ARGUMENTS, PROMPTS, samples=True),
     "distill": TrainingStage(
-        section=DistillSection,
-        entry="alignflow.training.methods.distill:run",
-        arguments="trl.trainer.distillation_config:DistillationConfig",
-        parts=PROMPTS,
-        samples=True,
+        DistillSection, "trl.trainer.distillation_config:DistillationConfig", PROMPTS, samples=True
     ),
 }
 """Alignment methods by name: that of the recipe's `method`, its section and its stage."""
 
 TRAINING_STAGES: dict[str, TrainingStage] = {
     "pretrain": TrainingStage(
-        section=PretrainSection,
-        entry="alignflow.training.methods.pretrain:run",
-        arguments="trl.trainer.sft_config:SFTConfig",
-        parts=(("pretrain",),),
-        optional_parts=("replay", "general"),
+        PretrainSection, SFT_ARGUMENTS, (("pretrain",),), optional_parts=("replay", "general")
     ),
-    "sft": TrainingStage(
-        section=SFTSection,
-        entry="alignflow.training.methods.sft:run",
-        arguments="trl.trainer.sft_config:SFTConfig",
-        parts=(("sft",),),
-    ),
-    "reward": TrainingStage(
-        section=RewardSection,
-        entry="alignflow.training.methods.reward:run",
-        arguments="trl.trainer.reward_config:RewardConfig",
-        parts=PAIRS,
-    ),
+    "sft": TrainingStage(SFTSection, SFT_ARGUMENTS, (("sft",),)),
+    "reward": TrainingStage(RewardSection, "trl.trainer.reward_config:RewardConfig", PAIRS),
     **METHODS,
 }
-"""Stages that train, in the order in which they run."""
+"""Stages that train, in the order in which they run; each is a module of its name."""
 
 
 class Stage(NamedTuple):
     """A stage as its process and its task know it."""
 
     entry: str
+    """Module and function, imported in the stage's own process."""
     on_device: bool = True
     """Whether it takes the GPU, where there is one."""
     online: bool = False
@@ -162,7 +108,7 @@ class Stage(NamedTuple):
 STAGES: dict[str, Stage] = {
     "prepare": Stage("alignflow.data.prepare:run", on_device=False, online=True),
     **{
-        name: Stage(row.entry, online=bool(row.named_models))
+        name: Stage(f"alignflow.training.methods.{name}:run", online=bool(row.named_models))
         for name, row in TRAINING_STAGES.items()
     },
     "evaluate": Stage("alignflow.evaluation.suite:run"),

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 class SampledSection(TrainingSection):
     """What the methods share whose policy answers prompts and learns from its own answers."""
 
+    learning_rate: float = Field(default=1e-5, gt=0, lt=1)
+    """Peak rate of AdamW."""
+
     max_new_tokens: int = Field(default=256, ge=1)
     """Longest response, in tokens."""
 
@@ -175,9 +178,6 @@ class OnlineSection(RewardedSection):
     Scores times weights are not standardized here: each group is by its own mean.
     """
 
-    learning_rate: float = Field(default=1e-5, gt=0, lt=1)
-    """Peak rate of AdamW."""
-
     batch_size: int = Field(default=64, ge=2)
     """Rollouts per update, num_generations for each prompt."""
 
@@ -237,9 +237,6 @@ class DistillSection(SampledSection):
 
     The loss is the reverse KL over the whole vocabulary. `batch_size` counts rollouts.
     """
-
-    learning_rate: float = Field(default=1e-5, gt=0, lt=1)
-    """Peak rate of AdamW."""
 
     teacher: ModelSource
     """A model with the base model's vocabulary. An adapter is merged first (`alignflow merge`)."""

@@ -36,16 +36,12 @@ class DPOSection(TrainingSection):
         return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _a_weight_each(self) -> Self:
+    def _losses_fit(self) -> Self:
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
             raise ValueError(
                 f"loss_weights has {len(self.loss_weights)} numbers for {len(self.loss_type)} "
                 f"losses {self.loss_type}; give one per loss"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _smoothing_has_a_use(self) -> Self:
         if "exo_pair" in self.loss_type and self.label_smoothing == 0:
             raise ValueError(
                 "loss_type exo_pair takes the logarithm of label_smoothing, which is 0; set it, to "

@@ -20,7 +20,7 @@ class Resolved(NamedTuple):
 
 
 def local_directory(model: ModelSource, field: str = "base_model") -> Path | None:
-    """Where a model's files are; None for a Hub id. `field` is where in the recipe, for the message.
+    """Where a model's files are; None for a Hub id. `field` is where in the recipe, for messages.
 
     Raises:
         RecipeError: The builtin name or the directory does not exist, or is no model's.
@@ -62,10 +62,6 @@ def resolve_base_model(model: ModelSource, field: str = "base_model") -> Resolve
 
 def resolve_function(source: str, field: str = "rewards") -> Path:
     """Absolute path of the Python file behind `package.module:name` or `path/to/file.py:name`.
-
-    Args:
-        source: The place.
-        field: Where in the recipe, for the message.
 
     Raises:
         RecipeError: There is no such file or module.

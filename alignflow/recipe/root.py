@@ -181,13 +181,10 @@ class Recipe(_WithMethods):
         optional = [
             part
             for part in row.optional_parts
-            if part in filled and not self._is_trained_before(part, stage)
+            if part in filled and (part == stage or self.section_of(part) is None)
         ]
         also = section.also_reads() if section is not None else ()
         return tuple(dict.fromkeys([*main, *optional, *also]))
-
-    def _is_trained_before(self, part: str, stage: str) -> bool:
-        return part != stage and part in TRAINING_STAGES and self.section_of(part) is not None
 
     @property
     def training_sections(self) -> dict[str, TrainingSection]:

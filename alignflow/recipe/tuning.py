@@ -178,7 +178,7 @@ class TuningSection(Section):
         return layers
 
     @model_validator(mode="after")
-    def _no_head(self) -> Self:
+    def _parts_fit(self) -> Self:
         targets = (
             self.target_modules if isinstance(self.target_modules, list) else [self.target_modules]
         )
@@ -189,10 +189,6 @@ class TuningSection(Section):
                 "target_modules names lm_head, which TRL's fused loss and the shared reference "
                 "cannot train; leave it out (all-linear already does)"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
         if self.mode == "qlora" and self.use_dora:
             raise ValueError("use_dora with mode qlora is not supported; use mode lora")
         if self.initialization == "loftq" and self.mode != "qlora":

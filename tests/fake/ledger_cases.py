@@ -101,15 +101,9 @@ def content(home: Path, name: str = "default") -> dict[str, Any]:
 
     with opened(home, create=False) as engine, reading(engine) as connection:
         key = require_set(connection, name)
-        votes = dict(
-            connection.execute(
-                select(observations.c.row, func.count(observations.c.voter.distinct())).group_by(
-                    observations.c.row
-                )
-            )
-            .tuples()
-            .all()
-        )
+        voters = func.count(observations.c.voter.distinct())
+        counted = select(observations.c.row, voters).group_by(observations.c.row)
+        votes = dict(map(tuple, connection.execute(counted)))
         found = connection.execute(
             select(rows, texts.c.prompt, texts.c.chosen, texts.c.rejected)
             .join(texts, texts.c.row == rows.c.key)
