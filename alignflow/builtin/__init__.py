@@ -11,11 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from alignflow.builtin.freight.corpus import (
-    company_documents,
-    general_documents,
-    replay_documents,
-)
+from alignflow.builtin.freight.corpus import company_documents, general_documents, replay_documents
 from alignflow.builtin.freight.demonstrations import demonstrations
 from alignflow.builtin.freight.world import Split, Wording, draw_examples
 

@@ -174,11 +174,7 @@ def _shifted(progress: Callable[[int], None] | None, by: int) -> Callable[[int],
 
 
 def _measured_mode(
-    model: Any,
-    tokenizer: Any,
-    job: Job,
-    place: int,
-    progress: Callable[[int], None] | None,
+    model: Any, tokenizer: Any, job: Job, place: int, progress: Callable[[int], None] | None
 ) -> Measured:
     """Responses of one of `modes`, and their figures."""
     mode, temperature = modes(job.section)[place]

@@ -82,11 +82,7 @@ TEMPLATES = {
         "Find the {a} {c} of the {t} {f} for each {g}.",
         "Compute the {a} {c} of {t} {f} by {g}.",
     ),
-    "delete": (
-        "Delete the {t} {f}.",
-        "Remove all {t} {f}.",
-        "Please delete all {t} {f}.",
-    ),
+    "delete": ("Delete the {t} {f}.", "Remove all {t} {f}.", "Please delete all {t} {f}."),
     "update": (
         "Set the {c} of the {t} {f} to {v}.",
         "Change the {c} to {v} for all {t} {f}.",

@@ -54,11 +54,7 @@ def save_checkpoint(
 
 
 def resume(
-    root: Path,
-    roles: Roles,
-    optimizer: torch.optim.Optimizer,
-    state: State,
-    events: EventWriter,
+    root: Path, roles: Roles, optimizer: torch.optim.Optimizer, state: State, events: EventWriter
 ) -> None:
     """Takes up the newest checkpoint that verifies, if there is one."""
     checkpoint = newest_whole(root)

@@ -60,10 +60,7 @@ def set_rates(optimizer: torch.optim.Optimizer, section: PPOSection, done: int, 
 
 
 def optimize(
-    setting: Setting,
-    optimizer: torch.optim.Optimizer,
-    rollout: Rollout,
-    generator: random.Random,
+    setting: Setting, optimizer: torch.optim.Optimizer, rollout: Rollout, generator: random.Random
 ) -> dict[str, float]:
     """Minibatch passes over one rollout, ended early when the policy has moved too far.
 
