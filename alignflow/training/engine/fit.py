@@ -49,6 +49,8 @@ class Method(Generic[AnySection]):
     """The class of its trainer's arguments."""
     trainer: ClassVar[Any]
     """Mixed with `QuietTrainer`, or `ThinTrainer` for our order of rows."""
+    passed: ClassVar[tuple[str, ...]] = ()
+    """Fields of the section that are trainer arguments of the same name."""
     logged: ClassVar[Mapping[str, str]] = {"loss": "loss"}
     """Metrics that are the last of what the trainer logged: ours to its names."""
 
@@ -124,10 +126,8 @@ def fit(method: Method[Any]) -> StageResult:
     drop_reference(method.model)
     method.save()
     return StageResult(
-        metrics={
-            **measured.metrics,
-            **{metric: last.get(name) for metric, name in method.logged.items()},
-        },
+        metrics=dict(measured.metrics)
+        | {metric: last.get(name) for metric, name in method.logged.items()},
         rows=method.account(),
         params=params,
         details={**measured.details, "steps": trainer.state.global_step},
@@ -136,9 +136,8 @@ def fit(method: Method[Any]) -> StageResult:
 
 def _trainer(method: Method[Any]) -> Any:
     rows, model = method.rows, method.model
-    arguments = training_arguments(
-        method.configuration, method.job, method.examples(), **method.arguments()
-    )
+    own = {name: getattr(method.job.section, name) for name in method.passed} | method.arguments()
+    arguments = training_arguments(method.configuration, method.job, method.examples(), **own)
     with quiet():
         trainer = method.trainer(
             model=model,
