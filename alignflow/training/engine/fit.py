@@ -118,7 +118,8 @@ def fit(method: Method[Any]) -> StageResult:
     job = method.job
     trainer = _trainer(method)
     make_ready(trainer, job)
-    params = parameters(method.model, job, trainer.args)
+    micro_batch = trainer.args.per_device_train_batch_size
+    params = parameters(method.model, job, micro_batch, job.section.batch_size // micro_batch)
     params |= method.prepare(trainer)
     continue_from_champion(method.model, job)
     last = train_to_end(trainer, job)

@@ -156,7 +156,7 @@ class ReferenceFree(OnPairs[AnySection]):
         return self.job.section.beta  # type: ignore[attr-defined]
 
     def loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """Losses of the pairs, [B]."""
+        """Losses of the pairs without the NLL term, [B]."""
         raise NotImplementedError
 
     def margin(self, chosen: Tensor, rejected: Tensor) -> Tensor:
