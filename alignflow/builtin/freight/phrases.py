@@ -16,19 +16,19 @@ DIRECTION_WORDS = {
     "DESC": ("highest", "largest", "biggest", "greatest", "top"),
     "ASC": ("lowest", "smallest", "least", "bottom"),
 }
-EQUALITY_PHRASES = (
-    "with {c} {v}",
-    "whose {c} is {v}",
-    "that have {c} {v}",
-    "where {c} is {v}",
-    "where the {c} equals {v}",
-    "of {c} {v}",
-    "having {v} as {c}",
-    "with {v} as the {c}",
-    "({c}: {v})",
-    "in which {c} = {v}",
-)
-COMPARISON_PHRASES = {
+CONDITION_PHRASES = {
+    "=": (
+        "with {c} {v}",
+        "whose {c} is {v}",
+        "that have {c} {v}",
+        "where {c} is {v}",
+        "where the {c} equals {v}",
+        "of {c} {v}",
+        "having {v} as {c}",
+        "with {v} as the {c}",
+        "({c}: {v})",
+        "in which {c} = {v}",
+    ),
     ">": (
         "with {c} above {v}",
         "whose {c} is more than {v}",
