@@ -74,11 +74,7 @@ class SharedBase(Roles):
             self._add_value(reward, base)
         self.reward_head.requires_grad_(False)
         self._wanted = [
-            (
-                name,
-                p,
-                "lora_" in name and any(_belongs(name, adapter) for adapter in (POLICY, VALUE)),
-            )
+            (name, p, "lora_" in name and (_belongs(name, POLICY) or _belongs(name, VALUE)))
             for name, p in self.model.named_parameters()
         ]
         self._active = ""
