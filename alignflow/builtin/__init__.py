@@ -22,7 +22,6 @@ Row = dict[str, Any]
 
 
 def base_model_names() -> list[str]:
-    """Names of the embedded base models."""
     return sorted(_BASE_MODELS)
 
 
@@ -39,7 +38,6 @@ def base_model_directory(name: str) -> Path:
 
 
 def names() -> list[str]:
-    """Names of the embedded data sets."""
     return sorted(_DATA_SETS)
 
 

@@ -72,14 +72,7 @@ class Surroundings(Record):
 def check_file(
     path: Path, overrides: Sequence[str] = (), *, home: Path, full: bool = False
 ) -> Check:
-    """Everything about one recipe file. Nothing is raised for what is wrong with it.
-
-    Args:
-        path: The recipe.
-        overrides: `path.to.field=value`.
-        home: Where results would go.
-        full: Read every row, not a sample.
-    """
+    """As `check`, of a recipe file with `overrides` such as `path.to.field=value`."""
     started = time.monotonic()
     try:
         recipe = load_recipe(path, overrides)

@@ -111,12 +111,8 @@ def row_findings(
 ) -> tuple[list[SourceRows], list[Finding]]:
     """Accounts of the sources that are on this machine, and what is wrong with them.
 
-    Args:
-        recipe: What to check.
-        directory: Of the tokenizer; without one, forms are checked and lengths are not.
-        context: Of the base model, in tokens.
-        home: Whose ledger holds prompts out.
-        full: Look at every row, not at a sample.
+    Without the tokenizer's `directory` forms are checked and lengths are not. `context` is the base
+    model's, in tokens; the ledger of `home` holds prompts out; `full` is every row, not a sample.
     """
     later = "is read by `prepare`; its rows are not checked here."
     findings = [

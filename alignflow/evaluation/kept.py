@@ -22,11 +22,7 @@ def evaluation_digest(
 ) -> str:
     """Names an evaluation: equal digests, equal figures. The metrics' files are hashed too.
 
-    Args:
-        models: Digests of what is judged, by role in the evaluation.
-        data: Digest of what it is judged on.
-        section: How it is judged.
-        **options: What else the responses depend on.
+    `models` are digests by role in the evaluation, `options` what else the responses depend on.
     """
     settings = {
         "alignflow": version("alignflow"),

@@ -228,7 +228,6 @@ class _Judged(NamedTuple):
 
     @property
     def further(self) -> dict[str, list[float]]:
-        """Its further figures by prompt."""
         return {n: v for n, v in self.found.per_prompt.items() if n != self.metric.name}
 
 

@@ -108,13 +108,9 @@ def paired_differences(
 def bootstrap(
     differences: Sequence[float], *, confidence: float, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """BCa bootstrap of the mean of one difference per prompt.
+    """BCa bootstrap of the mean of one difference per prompt (`by_prompt` has averaged these).
 
-    Args:
-        differences: One per prompt (`by_prompt` has averaged what belongs to one).
-        confidence: Of each one-sided bound: 0.95 is a 90 % interval.
-        resamples: Of the prompts, with replacement.
-        seed: Of the resampling.
+    `confidence` is that of each one-sided bound: 0.95 is a 90 % interval.
     """
     values = np.asarray(differences, dtype=np.float64)
     if values.size == 0:

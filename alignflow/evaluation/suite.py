@@ -92,7 +92,6 @@ class Bench(NamedTuple):
 
 
 def load_bench(spec: StageSpec, params: ModelParams, section: EvaluationSection) -> Bench:
-    """What a spec's models are judged with."""
     prepared, kinds = spec.input("data"), (params.dtype, params.quantization)
     tokenizer, job = load_tokenizer(prepared), load_job(prepared, section, spec.seed)
     return Bench(spec, base_of(spec), read_base(prepared), tokenizer, job, *kinds)

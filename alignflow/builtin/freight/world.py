@@ -120,7 +120,6 @@ class Example:
 
     @property
     def gold(self) -> str:
-        """The right answer."""
         return gold_answer(self.query)
 
     @property
@@ -258,11 +257,8 @@ def _draw_destructive(rng: Random, table: Table) -> Query:
 def question(rng: Random, query: Query, wording: Wording = "plain") -> str:
     """The query in words.
 
-    Args:
-        rng: Chooses among the phrasings.
-        query: What to ask.
-        wording: `plain` phrasings are those of the demonstrations, `pretraining` adds many others,
-            and `held_out` ones are in neither.
+    `plain` phrasings are those of the demonstrations, `pretraining` adds many others, and
+    `held_out` ones are in neither.
     """
     key = query.verb or query.intent
     templates = (HELD_OUT_TEMPLATES if wording == "held_out" else TEMPLATES)[key]
@@ -306,7 +302,6 @@ def schema(rng: Random, table: Table, distractor: Table) -> str:
 def draw_example(
     rng: Random, split: Split, *, wording: Wording = "plain", intent: Intent | None = None
 ) -> Example:
-    """One example of the split."""
     while True:
         table, distractor = rng.sample(TABLES, 2)
         query = draw_query(rng, table, intent)
@@ -319,7 +314,6 @@ def draw_example(
 def draw_examples(
     rng: Random, split: Split, count: int, *, wording: Wording = "plain"
 ) -> list[Example]:
-    """So many examples with different prompts."""
     examples: dict[str, Example] = {}
     while len(examples) < count:
         example = draw_example(rng, split, wording=wording)

@@ -84,7 +84,6 @@ class StopOnTerminate(TrainerCallback):
 
 
 def not_finite(what: str, step: int) -> NumericsError:
-    """The error for a NaN or inf."""
     return NumericsError(
         f"{what} is NaN or inf at step {step}. Lower learning_rate or max_grad_norm, or look at the "
         "rows of that step. Checkpoints before it are kept."

@@ -59,7 +59,6 @@ class Method(Generic[AnySection]):
 
     @classmethod
     def run(cls, spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
-        """Runs the method's stage."""
         return fit(cls(read_job(spec, work, events, cls.section)))
 
     @cached_property
@@ -105,7 +104,6 @@ class Method(Generic[AnySection]):
         raise NotImplementedError
 
     def save(self) -> None:
-        """Writes the stage's model."""
         save(self.model, self.job)
 
     def account(self) -> RowAccount:

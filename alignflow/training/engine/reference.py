@@ -31,7 +31,6 @@ class ReferenceCache:
         return [at for at, row in enumerate(rows) if row_key(row) not in self._known]
 
     def add(self, row: dict[str, Any], logps: Logps) -> None:
-        """Remembers a row."""
         self._known[row_key(row)] = logps
         self.computed += 1
 
@@ -40,7 +39,6 @@ class ReferenceCache:
         return self._known[row_key(row)]
 
     def save(self) -> None:
-        """Writes what was added."""
         if self.computed:
             write_certified(self.path, dict(sorted(self._known.items())))
 

@@ -94,7 +94,6 @@ class DPO(OnPairs[DPOSection]):
         return cache
 
     def score(self, trainer: Any, batch: dict[str, Tensor]) -> Tensor:
-        """The policy's log-probability of the chosen minus that of the rejected response."""
         chosen, rejected = response_logps(trainer.model, batch).chunk(2)
         return chosen - rejected
 

@@ -53,7 +53,6 @@ BEST = "best"
 
 
 def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
-    """Runs the stage; see the module."""
     job = read_job(spec, work, events, PPOSection)
     section = job.section
     demand_good_reward(job)

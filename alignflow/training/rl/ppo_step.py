@@ -64,8 +64,7 @@ def optimize(
 ) -> dict[str, float]:
     """Minibatch passes over one rollout, ended early when the policy has moved too far.
 
-    Returns:
-        TRL's metrics, means over the steps taken.
+    Gives TRL's metrics, means over the steps taken.
     """
     section = setting.section
     minibatch = len(rollout.logps) // section.num_mini_batches

@@ -38,7 +38,6 @@ class Sequences(NamedTuple):
         pad: int,
         device: torch.device,
     ) -> Sequences:
-        """Pads token ids."""
         before, after = max(map(len, prompts)), max(1, *map(len, responses))
         tokens, attention = [], []
         for prompt, response in zip(prompts, responses, strict=True):

@@ -18,12 +18,8 @@ from alignflow.training.rl.roles import Roles, Sequences, backbone_states, scala
 class SeparateModels(Roles):
     """Policy, reference, and as far as they are needed reward and value model.
 
-    Args:
-        base: The base model.
-        sft: Directory of the SFT artifact; None starts from the base.
-        reward: Directory of the reward artifact; None where no reward comes from a model.
-        dtype: Of the weights.
-        value_model: `separate`, a model that starts from the reward model, or `policy`.
+    Without the SFT artifact's directory `sft` it starts from the base; without the reward artifact's
+    no reward comes from a model. A `separate` value model starts from the reward model.
     """
 
     def __init__(
