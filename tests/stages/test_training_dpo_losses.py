@@ -12,7 +12,7 @@ from stage_runs import logged, run_stage
 
 from alignflow.checking.rules import LOSSES
 from alignflow.recipe import DPOSection
-from alignflow.recipe.training import SMOOTHED_LOSSES
+from alignflow.recipe.preferences import SMOOTHED_LOSSES
 from alignflow.stages.spec import StageSpec
 
 Make = Callable[..., StageSpec]
