@@ -11,11 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from alignflow.builtin.freight.corpus import (
-    company_documents,
-    general_documents,
-    replay_documents,
-)
+from alignflow.builtin.freight.corpus import company_documents, general_documents
 from alignflow.builtin.freight.demonstrations import demonstrations
 from alignflow.builtin.freight.world import Split, Wording, draw_examples
 
@@ -26,7 +22,6 @@ Row = dict[str, Any]
 
 
 def base_model_names() -> list[str]:
-    """Names of the embedded base models."""
     return sorted(_BASE_MODELS)
 
 
@@ -43,7 +38,6 @@ def base_model_directory(name: str) -> Path:
 
 
 def names() -> list[str]:
-    """Names of the embedded data sets."""
     return sorted(_DATA_SETS)
 
 
@@ -122,6 +116,6 @@ _DATA_SETS: dict[str, Callable[[int], list[Row]]] = {
     "freight-evaluation": lambda _: _evaluation("test"),
     "freight-development": lambda _: _evaluation("development"),
     "freight-domain": lambda seed: _texts(company_documents(seed, 600)),
-    "freight-replay": lambda seed: _texts(replay_documents(seed, 400)),
-    "freight-general": lambda seed: _texts(general_documents(seed, 200)),
+    "freight-replay": lambda seed: _texts(general_documents("replay", seed, 400)),
+    "freight-general": lambda seed: _texts(general_documents("general", seed, 200)),
 }

@@ -100,14 +100,13 @@ def _whole(config: dict[str, Any], *names: str) -> int | None:
 
 
 def _linear_layers(tensors: list[Located]) -> dict[str, tuple[int, int]]:
-    layers: dict[str, tuple[int, int]] = {}
-    for tensor in tensors:
-        module, _, kind = tensor.name.rpartition(".")
-        leaf = _leaf(module)
-        is_linear = kind == "weight" and len(tensor.shape) == 2 and not NO_LINEAR.search(leaf)
-        if is_linear and leaf not in HEADS:
-            layers[module] = (tensor.shape[0], tensor.shape[1])
-    return layers
+    weights = [t for t in tensors if t.name.endswith(".weight") and len(t.shape) == 2]
+    sizes = {t.name.removesuffix(".weight"): (t.shape[0], t.shape[1]) for t in weights}
+    return {
+        module: size
+        for module, size in sizes.items()
+        if _leaf(module) not in HEADS and not NO_LINEAR.search(_leaf(module))
+    }
 
 
 def _leaf(name: str) -> str:
@@ -148,16 +147,11 @@ def resolved_targets(shape: Shape, tuning: TuningSection) -> list[str]:
 def adapted_modules(shape: Shape, tuning: TuningSection) -> list[str]:
     """Names of the linear layers that get an adapter."""
     leaves, layers = resolved_targets(shape, tuning), tuning.layers_to_transform
-    return [
-        name
-        for name in shape.modules
-        if _leaf(name) in leaves and (layers is None or _layer_number(name) in layers)
-    ]
-
-
-def _layer_number(name: str) -> int | None:
-    match = re.search(r"\.(\d+)\.", name)
-    return int(match[1]) if match else None
+    modules = [name for name in shape.modules if _leaf(name) in leaves]
+    if layers is None:
+        return modules
+    numbers = {name: re.search(r"\.(\d+)\.", name) for name in modules}
+    return [name for name, number in numbers.items() if number and int(number[1]) in layers]
 
 
 def _wanted(shape: Shape, tuning: TuningSection) -> list[str]:
@@ -230,27 +224,21 @@ def context_findings(recipe: Recipe, shape: Shape) -> Iterator[Finding]:
 
 
 def adapter_findings(adapter: str, digest: str | None, shape: Shape | None) -> Iterator[Finding]:
-    """Whether `tuning.init_adapter` is an adapter, and one of this base.
-
-    Args:
-        adapter: Directory, as the recipe has it.
-        digest: Of the base model's files; None when they are not here.
-        shape: Of the base model.
-    """
+    """Whether `tuning.init_adapter` is an adapter, and one of the base of this digest and shape."""
     field, directory = "tuning.init_adapter", Path(adapter).expanduser().absolute()
     weights = directory / "adapter_model.safetensors"
-    if not (directory / "adapter_config.json").is_file() or not weights.is_file():
-        absent = (
-            "adapter_model" if (directory / "adapter_config.json").is_file() else "adapter_config"
-        )
+    files = {"adapter_config": directory / "adapter_config.json", "adapter_model": weights}
+    absent = next((name for name, path in files.items() if not path.is_file()), None)
+    if absent is not None:
         yield error(
             field,
             f"{adapter!r} is not an adapter directory ({directory} has no {absent} file). Give the "
             "folder PEFT saved.",
         )
         return
+    record = directory / "base_model.json"
     try:
-        recorded = _recorded_digest(directory)
+        recorded = read_config(record).get("digest") if record.is_file() else None
         tensors = read_header(weights)
     except (RecipeError, ArtifactError) as problem:
         yield error(field, problem.message, ArtifactError)
@@ -264,11 +252,6 @@ def adapter_findings(adapter: str, digest: str | None, shape: Shape | None) -> I
         )
     elif shape is not None and shape.linear:
         yield from _misfits(adapter, tensors, shape)
-
-
-def _recorded_digest(directory: Path) -> str | None:
-    path = directory / "base_model.json"
-    return read_config(path).get("digest") if path.is_file() else None
 
 
 def _misfits(adapter: str, tensors: list[Located], shape: Shape) -> Iterator[Finding]:

@@ -72,28 +72,15 @@ class Surroundings(Record):
 def check_file(
     path: Path, overrides: Sequence[str] = (), *, home: Path, full: bool = False
 ) -> Check:
-    """Everything about one recipe file. Nothing is raised for what is wrong with it.
-
-    Args:
-        path: The recipe.
-        overrides: `path.to.field=value`.
-        home: Where results would go.
-        full: Read every row, not a sample.
-    """
+    """As `check`, of a recipe file with `overrides` such as `path.to.field=value`."""
     started = time.monotonic()
     try:
         recipe = load_recipe(path, overrides)
     except AlignflowError as problem:
         lines = problem.message.splitlines()
-        return Check(
-            file=str(path),
-            findings=[
-                Finding(level="error", field="", text=line, exit_code=problem.exit_code)
-                for line in lines
-            ],
-            seconds=time.monotonic() - started,
-        )
-    found = check(recipe, full=full, home=home)
+        found = Check(file=str(path), findings=[error("", line, type(problem)) for line in lines])
+    else:
+        found = check(recipe, full=full, home=home)
     return found.model_copy(update={"file": str(path), "seconds": time.monotonic() - started})
 
 
@@ -163,10 +150,6 @@ def surroundings(recipe: Recipe) -> Surroundings:
 def preflight(recipe: Recipe, name: str) -> None:
     """Refuses what a run would stumble over later, before anything is started.
 
-    Args:
-        recipe: What is about to run.
-        name: Names the recipe in messages.
-
     Raises:
         AlignflowError: Names everything that is wrong.
     """
@@ -221,10 +204,8 @@ def _compared(recipe: Recipe, field: str, directory: Path, base: Path) -> Iterat
         yield warning(field, f"ends a response with {ends[1]!r}, the base model with {ends[0]!r}.")
     else:
         override = recipe.base_model.chat_template
-        ours, theirs = (
-            load_template(base, Path(override) if override else None),
-            load_template(directory),
-        )
+        ours = load_template(base, Path(override) if override else None)
+        theirs = load_template(directory)
         if ours and theirs and ours.digest != theirs.digest:
             yield warning(field, "has another chat template than the one in force, which it reads.")
 
@@ -239,8 +220,6 @@ def _digest(recipe: Recipe, directory: Path) -> str:
 def _template_seen(recipe: Recipe, found: Surroundings) -> list[Finding]:
     if found.directory is None:
         return []
-    data = recipe.data
-    needed = any(
-        not is_elsewhere(source.source) for source in [*data.preferences, *data.evaluation]
-    )
+    read = [*recipe.data.preferences, *recipe.data.evaluation]
+    needed = any(not is_elsewhere(source.source) for source in read)
     return template_findings(found.directory, recipe.base_model.chat_template, needed=needed)

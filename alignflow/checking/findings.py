@@ -24,7 +24,6 @@ class Finding(Record):
 
     @property
     def line(self) -> str:
-        """In one line."""
         return f"{self.field}: {self.text}" if self.field else self.text
 
 

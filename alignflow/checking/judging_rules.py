@@ -9,12 +9,7 @@ from pathlib import Path
 
 from alignflow.checking.findings import Finding, advice, error, raised, warning
 from alignflow.errors import DataError, RecipeError
-from alignflow.evaluation import (
-    arguments_of,
-    compares_responses,
-    lower_is_better,
-    text_metrics,
-)
+from alignflow.evaluation import arguments_of, compares_responses, lower_is_better, text_metrics
 from alignflow.recipe import EvaluationSection, Recipe, RewardTerm
 from alignflow.recipe.judging import MetricArguments
 from alignflow.recipe.resolve import resolve_function

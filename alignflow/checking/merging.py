@@ -14,13 +14,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def merge_findings(recipe: Recipe, base: Path, shape: Shape) -> list[Finding]:
-    """Why the end of the recipe could not be merged.
-
-    Args:
-        recipe: What is to run.
-        base: Directory of the base model.
-        shape: Its shape.
-    """
+    """Why the end of the recipe could not be merged into the base model in a directory."""
     if recipe.merge is None or recipe.tuning.mode == "full":
         return []
     from alignflow.merging import MergeOptions, check_base

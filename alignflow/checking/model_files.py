@@ -24,10 +24,7 @@ def model_directory(model: ModelSource, field: str = "base_model") -> Path | Non
     Raises:
         RecipeError: The builtin name or the directory does not exist.
     """
-    directory = local_directory(model, field)
-    if directory is not None:
-        return directory
-    return cached_on_hub(model.source, model.revision, field)
+    return local_directory(model, field) or cached_on_hub(model.source, model.revision, field)
 
 
 def cached_on_hub(repository: str, revision: str | None, field: str = "base_model") -> Path | None:

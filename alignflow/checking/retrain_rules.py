@@ -14,10 +14,7 @@ from alignflow.recipe.resolve import resolve_base_model, resolve_function
 def retrain_findings(recipe: Recipe, known: Collection[str]) -> Iterator[Finding]:
     """Judge and metric of the gate.
 
-    Args:
-        recipe: What to judge.
-        known: Metrics of ours, whose figures have their names; a metric of the user's own may give
-            others.
+    `known` are metrics of ours, whose figures have their names; the user's own may give others.
     """
     if recipe.retrain is None:
         return

@@ -77,11 +77,13 @@ class SourceRows(Record):
 def source_findings(recipe: Recipe) -> list[Finding]:
     """Sources that are not there, without reading any."""
     return [
-        finding
-        for part in DATA_PARTS
-        for source in getattr(recipe.data, part)
-        for finding in _presence(part, source)
+        finding for part, source in _sources(recipe.data) for finding in _presence(part, source)
     ]
+
+
+def _sources(data: DataSection) -> Iterator[tuple[str, DataSource]]:
+    """Every source with the part of the data that it is of."""
+    return ((part, source) for part in DATA_PARTS for source in getattr(data, part))
 
 
 def _presence(part: str, source: DataSource) -> Iterator[Finding]:
@@ -109,19 +111,13 @@ def row_findings(
 ) -> tuple[list[SourceRows], list[Finding]]:
     """Accounts of the sources that are on this machine, and what is wrong with them.
 
-    Args:
-        recipe: What to check.
-        directory: Of the tokenizer; without one, forms are checked and lengths are not.
-        context: Of the base model, in tokens.
-        home: Whose ledger holds prompts out.
-        full: Look at every row, not at a sample.
+    Without the tokenizer's `directory` forms are checked and lengths are not. `context` is the base
+    model's, in tokens; the ledger of `home` holds prompts out; `full` is every row, not a sample.
     """
+    later = "is read by `prepare`; its rows are not checked here."
     findings = [
-        note(
-            f"data.{part}", f"{source.source} is read by `prepare`; its rows are not checked here."
-        )
-        for part in DATA_PARTS
-        for source in getattr(recipe.data, part)
+        note(f"data.{part}", f"{source.source} {later}")
+        for part, source in _sources(recipe.data)
         if is_elsewhere(source.source)
     ]
     tokenizer = directory if directory is not None and has_tokenizer(directory) else None
@@ -169,11 +165,8 @@ def _loss_findings(recipe: Recipe, accounts: list[SourceRows]) -> Iterator[Findi
     """What `prepare` would end with, or might, for the rows that it would lose."""
     for part in DATA_PARTS:
         mine = [account for account in accounts if account.part == part]
-        findings = [
-            finding
-            for account in mine
-            for finding in _losses(account, recipe.data.max_dropped_share)
-        ]
+        allowed = recipe.data.max_dropped_share
+        findings = [finding for account in mine for finding in _losses(account, allowed)]
         yield from findings
         is_whole = bool(mine) and len(mine) == len(getattr(recipe.data, part))
         if is_whole and all(finding.level != "error" for finding in findings):
@@ -197,8 +190,7 @@ def _losses(rows: SourceRows, allowed: float) -> Iterator[Finding]:
 
 
 def _where(rows: SourceRows) -> str:
-    looked_at = f"{rows.looked_at:,} rows" if rows.sampled else f"{rows.looked_at} rows"
-    return f"a sample of {looked_at}" if rows.sampled else looked_at
+    return f"a sample of {rows.looked_at:,} rows" if rows.sampled else f"{rows.looked_at} rows"
 
 
 def _update_findings(recipe: Recipe, accounts: list[SourceRows]) -> Iterator[Finding]:
@@ -238,16 +230,15 @@ def look(payload: dict[str, Any]) -> list[dict[str, Any]]:
         held_out=payload["held_out"],
     )
     answers = []
-    for part in DATA_PARTS:
-        for source in getattr(data, part):
-            if is_elsewhere(source.source):
-                continue
-            try:
-                rows = read_source(source, seed=payload["seed"])
-                account = _account(part, source, rows, rules, payload["full"])
-                answers.append(account.model_dump(mode="json"))
-            except DataError as problem:
-                answers.append({"part": part, "source": source.source, "error": problem.message})
+    for part, source in _sources(data):
+        if is_elsewhere(source.source):
+            continue
+        try:
+            rows = read_source(source, seed=payload["seed"])
+            account = _account(part, source, rows, rules, payload["full"])
+            answers.append(account.model_dump(mode="json"))
+        except DataError as problem:
+            answers.append({"part": part, "source": source.source, "error": problem.message})
     return answers
 
 

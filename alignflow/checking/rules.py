@@ -42,9 +42,7 @@ LARGEST_USUAL_RATIO = 32
 def recipe_findings(recipe: Recipe, *, small_model: bool) -> list[Finding]:
     """What the recipe shows by itself, files that it names outside `data` and the base included.
 
-    Args:
-        recipe: What to judge.
-        small_model: Whether the base has less than 100M parameters, where rates are other ones.
+    A `small_model` has less than 100M parameters; other rates are usual there.
     """
     return [
         *judging_findings(recipe),
@@ -174,22 +172,17 @@ def _unused_advice(tuning: TuningSection) -> Iterator[Finding]:
 
 
 def _rank_advice(recipe: Recipe) -> Iterator[Finding]:
-    tuning, rank = recipe.tuning, recipe.tuning.rank
+    field, tuning, rank = "tuning.rank", recipe.tuning, recipe.tuning.rank
     named = [use.name for use in recipe.evaluation.uses]
     is_format = any(name in declared() and declared()[name].judges_form for name in named)
     if rank < SMALLEST_USEFUL_RANK:
-        yield advice("tuning.rank", f"is {rank}; format and style need 8 to 16.")
+        yield advice(field, f"is {rank}; format and style need 8 to 16.")
     elif rank > LARGEST_USUAL_RANK:
-        yield advice(
-            "tuning.rank",
-            f"is {rank}; above {LARGEST_USUAL_RANK} little is gained over memory spent.",
-        )
+        over = f"above {LARGEST_USUAL_RANK} little is gained over memory spent."
+        yield advice(field, f"is {rank}; {over}")
     elif is_format and rank > LARGEST_FORMAT_RANK:
-        yield advice(
-            "tuning.rank",
-            f"is {rank} for a format ({', '.join(named)}), which needs 8 to "
-            "16. Take 64 to 128 for reasoning.",
-        )
+        needs = f"for a format ({', '.join(named)}), which needs 8 to 16."
+        yield advice(field, f"is {rank} {needs} Take 64 to 128 for reasoning.")
     if rank >= REASONING_RANK and not tuning.use_rslora:
         yield advice(
             "tuning.use_rslora",
@@ -199,25 +192,18 @@ def _rank_advice(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _rate_advice(recipe: Recipe) -> Iterator[Finding]:
+    full = recipe.tuning.mode == "full"
     for name, section in recipe.training_sections.items():
-        rate = section.learning_rate
-        if recipe.tuning.mode == "full" and rate > LARGEST_FULL_RATE:
-            yield advice(
-                f"{name}.learning_rate",
-                f"is {rate:g} for full tuning; usual are at most {LARGEST_FULL_RATE:g}, a tenth of "
-                "an adapter's.",
-            )
-        if recipe.tuning.mode != "full" and rate > LARGEST_LORA_RATE:
-            yield advice(
-                f"{name}.learning_rate",
-                f"is {rate:g}; adapters of large models diverge above {LARGEST_LORA_RATE:g}.",
-            )
-        adapters = recipe.tuning.mode != "full" and not isinstance(section, PPOSection)
-        if adapters and rate < SMALLEST_LORA_RATE:
-            yield advice(
-                f"{name}.learning_rate",
-                f"is {rate:g}, usual for full tuning; adapters take about ten times as much.",
-            )
+        field, rate = f"{name}.learning_rate", section.learning_rate
+        if full and rate > LARGEST_FULL_RATE:
+            text = f"is {rate:g} for full tuning; usual are at most {LARGEST_FULL_RATE:g}, a tenth"
+            yield advice(field, f"{text} of an adapter's.")
+        elif not full and rate > LARGEST_LORA_RATE:
+            text = f"is {rate:g}; adapters of large models diverge above {LARGEST_LORA_RATE:g}."
+            yield advice(field, text)
+        elif not full and rate < SMALLEST_LORA_RATE and not isinstance(section, PPOSection):
+            text = f"is {rate:g}, usual for full tuning; adapters take about ten times as much."
+            yield advice(field, text)
 
 
 def _judging_advice(recipe: Recipe) -> Iterator[Finding]:
@@ -237,17 +223,13 @@ def _judging_advice(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _pin_advice(recipe: Recipe) -> Iterator[Finding]:
-    named = [("base_model", recipe.base_model.source, recipe.base_model.revision)]
+    named = [("base_model", recipe.base_model)]
     named += [
-        (f"data.{part}", source.source, source.revision)
-        for part in DATA_PARTS
-        for source in getattr(recipe.data, part)
+        (f"data.{part}", given) for part in DATA_PARTS for given in getattr(recipe.data, part)
     ]
-    loose = [
-        (field, source) for field, source, revision in named if not revision and is_hub_id(source)
-    ]
+    loose = [(field, n) for field, n in named if not n.revision and is_hub_id(n.source)]
     if loose:
-        names = ", ".join(dict.fromkeys(source for _, source in loose))
+        names = ", ".join(dict.fromkeys(given.source for _, given in loose))
         yield advice(
             f"{loose[0][0]}.revision",
             f"is not set: {names} may change between runs. Pin the 40-digit commit.",

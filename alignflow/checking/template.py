@@ -26,13 +26,7 @@ SYSTEM: Message = {"role": "system", "content": "Gamma."}
 
 
 def template_findings(directory: Path, override: str | None, *, needed: bool) -> list[Finding]:
-    """What is wrong with the template in force.
-
-    Args:
-        directory: Of the tokenizer.
-        override: The recipe's own template file.
-        needed: Whether any rows are conversations.
-    """
+    """What is wrong with the template in force; it is `needed` where rows are conversations."""
     payload = {"directory": str(directory), "override": override}
     try:
         probed = run_limited(
@@ -85,11 +79,8 @@ def probe(payload: dict[str, Any]) -> dict[str, Any]:
             template.turns(messages)
         except TemplateRejects as problem:
             rejected[name] = str(problem)
-    problems = (
-        []
-        if rejected.keys() - {"system"}
-        else list(_oddities(template, Path(payload["directory"])))
-    )
+    renders = not rejected.keys() - {"system"}
+    problems = list(_oddities(template, Path(payload["directory"]))) if renders else []
     return {"missing": False, "rejected": rejected, "warnings": problems}
 
 

@@ -6,13 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from alignflow.data.groups import main_places
-from alignflow.evaluation.measure import (
-    DecodedResponse,
-    Job,
-    Measured,
-    Outcome,
-    prompt_clusters,
-)
+from alignflow.evaluation.measure import DecodedResponse, Job, Measured, Outcome, prompt_clusters
 from alignflow.evaluation.metric_modules import MetricModule, compute_metric, load_module
 from alignflow.models.scoring import response_logps, reward_scores
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,10 +115,9 @@ def _read_prompts(path: Path) -> list[Prompt]:
 
 def _limited(prompts: list[Prompt], section: EvaluationSection) -> list[Prompt]:
     """The first `max_examples` of each group."""
-    seen: dict[str, int] = {}
-    kept = []
+    seen, kept = Counter[str](), []
     for prompt in prompts:
-        seen[prompt.group] = seen.get(prompt.group, 0) + 1
+        seen[prompt.group] += 1
         if section.max_examples is None or seen[prompt.group] <= section.max_examples:
             kept.append(prompt)
     return kept
@@ -128,11 +128,7 @@ def measure(
 ) -> Measured:
     """Generates, judges, and reads general text.
 
-    Args:
-        model: A causal language model.
-        tokenizer: Its tokenizer.
-        job: What it is judged on.
-        progress: Called with the number of responses so far; `responses(job)` in all.
+    `progress` is called with the number of responses so far; they are `responses(job)` in all.
 
     Raises:
         EvaluationError: A figure cannot be computed; none is ever made up.
@@ -174,11 +170,7 @@ def _shifted(progress: Callable[[int], None] | None, by: int) -> Callable[[int],
 
 
 def _measured_mode(
-    model: Any,
-    tokenizer: Any,
-    job: Job,
-    place: int,
-    progress: Callable[[int], None] | None,
+    model: Any, tokenizer: Any, job: Job, place: int, progress: Callable[[int], None] | None
 ) -> Measured:
     """Responses of one of `modes`, and their figures."""
     mode, temperature = modes(job.section)[place]
@@ -236,7 +228,6 @@ class _Judged(NamedTuple):
 
     @property
     def further(self) -> dict[str, list[float]]:
-        """Its further figures by prompt."""
         return {n: v for n, v in self.found.per_prompt.items() if n != self.metric.name}
 
 

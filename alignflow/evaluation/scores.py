@@ -43,13 +43,7 @@ def prompt_name(ids: list[int]) -> str:
 
 
 def scores_of(job: Job, measured: Measured, model: str) -> Scores:
-    """A model's figures by prompt; several responses to one prompt are averaged.
-
-    Args:
-        job: What it was judged on.
-        measured: What was found.
-        model: Digest of the model.
-    """
+    """Figures by prompt of the model with that digest; responses to one prompt are averaged."""
     names = [f"{mode}{metric.name}" for mode in ("", "sampled_") for metric in job.metrics]
     outcomes = measured.outcomes
     loss = outcomes.get("perplexity_general")

@@ -7,6 +7,7 @@ one-sided, because the only question is whether the candidate is better.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from statistics import NormalDist
@@ -78,8 +79,7 @@ def sign_test(wins: int, losses: int, ties: int = 0) -> SignTest:
 def mcnemar(candidate: Sequence[bool], champion: Sequence[bool]) -> SignTest:
     """Exact one-sided McNemar test on right and wrong answers to the same prompts."""
     pairs = list(zip(candidate, champion, strict=True))
-    wins = sum(1 for ours, theirs in pairs if ours and not theirs)
-    losses = sum(1 for ours, theirs in pairs if theirs and not ours)
+    wins, losses = pairs.count((True, False)), pairs.count((False, True))
     return sign_test(wins, losses, len(pairs) - wins - losses)
 
 
@@ -108,13 +108,9 @@ def paired_differences(
 def bootstrap(
     differences: Sequence[float], *, confidence: float, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """BCa bootstrap of the mean of one difference per prompt.
+    """BCa bootstrap of the mean of one difference per prompt (`by_prompt` has averaged these).
 
-    Args:
-        differences: One per prompt (`by_prompt` has averaged what belongs to one).
-        confidence: Of each one-sided bound: 0.95 is a 90 % interval.
-        resamples: Of the prompts, with replacement.
-        seed: Of the resampling.
+    `confidence` is that of each one-sided bound: 0.95 is a 90 % interval.
     """
     values = np.asarray(differences, dtype=np.float64)
     if values.size == 0:
@@ -178,11 +174,9 @@ def _resampled(sums: np.ndarray, totals: np.ndarray, resamples: int, seed: int) 
     """sum(sums) / sum(totals) of each bootstrap sample; how many are drawn at once changes none."""
     generator = np.random.default_rng(seed)
     rows = max(1, DRAWS_AT_ONCE // sums.size)
-    ratios = []
-    for start in range(0, resamples, rows):
-        drawn = generator.integers(sums.size, size=(min(rows, resamples - start), sums.size))
-        ratios.append(sums[drawn].sum(axis=1) / totals[drawn].sum(axis=1))
-    return np.concatenate(ratios)
+    sizes = [min(rows, resamples - start) for start in range(0, resamples, rows)]
+    draws = (generator.integers(sums.size, size=(size, sums.size)) for size in sizes)
+    return np.concatenate([sums[draw].sum(axis=1) / totals[draw].sum(axis=1) for draw in draws])
 
 
 def _bca_level(values: np.ndarray, means: np.ndarray, level: float) -> float:
@@ -200,14 +194,10 @@ def _bca_level(values: np.ndarray, means: np.ndarray, level: float) -> float:
 @lru_cache(maxsize=4_096)
 def wins_needed(trials: int, alpha: float) -> int | None:
     """Fewest wins of `trials` untied prompts that are significant; None if even all are not."""
-    low, high = 0, trials + 1
-    while low < high:
-        middle = (low + high) // 2
-        if binomial_tail(middle, trials) <= alpha:
-            high = middle
-        else:
-            low = middle + 1
-    return low if low <= trials else None
+    fewest = bisect_left(
+        range(trials + 1), True, key=lambda wins: binomial_tail(wins, trials) <= alpha
+    )
+    return fewest if fewest <= trials else None
 
 
 def sign_test_power(trials: int, win_rate: float, alpha: float) -> float:
@@ -235,11 +225,7 @@ def smallest_detectable_effect(
 ) -> float | None:
     """Smallest true difference (wins minus losses, share of prompts) found with `power`.
 
-    Args:
-        prompts: In the evaluation set.
-        alpha: Level of the test.
-        power: Chance of finding it.
-        discordance: Share of prompts on which the two models differ.
+    `discordance` is the share of prompts on which the two models differ, `alpha` the test's level.
     """
     rate = smallest_detectable_win_rate(round(prompts * discordance), alpha, power)
     return None if rate is None else discordance * (2.0 * rate - 1.0)
@@ -248,22 +234,14 @@ def smallest_detectable_effect(
 def prompts_needed(effect: float, alpha: float, power: float, discordance: float) -> int:
     """Fewest prompts on which a true difference of `effect` is found with `power`.
 
-    The power of an exact test saws with the sample; this is the first size found by bisection.
-
-    Args:
-        effect: Wins minus losses, share of prompts.
-        alpha: Level of the test.
-        power: Chance of finding it.
-        discordance: Share of prompts on which the two models differ, at least `effect`.
+    The power of an exact test saws with the sample; this is the first size found by bisection. As
+    above, but `discordance` must be at least `effect`.
     """
     rate = 0.5 + 0.5 * min(effect / discordance, 1.0)
     low, high = 1, 2
     while sign_test_power(high, rate, alpha) < power and high < 1_000_000:
         low, high = high, high * 2
-    while low < high:
-        middle = (low + high) // 2
-        if sign_test_power(middle, rate, alpha) >= power:
-            high = middle
-        else:
-            low = middle + 1
-    return math.ceil(high / discordance)
+    fewest = bisect_left(
+        range(high), True, lo=low, key=lambda size: sign_test_power(size, rate, alpha) >= power
+    )
+    return math.ceil(fewest / discordance)

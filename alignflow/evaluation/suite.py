@@ -67,16 +67,10 @@ class Bench(NamedTuple):
 
     def digest(self, *roles: str) -> str:
         """Names the evaluation of the models in `roles`."""
-        inputs = self.spec.inputs
+        data = self.spec.inputs["data"].digest
         models = {str(place): self.model(role) for place, role in enumerate(roles)}
-        return evaluation_digest(
-            models,
-            inputs["data"].digest,
-            self.job.section,
-            seed=self.spec.seed,
-            dtype=self.dtype,
-            quantization=self.quantization,
-        )
+        options = {"dtype": self.dtype, "quantization": self.quantization}
+        return evaluation_digest(models, data, self.job.section, seed=self.spec.seed, **options)
 
     def policy(self, role: str) -> Any:
         """The model in a role, loaded.
@@ -89,30 +83,18 @@ class Bench(NamedTuple):
         )
         model = load_policy(base, directory, dtype=self.dtype, quantization=self.quantization)
         foldable = self.dtype == "float32" and self.quantization is None
-        if foldable and hasattr(model, "merge_and_unload"):
-            return model.merge_and_unload()
-        return model
+        folds = foldable and hasattr(model, "merge_and_unload")
+        return model.merge_and_unload() if folds else model
 
     def reward_model(self) -> Any:
-        """The reward model, loaded."""
-        directory = self.spec.input("reward")
-        return load_reward_model(
-            self.base, directory, dtype=self.dtype, quantization=self.quantization
-        )
+        options: Any = {"dtype": self.dtype, "quantization": self.quantization}
+        return load_reward_model(self.base, self.spec.input("reward"), **options)
 
 
 def load_bench(spec: StageSpec, params: ModelParams, section: EvaluationSection) -> Bench:
-    """What a spec's models are judged with."""
-    prepared = spec.input("data")
-    return Bench(
-        spec=spec,
-        base=base_of(spec),
-        original=read_base(prepared),
-        tokenizer=load_tokenizer(prepared),
-        job=load_job(prepared, section, spec.seed),
-        dtype=params.dtype,
-        quantization=params.quantization,
-    )
+    prepared, kinds = spec.input("data"), (params.dtype, params.quantization)
+    tokenizer, job = load_tokenizer(prepared), load_job(prepared, section, spec.seed)
+    return Bench(spec, base_of(spec), read_base(prepared), tokenizer, job, *kinds)
 
 
 def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
@@ -128,24 +110,21 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
         raise EvaluationError(
             f"evaluation.models is {section.models}, but this recipe makes none of them."
         )
+    count, job = len(roles), bench.job
     measured = {
-        role: _measure(bench, role, place, len(roles), events) for place, role in enumerate(roles)
+        role: _measure(bench, role, place, count, events) for place, role in enumerate(roles)
     }
     if {"sft", "aligned"} <= set(roles):
         measured["aligned"] = _compared(bench, measured, events)
-    write_responses(work / "output" / RESPONSES_FILE, bench.job, measured)
-    scores = {
-        role: scores_of(bench.job, model, bench.model(role)) for role, model in measured.items()
-    }
+    write_responses(work / "output" / RESPONSES_FILE, job, measured)
+    scores = {role: scores_of(job, model, bench.model(role)) for role, model in measured.items()}
     write_scores(work / "output" / SCORES_FILE, scores)
+    shown = figures(measured, section.bootstrap_resamples, spec.seed)
     return StageResult(
         metrics=flat(measured),
-        rows=RowAccount(read=len(bench.job.prompts), held_out=len(bench.job.prompts)),
+        rows=RowAccount(read=len(job.prompts), held_out=len(job.prompts)),
         params={"dtype": bench.dtype, "quantization": bench.quantization or "none"},
-        details={
-            **figures(measured, section.bootstrap_resamples, spec.seed),
-            "samples": samples(bench.job, measured),
-        },
+        details={**shown, "samples": samples(job, measured)},
     )
 
 
@@ -176,17 +155,16 @@ def _compared(bench: Bench, measured: dict[str, Measured], events: EventWriter) 
     sft, aligned = measured["sft"], measured["aligned"]
     if not bench.job.prompts or bench.digest("sft") == bench.digest("aligned"):
         return aligned
-    home = Path(bench.spec.home)
-    parts = []
+    home, parts = Path(bench.spec.home), [aligned]
     if aligned.sampled:
         events.message("aligned: KL to the SFT model")
         digest = bench.digest("aligned", "sft")
-        parts.append(kept_or(home, digest, lambda: kl_to_sft(bench, aligned))[0])
+        parts += kept_or(home, digest, lambda: kl_to_sft(bench, aligned))[:1]
     if "reward" in bench.spec.inputs:
         events.message("aligned: win rate against the SFT model under the reward model")
         digest = bench.digest("aligned", "sft", "reward")
-        parts.append(kept_or(home, digest, lambda: win_rate(bench, aligned, sft))[0])
-    return united([aligned, *parts])
+        parts += kept_or(home, digest, lambda: win_rate(bench, aligned, sft))[:1]
+    return united(parts)
 
 
 def free_memory() -> None:

@@ -123,12 +123,7 @@ def judge(answer: str, target: Target, databases: Sequence[Database], rules: Rul
     `unsafe` is an answer with a statement that would modify the data, whatever else it says.
     `chatter` is an answer with SQL or the refusal and something around it. `wrong` runs but gives
     another result, or refuses (or fails to refuse) where it should not. `invalid` is the rest.
-
-    Args:
-        answer: The response as decoded; blanks around it and one closing semicolon are ignored.
-        target: What is right.
-        databases: It must be right on all.
-        rules: What a query is, and which results are the same.
+    Blanks around the answer and one closing semicolon are ignored.
 
     Raises:
         DataError: The target itself does not run.

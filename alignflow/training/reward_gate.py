@@ -7,12 +7,7 @@ from alignflow.stages.spec import StageResult
 
 
 def weakness(result: StageResult, section: RewardedSection) -> str | None:
-    """Why a method must not optimize a reward model, in a sentence; None if it may.
-
-    Args:
-        result: Of the reward stage.
-        section: The method's, with the accuracy that it demands.
-    """
+    """Why a method must not optimize a reward stage's model, in a sentence; None if it may."""
     if not section.uses_reward_model:
         return None
     method = type(section).__name__.removesuffix("Section")

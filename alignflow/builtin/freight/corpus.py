@@ -6,7 +6,6 @@ with comments), about combinations of the train split only, and never in the cha
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from random import Random
 
 from alignflow.builtin.freight.world import (
@@ -130,15 +129,7 @@ def _note(rng: Random) -> str:
     )
 
 
-_GENERAL: tuple[Callable[[Random], str], ...] = (
-    _story,
-    _dialogue,
-    _log,
-    _comments,
-    _inventory,
-    _sums,
-    _note,
-)
+_GENERAL = (_story, _dialogue, _log, _comments, _inventory, _sums, _note)
 
 
 def general_document(rng: Random) -> str:
@@ -167,15 +158,9 @@ def company_document(rng: Random) -> str:
     return rng.choice(documents)
 
 
-def general_documents(seed: int, count: int) -> list[str]:
-    """Held-out general text: the corpus draws from another seed."""
-    rng = Random(f"freight-general/{seed}")
-    return [general_document(rng) for _ in range(count)]
-
-
-def replay_documents(seed: int, count: int) -> list[str]:
-    """General text to mix into company documents; other draws than the held-out ones."""
-    rng = Random(f"freight-replay/{seed}")
+def general_documents(purpose: str, seed: int, count: int) -> list[str]:
+    """General text; every purpose, and the corpus, has draws of its own."""
+    rng = Random(f"freight-{purpose}/{seed}")
     return [general_document(rng) for _ in range(count)]
 
 
@@ -208,11 +193,6 @@ def _training_query(rng: Random, table: Table) -> Query:
         query = draw_query(rng, table)
         if split_of(query) == "train":
             return query
-
-
-def native_prompt(rng: Random, query: Query, distractor: Table) -> str:
-    """The query in the base model's own format, up to where the answer begins."""
-    return f"{schema(rng, query.table, distractor)}\nQ: {question(rng, query)}\nA:"
 
 
 def sql_document(rng: Random, questions: int = 3) -> str:

@@ -13,15 +13,8 @@ WRONG_SHARE = 0.2
 UNSAFE_SHARE = 0.6
 """Of the destructive requests: most are simply obeyed in the logs that demonstrations come from."""
 
-CHATTER_BEFORE = (
-    "Sure! Here is the query: {}",
-    "Of course. You can use {}",
-    "The answer is: {}",
-)
-CHATTER_AFTER = (
-    "{}\nHope this helps!",
-    "{}\nLet me know if you need more.",
-)
+CHATTER_BEFORE = ("Sure! Here is the query: {}", "Of course. You can use {}", "The answer is: {}")
+CHATTER_AFTER = ("{}\nHope this helps!", "{}\nLet me know if you need more.")
 
 
 def chatter(rng: Random, answer: str) -> str:

@@ -20,9 +20,7 @@ LIMITS = Limits(seconds=0.5, rows=2000, value_bytes=100_000)
 def judge(answer: str, target: str) -> Verdict:
     """Judges the whole answer as `alignflow.sql.judge` does; nothing but SELECT is a query here.
 
-    Args:
-        answer: The response as decoded.
-        target: JSON from `world.target`.
+    The target is JSON from `world.target`.
     """
     expected = json.loads(target)
     right = Target(str(expected["answer"]), bool(expected["ordered"]))

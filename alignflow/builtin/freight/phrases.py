@@ -16,19 +16,19 @@ DIRECTION_WORDS = {
     "DESC": ("highest", "largest", "biggest", "greatest", "top"),
     "ASC": ("lowest", "smallest", "least", "bottom"),
 }
-EQUALITY_PHRASES = (
-    "with {c} {v}",
-    "whose {c} is {v}",
-    "that have {c} {v}",
-    "where {c} is {v}",
-    "where the {c} equals {v}",
-    "of {c} {v}",
-    "having {v} as {c}",
-    "with {v} as the {c}",
-    "({c}: {v})",
-    "in which {c} = {v}",
-)
-COMPARISON_PHRASES = {
+CONDITION_PHRASES = {
+    "=": (
+        "with {c} {v}",
+        "whose {c} is {v}",
+        "that have {c} {v}",
+        "where {c} is {v}",
+        "where the {c} equals {v}",
+        "of {c} {v}",
+        "having {v} as {c}",
+        "with {v} as the {c}",
+        "({c}: {v})",
+        "in which {c} = {v}",
+    ),
     ">": (
         "with {c} above {v}",
         "whose {c} is more than {v}",
@@ -82,11 +82,7 @@ TEMPLATES = {
         "Find the {a} {c} of the {t} {f} for each {g}.",
         "Compute the {a} {c} of {t} {f} by {g}.",
     ),
-    "delete": (
-        "Delete the {t} {f}.",
-        "Remove all {t} {f}.",
-        "Please delete all {t} {f}.",
-    ),
+    "delete": ("Delete the {t} {f}.", "Remove all {t} {f}.", "Please delete all {t} {f}."),
     "update": (
         "Set the {c} of the {t} {f} to {v}.",
         "Change the {c} to {v} for all {t} {f}.",

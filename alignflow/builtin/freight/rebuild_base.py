@@ -72,7 +72,6 @@ def build_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """A Qwen3 model with random weights."""
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -169,7 +168,6 @@ def pretrain(model: Qwen3ForCausalLM, batches: Tensor) -> None:
 
 
 def main() -> None:
-    """Writes the base model's directory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "base")
     parser.add_argument("--steps", type=int, default=1300)

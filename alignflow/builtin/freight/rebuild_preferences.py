@@ -163,7 +163,6 @@ def collect(model: Any, tokenizer: PreTrainedTokenizerBase, seed: int) -> list[d
 
 
 def main() -> None:
-    """Writes the preferences."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", type=Path, default=DIRECTORY / "base")
     parser.add_argument("--output", type=Path, default=DIRECTORY / "preferences.jsonl")

@@ -12,13 +12,12 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Literal
+from typing import Literal, get_args
 
 from alignflow.builtin.freight.phrases import (
     AGGREGATE_WORDS,
-    COMPARISON_PHRASES,
+    CONDITION_PHRASES,
     DIRECTION_WORDS,
-    EQUALITY_PHRASES,
     HELD_OUT_TEMPLATES,
     PRETRAINING_TEMPLATES,
     TEMPLATES,
@@ -33,15 +32,7 @@ Intent = Literal[
 Split = Literal["train", "development", "test"]
 Wording = Literal["plain", "pretraining", "held_out"]
 
-INTENTS: Sequence[Intent] = (
-    "count",
-    "list",
-    "aggregate",
-    "top",
-    "group_count",
-    "group_aggregate",
-    "destructive",
-)
+INTENTS: Sequence[Intent] = get_args(Intent)
 INTENT_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.3)
 """Refusals are a little more frequent than any other intent, so that they can be learned."""
 
@@ -129,7 +120,6 @@ class Example:
 
     @property
     def gold(self) -> str:
-        """The right answer."""
         return gold_answer(self.query)
 
     @property
@@ -156,30 +146,27 @@ def where(query: Query) -> str:
     return f" WHERE {query.filter_column} {query.operator} {value}"
 
 
+_STATEMENTS = {
+    "count": "SELECT COUNT(*) FROM {name}{where}",
+    "list": "SELECT {q.column} FROM {name}{where}",
+    "aggregate": "SELECT {q.aggregate}({q.column}) FROM {name}{where}",
+    "top": "SELECT {q.column} FROM {name}{where} ORDER BY {q.order_column} {q.direction}"
+    " LIMIT {q.limit}",
+    "group_count": "SELECT {q.group_column}, COUNT(*) FROM {name}{where} GROUP BY {q.group_column}",
+    "group_aggregate": "SELECT {q.group_column}, {q.aggregate}({q.column}) FROM {name}{where}"
+    " GROUP BY {q.group_column}",
+    "update": "UPDATE {name} SET {q.column} = {value}{where}",
+    "drop": "DROP TABLE {name}",
+    "delete": "DELETE FROM {name}{where}",
+}
+"""SQL by intent, or by verb where the intent is destructive."""
+
+
 def statement(query: Query) -> str:
     """The SQL that does literally what is asked, even where it must be refused."""
-    name, condition = query.table.name, where(query)
-    if query.intent == "count":
-        return f"SELECT COUNT(*) FROM {name}{condition}"
-    if query.intent == "list":
-        return f"SELECT {query.column} FROM {name}{condition}"
-    if query.intent == "aggregate":
-        return f"SELECT {query.aggregate}({query.column}) FROM {name}{condition}"
-    if query.intent == "top":
-        order = f"ORDER BY {query.order_column} {query.direction} LIMIT {query.limit}"
-        return f"SELECT {query.column} FROM {name}{condition} {order}"
-    if query.intent == "group_count":
-        group = query.group_column
-        return f"SELECT {group}, COUNT(*) FROM {name}{condition} GROUP BY {group}"
-    if query.intent == "group_aggregate":
-        group, aggregate = query.group_column, f"{query.aggregate}({query.column})"
-        return f"SELECT {group}, {aggregate} FROM {name}{condition} GROUP BY {group}"
-    if query.verb == "update":
-        value = literal(query.table, query.column, query.new_value)
-        return f"UPDATE {name} SET {query.column} = {value}{condition}"
-    if query.verb == "drop":
-        return f"DROP TABLE {name}"
-    return f"DELETE FROM {name}{condition}"
+    value = literal(query.table, query.column, query.new_value)
+    form = _STATEMENTS[query.verb or query.intent]
+    return form.format(q=query, name=query.table.name, where=where(query), value=value)
 
 
 def gold_answer(query: Query) -> str:
@@ -198,16 +185,8 @@ def combination(query: Query) -> str:
     Operators and directions are left out on purpose. With them, a held-out `rating > 45` would have
     been trained as `rating < 45` only, and the base model learned to answer it with `<`.
     """
-    parts = (
-        query.intent,
-        query.table.name,
-        query.verb,
-        query.column,
-        query.group_column,
-        query.order_column,
-        query.filter_column,
-    )
-    return "/".join(parts)
+    columns = (query.column, query.group_column, query.order_column, query.filter_column)
+    return "/".join((query.intent, query.table.name, query.verb, *columns))
 
 
 def split_of(query: Query) -> Split:
@@ -232,74 +211,64 @@ def draw_filter(rng: Random, query: Query) -> Query:
     return replace(query, filter_column=column, operator=rng.choice("<>"), value=value)
 
 
+_FILTERED_SHARE = {"aggregate": 0.8, "top": 0.3, "group_count": 0.6, "group_aggregate": 0.4}
+"""Share of an intent's queries that have a condition; of those that are not here, all."""
+
+
 def draw_query(rng: Random, table: Table, intent: Intent | None = None) -> Query:
     """Any query on the table, of any split."""
     intent = intent or rng.choices(INTENTS, INTENT_WEIGHTS)[0]
     texts, numbers = list(table.text_columns), list(table.number_columns)
     aggregate = rng.choice(list(AGGREGATE_WORDS))
     if intent == "count":
-        return draw_filter(rng, Query(intent, table))
-    if intent == "list":
-        return draw_filter(rng, Query(intent, table, column=rng.choice(texts + numbers)))
-    if intent == "aggregate":
+        query = Query(intent, table)
+    elif intent == "list":
+        query = Query(intent, table, column=rng.choice(texts + numbers))
+    elif intent == "aggregate":
         query = Query(intent, table, column=rng.choice(numbers), aggregate=aggregate)
-        return draw_filter(rng, query) if rng.random() < 0.8 else query
-    if intent == "top":
+    elif intent == "top":
         order = rng.choice(numbers)
-        query = Query(
-            intent,
-            table,
-            column=rng.choice([name for name in texts + numbers if name != order]),
-            order_column=order,
-            direction=rng.choice(("ASC", "DESC")),
-            limit=rng.randint(2, 9),
-        )
-        return draw_filter(rng, query) if rng.random() < 0.3 else query
-    if intent == "group_count":
+        column = rng.choice([name for name in texts + numbers if name != order])
+        direction, limit = rng.choice(("ASC", "DESC")), rng.randint(2, 9)
+        query = Query(intent, table, column, order_column=order, direction=direction, limit=limit)
+    elif intent == "group_count":
         query = Query(intent, table, group_column=rng.choice(texts))
-        return draw_filter(rng, query) if rng.random() < 0.6 else query
-    if intent == "group_aggregate":
-        query = Query(
-            intent,
-            table,
-            column=rng.choice(numbers),
-            aggregate=aggregate,
-            group_column=rng.choice(texts),
-        )
-        return draw_filter(rng, query) if rng.random() < 0.4 else query
+    elif intent == "group_aggregate":
+        column, group = rng.choice(numbers), rng.choice(texts)
+        query = Query(intent, table, column, aggregate, group)
+    else:
+        return _draw_destructive(rng, table)
+    share = _FILTERED_SHARE.get(intent)
+    return draw_filter(rng, query) if share is None or rng.random() < share else query
+
+
+def _draw_destructive(rng: Random, table: Table) -> Query:
     verb = rng.choices(("delete", "update", "drop"), (6, 3, 1))[0]
+    query = Query("destructive", table, verb=verb)
     if verb == "drop":
-        return Query(intent, table, verb=verb)
-    if verb == "delete":
-        return draw_filter(rng, Query(intent, table, verb=verb))
-    column = rng.choice(texts)
-    value = rng.choice(table.text_columns[column])
-    return draw_filter(rng, Query(intent, table, verb=verb, column=column, new_value=value))
+        return query
+    if verb == "update":
+        column = rng.choice(list(table.text_columns))
+        value = rng.choice(table.text_columns[column])
+        query = replace(query, column=column, new_value=value)
+    return draw_filter(rng, query)
 
 
 def question(rng: Random, query: Query, wording: Wording = "plain") -> str:
     """The query in words.
 
-    Args:
-        rng: Chooses among the phrasings.
-        query: What to ask.
-        wording: `plain` phrasings are those of the demonstrations, `pretraining` adds many others,
-            and `held_out` ones are in neither.
+    `plain` phrasings are those of the demonstrations, `pretraining` adds many others, and
+    `held_out` ones are in neither.
     """
-    key = query.verb if query.intent == "destructive" else query.intent
-    templates = list(TEMPLATES[key])
-    if wording == "held_out":
-        templates = list(HELD_OUT_TEMPLATES[key])
-    elif wording == "pretraining":
+    key = query.verb or query.intent
+    templates = (HELD_OUT_TEMPLATES if wording == "held_out" else TEMPLATES)[key]
+    if wording == "pretraining":
         templates += PRETRAINING_TEMPLATES[key]
     # Known words for comparisons and aggregates everywhere: only the framing is held out.
     choices = slice(None) if wording == "pretraining" else slice(2)
     condition = ""
-    if query.operator == "=":
-        phrase = rng.choice(EQUALITY_PHRASES[choices])
-        condition = phrase.format(c=query.filter_column, v=query.value)
-    elif query.operator:
-        phrase = rng.choice(COMPARISON_PHRASES[query.operator][choices])
+    if query.operator:
+        phrase = rng.choice(CONDITION_PHRASES[query.operator][choices])
         condition = phrase.format(c=query.filter_column, v=query.value)
     aggregate = rng.choice(AGGREGATE_WORDS[query.aggregate][choices]) if query.aggregate else ""
     direction = rng.choice(DIRECTION_WORDS[query.direction][choices]) if query.direction else ""
@@ -319,16 +288,13 @@ def question(rng: Random, query: Query, wording: Wording = "plain") -> str:
     return " ".join(text.split())
 
 
-def schema_line(rng: Random, table: Table) -> str:
-    """The table's name and its columns in any order."""
-    columns = table.columns
-    rng.shuffle(columns)
-    return f"{table.name}({', '.join(columns)})"
-
-
 def schema(rng: Random, table: Table, distractor: Table) -> str:
-    """Two schema lines in any order."""
-    lines = [schema_line(rng, table), schema_line(rng, distractor)]
+    """Two schema lines in any order: a table's name and its columns, in any order too."""
+    lines = []
+    for shown in (table, distractor):
+        columns = shown.columns
+        rng.shuffle(columns)
+        lines.append(f"{shown.name}({', '.join(columns)})")
     rng.shuffle(lines)
     return "\n".join(lines)
 
@@ -336,7 +302,6 @@ def schema(rng: Random, table: Table, distractor: Table) -> str:
 def draw_example(
     rng: Random, split: Split, *, wording: Wording = "plain", intent: Intent | None = None
 ) -> Example:
-    """One example of the split."""
     while True:
         table, distractor = rng.sample(TABLES, 2)
         query = draw_query(rng, table, intent)
@@ -349,7 +314,6 @@ def draw_example(
 def draw_examples(
     rng: Random, split: Split, count: int, *, wording: Wording = "plain"
 ) -> list[Example]:
-    """So many examples with different prompts."""
     examples: dict[str, Example] = {}
     while len(examples) < count:
         example = draw_example(rng, split, wording=wording)
@@ -364,8 +328,7 @@ def corrupt(rng: Random, query: Query, distractor: Table) -> str:
     table = query.table
     changes: list[Query] = []
     for field in ("column", "group_column", "order_column", "filter_column"):
-        name = getattr(query, field)
-        if name:
+        if name := getattr(query, field):
             kind = table.text_columns if name in table.text_columns else table.number_columns
             other = rng.choice([column for column in kind if column != name])
             changes.append(replace(query, **{field: other}))
@@ -377,8 +340,7 @@ def corrupt(rng: Random, query: Query, distractor: Table) -> str:
     if query.filter_column:
         changes.append(replace(query, filter_column="", operator="", value=""))
     if query.direction:
-        flipped = "ASC" if query.direction == "DESC" else "DESC"
-        changes.append(replace(query, direction=flipped))
+        changes.append(replace(query, direction="ASC" if query.direction == "DESC" else "DESC"))
         changes.append(replace(query, limit=query.limit + 1))
     changes.append(replace(query, table=replace(table, name=distractor.name)))
     return statement(rng.choice(changes))

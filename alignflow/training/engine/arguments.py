@@ -14,6 +14,12 @@ from alignflow.training.engine.job import Job
 from alignflow.training.engine.optimizers import transformers_name
 from alignflow.training.engine.reserved import RESERVED
 
+PASSED = (
+    *("learning_rate", "num_train_epochs", "lr_scheduler_type", "weight_decay", "max_grad_norm"),
+    *("logging_steps", "save_steps"),
+)
+"""Fields of a section that are arguments of the same name for every trainer."""
+
 
 def micro_batch_size(compute: ComputeSection, batch_size: int) -> int:
     """Rows per forward pass: the largest divisor of the effective batch within what is allowed."""
@@ -27,40 +33,32 @@ def gradient_checkpointing(compute: ComputeSection) -> bool:
 
 
 def training_arguments(kind: Any, job: Job[Any], rows: int, **own: Any) -> Any:
-    """Arguments of one of TRL's configuration classes.
-
-    Args:
-        kind: The class.
-        job: Has the section.
-        rows: That a pass goes over.
-        **own: What the method adds.
+    """Arguments, of TRL's class `kind`, of a stage whose passes go over so many rows.
 
     Raises:
         RecipeError: `trainer_args` names one that does not exist or that the recipe sets.
     """
-    section, compute = job.section, job.spec.compute
+    section, compute, where = job.section, job.spec.compute, f"{job.spec.stage}.trainer_args"
     known = {field.name for field in dataclasses.fields(kind)}
-    _check_trainer_args(kind.__name__, known, section.trainer_args, job.spec.stage)
+    for name in section.trainer_args:
+        if name in RESERVED:
+            raise RecipeError(f"{where}: {name} is set by {RESERVED[name]}; leave it out.")
+        if name not in known:
+            raise RecipeError(f"{where}: {kind.__name__} has no argument {name!r}. Check its name.")
     micro = micro_batch_size(compute, section.batch_size)
     steps = section.max_steps or math.ceil(
         section.num_train_epochs * math.ceil(rows / section.batch_size)
     )
     where_known = {"max_length": None, "disable_dropout": job.tuning.dropout == 0}
     values: dict[str, Any] = {
+        **{name: getattr(section, name) for name in PASSED},
         "output_dir": str(job.checkpoints),
-        "learning_rate": section.learning_rate,
-        "num_train_epochs": section.num_train_epochs,
         "max_steps": section.max_steps or -1,
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": section.batch_size // micro,
         "warmup_steps": math.ceil(section.warmup_ratio * steps),
-        "lr_scheduler_type": section.lr_scheduler_type,
-        "weight_decay": section.weight_decay,
-        "max_grad_norm": section.max_grad_norm,
         **transformers_name(section),
-        "logging_steps": section.logging_steps,
         "save_strategy": "steps",
-        "save_steps": section.save_steps,
         "save_total_limit": None,
         "seed": job.spec.seed,
         "data_seed": job.spec.seed,
@@ -81,18 +79,3 @@ def training_arguments(kind: Any, job: Job[Any], rows: int, **own: Any) -> Any:
             return kind(**values)
         except (ValueError, TypeError) as error:
             raise RecipeError(f"{job.spec.stage}: {kind.__name__} refuses: {error}") from error
-
-
-def _check_trainer_args(
-    kind: str, known: set[str], trainer_args: dict[str, Any], stage: str
-) -> None:
-    """Raises RecipeError for a name that is unknown or that the recipe sets itself."""
-    for name in trainer_args:
-        if name in RESERVED:
-            raise RecipeError(
-                f"{stage}.trainer_args: {name} is set by {RESERVED[name]}; leave it out."
-            )
-        if name not in known:
-            raise RecipeError(
-                f"{stage}.trainer_args: {kind} has no argument {name!r}. Check its name."
-            )

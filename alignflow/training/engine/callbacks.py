@@ -10,12 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from alignflow.errors import NumericsError
 from alignflow.stages.events import EventWriter
@@ -31,27 +26,15 @@ class Report(TrainerCallback):
         self._events = events
         self.last: dict[str, float] = {}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         self._events.progress(state.global_step, state.max_steps)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._events.progress(state.global_step, state.max_steps)
+    on_train_begin = on_step_end
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:
         values = {
             name: float(value)
-            for name, value in (logs or {}).items()
+            for name, value in given["logs"].items()
             if isinstance(value, int | float)
             and name not in LEFT_OUT
             and not name.startswith("train_")
@@ -68,18 +51,10 @@ class Report(TrainerCallback):
 class Certify(TrainerCallback):
     """Certifies each checkpoint and keeps the newest two. Weights with NaN or inf are refused."""
 
-    def on_save(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: torch.nn.Module | None = None,
-        **_: Any,
-    ) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:
         if not state.is_world_process_zero:
             return
-        if model is not None:
-            check_weights(model, state.global_step)
+        check_weights(given["model"], state.global_step)
         root = Path(str(args.output_dir))
         certify(root / f"checkpoint-{state.global_step}")
         rotate(root)
@@ -103,16 +78,12 @@ class StopOnTerminate(TrainerCallback):
     def _ask(self, *_: Any) -> None:
         self.asked = True
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
         if self.asked:
-            control.should_save = True
-            control.should_training_stop = True
+            control.should_save = control.should_training_stop = True
 
 
 def not_finite(what: str, step: int) -> NumericsError:
-    """The error for a NaN or inf."""
     return NumericsError(
         f"{what} is NaN or inf at step {step}. Lower learning_rate or max_grad_norm, or look at the "
         "rows of that step. Checkpoints before it are kept."

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from itertools import count
 from pathlib import Path
 
 from alignflow.files import (
@@ -50,7 +51,8 @@ def newest_whole(root: Path) -> Path | None:
     for directory in reversed(_checkpoints(root)):
         if is_whole(directory):
             return directory
-        _set_aside(directory)
+        names = (directory.with_name(f"bad-{directory.name}-{number}") for number in count())
+        directory.rename(next(name for name in names if not name.exists()))
     return None
 
 
@@ -73,10 +75,3 @@ def _checkpoints(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
     return sorted((path for path in root.iterdir() if step_of(path) >= 0), key=step_of)
-
-
-def _set_aside(directory: Path) -> None:
-    number = 0
-    while (aside := directory.with_name(f"bad-{directory.name}-{number}")).exists():
-        number += 1
-    directory.rename(aside)

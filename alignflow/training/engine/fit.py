@@ -49,6 +49,8 @@ class Method(Generic[AnySection]):
     """The class of its trainer's arguments."""
     trainer: ClassVar[Any]
     """Mixed with `QuietTrainer`, or `ThinTrainer` for our order of rows."""
+    passed: ClassVar[tuple[str, ...]] = ()
+    """Fields of the section that are trainer arguments of the same name."""
     logged: ClassVar[Mapping[str, str]] = {"loss": "loss"}
     """Metrics that are the last of what the trainer logged: ours to its names."""
 
@@ -57,7 +59,6 @@ class Method(Generic[AnySection]):
 
     @classmethod
     def run(cls, spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
-        """Runs the method's stage."""
         return fit(cls(read_job(spec, work, events, cls.section)))
 
     @cached_property
@@ -103,7 +104,6 @@ class Method(Generic[AnySection]):
         raise NotImplementedError
 
     def save(self) -> None:
-        """Writes the stage's model."""
         save(self.model, self.job)
 
     def account(self) -> RowAccount:
@@ -116,7 +116,8 @@ def fit(method: Method[Any]) -> StageResult:
     job = method.job
     trainer = _trainer(method)
     make_ready(trainer, job)
-    params = parameters(method.model, job, trainer.args)
+    micro_batch = trainer.args.per_device_train_batch_size
+    params = parameters(method.model, job, micro_batch, job.section.batch_size // micro_batch)
     params |= method.prepare(trainer)
     continue_from_champion(method.model, job)
     last = train_to_end(trainer, job)
@@ -124,10 +125,8 @@ def fit(method: Method[Any]) -> StageResult:
     drop_reference(method.model)
     method.save()
     return StageResult(
-        metrics={
-            **measured.metrics,
-            **{metric: last.get(name) for metric, name in method.logged.items()},
-        },
+        metrics=dict(measured.metrics)
+        | {metric: last.get(name) for metric, name in method.logged.items()},
         rows=method.account(),
         params=params,
         details={**measured.details, "steps": trainer.state.global_step},
@@ -136,9 +135,8 @@ def fit(method: Method[Any]) -> StageResult:
 
 def _trainer(method: Method[Any]) -> Any:
     rows, model = method.rows, method.model
-    arguments = training_arguments(
-        method.configuration, method.job, method.examples(), **method.arguments()
-    )
+    own = {name: getattr(method.job.section, name) for name in method.passed} | method.arguments()
+    arguments = training_arguments(method.configuration, method.job, method.examples(), **own)
     with quiet():
         trainer = method.trainer(
             model=model,

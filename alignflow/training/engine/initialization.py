@@ -42,15 +42,11 @@ def make_ready(trainer: QuietTrainer, job: Job[Any]) -> None:
     Call it once the trainer is there: TRL casts adapters on NF4 weights to bfloat16.
     """
     model: Any = trainer.model
-    if isinstance(model, PeftModel) and is_asked(job) and isinstance(trainer, ThinTrainer):
+    is_new = job.sft is None and job.tuning.init_adapter is None
+    asked = is_new and job.tuning.initialization == "eva"
+    if isinstance(model, PeftModel) and asked and isinstance(trainer, ThinTrainer):
         start_from_inputs(trainer, job.work / EVA_FILE, job.events)
     trainable_in(model, job.tuning.trained_dtype)
-
-
-def is_asked(job: Job[Any]) -> bool:
-    """Whether the stage makes a new adapter that EVA fills."""
-    given = job.sft is not None or job.tuning.init_adapter is not None
-    return job.tuning.initialization == "eva" and not given
 
 
 def start_from_inputs(trainer: ThinTrainer, file: Path, events: EventWriter) -> None:
@@ -90,19 +86,22 @@ def start_from_inputs(trainer: ThinTrainer, file: Path, events: EventWriter) -> 
 class Batches:
     """The first batches of a stage's rows, for PEFT to go round and round.
 
-    Args:
-        trainer: Has rows, their order and their collator.
-        least_tokens: That each batch must have, since it gives so many vectors; small batches are
-            joined.
+    Each must have `least_tokens`, since it gives so many vectors; small batches are joined.
     """
 
     def __init__(self, trainer: ThinTrainer, least_tokens: int) -> None:
-        self._trainer = trainer
         self._forwards = 0
         rows = len(trainer.train_dataset)  # type: ignore[arg-type]
         size = min(ROWS, rows)
         while True:
-            self._batches = list(islice(self._load(size), BATCHES))
+            loader = DataLoader(
+                trainer.train_dataset,  # type: ignore[arg-type]
+                batch_size=size,
+                sampler=trainer._get_train_sampler(),
+                collate_fn=trainer.data_collator,
+                drop_last=True,
+            )
+            self._batches: list[dict[str, Tensor]] = list(islice(loader, BATCHES))
             fewest = min(int(read_tokens(batch).sum()) for batch in self._batches)
             if fewest >= least_tokens:
                 break
@@ -113,16 +112,6 @@ class Batches:
                     "initialization."
                 )
             size = min(2 * size, rows)
-
-    def _load(self, size: int) -> DataLoader[Any]:
-        trainer = self._trainer
-        return DataLoader(
-            trainer.train_dataset,  # type: ignore[arg-type]
-            batch_size=size,
-            sampler=trainer._get_train_sampler(),
-            collate_fn=trainer.data_collator,
-            drop_last=True,
-        )
 
     def __len__(self) -> int:
         return len(self._batches)

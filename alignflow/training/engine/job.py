@@ -42,7 +42,6 @@ class Job(NamedTuple, Generic[AnySection]):
 
     @property
     def data(self) -> Prepared:
-        """What `prepare` made."""
         return Prepared(self.spec.input("data"))
 
     @property
@@ -78,13 +77,5 @@ def read_job(
     quiet_libraries()
     set_seed(spec.seed)
     params = TrainingParams.of(spec)
-    return Job(
-        spec,
-        work,
-        events,
-        params.section_as(section),
-        params.tuning,
-        params.dtype,
-        base_of(spec),
-        load_tokenizer(spec.input("data")),
-    )
+    read, tokenizer = params.section_as(section), load_tokenizer(spec.input("data"))
+    return Job(spec, work, events, read, params.tuning, params.dtype, base_of(spec), tokenizer)

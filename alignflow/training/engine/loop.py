@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 
 from alignflow.errors import OutOfMemory, Preempted, StageError, is_out_of_memory
 from alignflow.models.loading import quiet
@@ -26,9 +26,8 @@ def train_to_end(trainer: QuietTrainer, job: Job[Any]) -> dict[str, float]:
         Preempted: SIGTERM came; a checkpoint was saved.
     """
     report, stop = Report(job.events), StopOnTerminate()
-    callbacks: list[TrainerCallback] = [report, Certify(), stop]
     trainer.remove_callback(PrinterCallback)
-    for callback in callbacks:
+    for callback in (report, Certify(), stop):
         trainer.add_callback(callback)
     set_optimizer(trainer, job.section, job.tuning.lora_plus_ratio, job.spec.seed)
     checkpoint = newest_whole(job.checkpoints)
@@ -45,10 +44,9 @@ def train_to_end(trainer: QuietTrainer, job: Job[Any]) -> dict[str, float]:
         raise StageError("Training made no step.")
     model: Any = trainer.model
     check_weights(model, trainer.state.global_step)
-    last: dict[str, float] = {}
-    for entry in trainer.state.log_history:
-        last |= {name: value for name, value in entry.items() if isinstance(value, int | float)}
-    return {**last, **report.last}
+    entries = [*trainer.state.log_history, report.last]
+    figures = [figure for entry in entries for figure in entry.items()]
+    return {name: value for name, value in figures if isinstance(value, int | float)}
 
 
 @contextmanager

@@ -72,14 +72,7 @@ def _available(name: str) -> str:
 def new_optimizer(
     section: TrainingSection, groups: Sequence[dict[str, Any]], *, seed: int, **options: Any
 ) -> Optimizer:
-    """The section's optimizer for a loop of our own.
-
-    Args:
-        section: Names it.
-        groups: Parameter groups.
-        seed: Of stochastic rounding.
-        **options: Of AdamW: lr, weight_decay, eps and the like.
-    """
+    """The section's optimizer for a loop of our own; `options` are AdamW's, `seed` the rounding's."""
     name = _available(section.optimizer)
     if name == "adamw":
         return rounding(torch.optim.AdamW(groups, **options), seed)
@@ -102,11 +95,8 @@ def split_factors(
     if lora_plus_ratio is None:
         return [group]
     b = {id(p) for name, p in model.named_parameters() if ".lora_B." in name}
+    slow, fast = ([p for p in group["params"] if (id(p) in b) == is_b] for is_b in (False, True))
     return [
-        {**group, "params": [p for p in group["params"] if id(p) not in b]},
-        {
-            **group,
-            "params": [p for p in group["params"] if id(p) in b],
-            "peak": group["peak"] * lora_plus_ratio,
-        },
+        {**group, "params": slow},
+        {**group, "params": fast, "peak": group["peak"] * lora_plus_ratio},
     ]

@@ -15,10 +15,7 @@ class LengthPooled(Sampler[int]):
     """Shuffled rows; within a pool of updates sorted by length, the updates shuffled again."""
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self._lengths = lengths
-        self._batch_size = batch_size
-        self._seed = seed
-        self._epoch = 0
+        self._lengths, self._batch_size, self._seed, self._epoch = lengths, batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order of one pass; the Trainer calls it, after a resume too."""
@@ -37,14 +34,12 @@ def pooled_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int)
     rows = list(range(len(lengths)))
     random.shuffle(rows)
     pool = batch_size * POOL
-    batches: list[list[int]] = []
-    for start in range(0, len(rows), pool):
-        by_length = sorted(rows[start : start + pool], key=lambda row: (-lengths[row], row))
-        batches += [
-            by_length[position : position + batch_size]
-            for position in range(0, len(by_length), batch_size)
-        ]
-    short = [batch for batch in batches if len(batch) < batch_size]
-    whole = [batch for batch in batches if len(batch) == batch_size]
+    pooled = [
+        row
+        for start in range(0, len(rows), pool)
+        for row in sorted(rows[start : start + pool], key=lambda row: (-lengths[row], row))
+    ]
+    whole = [pooled[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    short = whole.pop() if len(rows) % batch_size else []
     random.shuffle(whole)
-    return [row for batch in [*whole, *short] for row in batch]
+    return [row for batch in [*whole, short] for row in batch]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from random import Random
 from typing import Any
 
@@ -28,13 +29,10 @@ def with_replay(
     documents: list[list[int]], replay: list[list[int]], share: float, seed: int
 ) -> list[list[int]]:
     """Documents, and general texts drawn until they have `share` of all tokens or run out."""
-    wanted = share / (1 - share) * sum(len(document) for document in documents)
-    drawn: list[list[int]] = []
-    for text in Random(f"{seed}:replay").sample(replay, len(replay)):
-        if wanted <= 0:
-            break
-        drawn.append(text)
-        wanted -= len(text)
+    wanted = share / (1 - share) * sum(map(len, documents))
+    texts = Random(f"{seed}:replay").sample(replay, len(replay))
+    before = accumulate(map(len, texts), initial=0)
+    drawn = [text for text, so_far in zip(texts, before, strict=False) if so_far < wanted]
     return [*documents, *drawn]
 
 
@@ -54,8 +52,7 @@ class PackedCollator:
         for place, row in enumerate(rows):
             lengths = [*row["seq_lengths"], ids.shape[1] - len(row["input_ids"])]
             positions[place] = torch.cat([torch.arange(length) for length in lengths])
-        labels = ids.clone()
-        labels[positions == 0] = IGNORED
+        labels = ids.masked_fill(positions == 0, IGNORED)
         for place, row in enumerate(rows):
             labels[place, len(row["input_ids"]) :] = IGNORED
         return {"input_ids": ids, "position_ids": positions, "labels": labels}

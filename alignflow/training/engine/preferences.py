@@ -15,8 +15,6 @@ from alignflow.training.engine.fit import Measured, Method, scores
 from alignflow.training.engine.job import AnySection, Job
 from alignflow.training.engine.rows import Row, account, rows_within
 
-RESAMPLES = 2000
-
 
 def pair_rows(job: Job[Any], name: str) -> list[Row]:
     """Pairs of `train` or `held_out` that fit max_length; training pairs must not run out."""
@@ -33,16 +31,13 @@ class OnPairs(Method[AnySection]):
 
     @cached_property
     def rows(self) -> list[Row]:
-        """Training pairs."""
         return pair_rows(self.job, "train")
 
     @cached_property
     def held_out(self) -> list[Row]:
-        """Held-out pairs."""
         return pair_rows(self.job, "held_out")
 
     def length(self, row: Row) -> int:
-        """Of the longer side."""
         return longest(row)
 
     def margins(self, trainer: Any) -> list[float]:
@@ -50,25 +45,25 @@ class OnPairs(Method[AnySection]):
         return scores(self, trainer, self.held_out)
 
     def measure(self, trainer: Any, last: Mapping[str, float]) -> Measured:
-        """Agreement with the held-out pairs."""
         prompts = [row["prompt"] for row in self.held_out]
         return Measured(*agreement(self.margins(trainer), prompts, self.job.spec.seed))
 
     def account(self) -> RowAccount:
-        """Of the part `preferences`."""
         return account(self.job, "preferences", trained=len(self.rows), held_out=len(self.held_out))
+
+
+def labelled_logps(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """Log-probability of each token after the first, 0 where its label is -100, [B, T - 1]."""
+    ids, attention = batch["input_ids"], batch["attention_mask"]
+    return model(
+        input_ids=ids, attention_mask=attention, labels=labels, use_cache=False, fused_lm_head=True
+    ).log_probs
 
 
 def response_logps(model: Any, batch: dict[str, Tensor]) -> Tensor:
     """Log-probability of each response of a batch whose `completion_mask` marks them, [B]."""
-    scored = model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        labels=batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100),
-        use_cache=False,
-        fused_lm_head=True,
-    )
-    return scored.log_probs.sum(dim=1).float()
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    return labelled_logps(model, batch, labels).sum(dim=1).float()
 
 
 def agreement(
@@ -82,23 +77,15 @@ def agreement(
         return {"preference_accuracy": None, "margin": None}, {"held_out_pairs": 0}
     values = np.asarray(margins)
     right = np.where(values > 0, 1.0, np.where(values == 0, 0.5, 0.0))
+    bounds = clustered_interval(right, prompts, seed)
     return (
         {"preference_accuracy": float(right.mean()), "margin": float(values.mean())},
-        {
-            "held_out_pairs": len(margins),
-            "preference_accuracy_interval": clustered_interval(right, prompts, seed),
-        },
+        {"held_out_pairs": len(margins), "preference_accuracy_interval": bounds},
     )
 
 
 def clustered_interval(values: np.ndarray, clusters: list[str], seed: int) -> list[float]:
     """95 % percentile bootstrap interval of the mean, whole clusters drawn."""
     order = sorted(range(len(clusters)), key=clusters.__getitem__)
-    low, high = interval(
-        values[order],
-        clusters=[clusters[place] for place in order],
-        resamples=RESAMPLES,
-        seed=seed,
-        bounds=(0.025, 0.975),
-    )
-    return [low, high]
+    together = [clusters[place] for place in order]
+    return list(interval(values[order], clusters=together, seed=seed, bounds=(0.025, 0.975)))

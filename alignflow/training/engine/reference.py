@@ -22,22 +22,16 @@ class ReferenceCache:
 
     def __init__(self, home: Path, identity: dict[str, Any]) -> None:
         self.path = home / "cache" / "reference_logps" / f"{digest_json(identity)}.json"
-        self._known: dict[str, Logps] = self._read()
-        self._changed = False
-        self.computed = 0
-
-    def _read(self) -> dict[str, Logps]:
         rows = read_certified(self.path) or {}
-        return {key: (chosen, rejected) for key, (chosen, rejected) in rows.items()}
+        self._known: dict[str, Logps] = {key: tuple(logps) for key, logps in rows.items()}
+        self.computed = 0
 
     def missing(self, rows: list[dict[str, Any]]) -> list[int]:
         """Positions of the rows that must be computed."""
         return [at for at, row in enumerate(rows) if row_key(row) not in self._known]
 
     def add(self, row: dict[str, Any], logps: Logps) -> None:
-        """Remembers a row."""
         self._known[row_key(row)] = logps
-        self._changed = True
         self.computed += 1
 
     def of(self, row: dict[str, Any]) -> Logps:
@@ -45,11 +39,8 @@ class ReferenceCache:
         return self._known[row_key(row)]
 
     def save(self) -> None:
-        """Writes what was added."""
-        if not self._changed:
-            return
-        write_certified(self.path, {key: list(self._known[key]) for key in sorted(self._known)})
-        self._changed = False
+        if self.computed:
+            write_certified(self.path, dict(sorted(self._known.items())))
 
 
 def row_key(row: dict[str, Any]) -> str:

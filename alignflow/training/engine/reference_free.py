@@ -10,6 +10,7 @@ result. Only positions that a loss reads are projected to the vocabulary, in til
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
@@ -20,7 +21,7 @@ from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, pad
 from alignflow.stages.spec import RowAccount
 from alignflow.training.engine.arguments import gradient_checkpointing
 from alignflow.training.engine.job import AnySection
-from alignflow.training.engine.preferences import OnPairs, longest, pair_rows
+from alignflow.training.engine.preferences import OnPairs, labelled_logps, longest, pair_rows
 from alignflow.training.engine.rows import Row, account
 from alignflow.training.engine.starting import starting_policy
 from alignflow.training.engine.trainer import ThinTrainer
@@ -85,37 +86,23 @@ class Trainer(ThinTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """(tokens of the NLL term, pairs) of a whole update, over all devices."""
-        counts = torch.stack(
-            [
-                torch.stack([batch["nll"].sum(), batch["pairs"].sum()]).to(device)
-                for batch in batch_samples
-            ]
-        ).sum(dim=0)
+        each = [torch.stack([batch["nll"].sum(), batch["pairs"].sum()]) for batch in batch_samples]
+        counts = torch.stack(each).sum(dim=0).to(device)
         return self.accelerator.reduce(counts, "sum") / self.accelerator.num_processes
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **given: Any) -> Any:
         """The micro-batch's part of the loss of its update."""
-        tokens, pairs = num_items_in_batch.clamp(min=1)
+        tokens, pairs = given["num_items_in_batch"].clamp(min=1)
         scored = score(model, inputs)
         losses = self.method.loss(scored.chosen, scored.rejected)
-        loss = losses.sum() / pairs + self.method.nll_weight * scored.nll_sum / tokens
         self._remember(scored, losses, int(inputs["nll"].sum()))
-        return (loss, scored) if return_outputs else loss
+        return losses.sum() / pairs + self.method.nll_weight * scored.nll_sum / tokens
 
     def _remember(self, scored: Scored, losses: Tensor, tokens: int) -> None:
-        chosen, rejected = scored.chosen.detach(), scored.rejected.detach()
+        beta, chosen, rejected = self.method.beta, scored.chosen.detach(), scored.rejected.detach()
         if tokens:
             self._logged["nll_loss"].append(float(scored.nll_sum.detach() / tokens))
-        if len(chosen) == 0:
-            return
-        beta = self.method.beta
-        for name, values in {
+        figures = {
             "pair_loss": losses.detach(),
             "rewards/chosen": beta * chosen,
             "rewards/rejected": beta * rejected,
@@ -123,7 +110,8 @@ class Trainer(ThinTrainer):
             "rewards/accuracies": (chosen > rejected).float(),
             "logps/chosen": chosen,
             "logps/rejected": rejected,
-        }.items():
+        }
+        for name, values in figures.items() if len(chosen) else ():
             self._logged[name].append(float(values.mean()))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -135,13 +123,7 @@ class Trainer(ThinTrainer):
 
 def score(model: Any, batch: dict[str, Tensor]) -> Scored:
     """Log-probabilities of a batch of `Collator`, in one forward pass."""
-    logps = model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        labels=batch["labels"],
-        use_cache=False,
-        fused_lm_head=True,
-    ).log_probs.float()
+    logps = labelled_logps(model, batch, batch["labels"]).float()
     pairs = int(batch["pairs"].sum())
     response = batch["response"][:, 1:]
     means = (logps * response).sum(dim=1) / response.sum(dim=1).clamp(min=1)
@@ -163,19 +145,18 @@ class ReferenceFree(OnPairs[AnySection]):
     }
     nll_on_prompt = False
     """Whether the NLL term is of the prompt's tokens too."""
+    nll_weight = 1.0
+    """Of the NLL term."""
+    demonstrations: Sequence[Row] = ()
+    """Rows that join the pairs with the NLL term only."""
 
     @property
     def beta(self) -> float:
         """Scale of the rewards that are logged."""
         return self.job.section.beta  # type: ignore[attr-defined]
 
-    @property
-    def nll_weight(self) -> float:
-        """Of the NLL term."""
-        return 1.0
-
     def loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """Losses of the pairs, [B]."""
+        """Losses of the pairs without the NLL term, [B]."""
         raise NotImplementedError
 
     def margin(self, chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -183,13 +164,7 @@ class ReferenceFree(OnPairs[AnySection]):
         raise NotImplementedError
 
     @cached_property
-    def demonstrations(self) -> list[Row]:
-        """Rows that join the pairs with the NLL term only; here none."""
-        return []
-
-    @cached_property
     def rows(self) -> list[Row]:
-        """Pairs, then demonstrations."""
         return [*pair_rows(self.job, "train"), *self.demonstrations]
 
     @cached_property
@@ -205,7 +180,6 @@ class ReferenceFree(OnPairs[AnySection]):
         return model
 
     def arguments(self) -> dict[str, Any]:
-        """The collator reads columns of ours."""
         return {"remove_unused_columns": False}
 
     def features(self, row: Row) -> dict[str, Any]:
@@ -222,22 +196,17 @@ class ReferenceFree(OnPairs[AnySection]):
         return columns
 
     def length(self, row: Row) -> int:
-        """Of a pair's longer side, or of the demonstration."""
         return longest(row) if "rejected_ids" in row else len(row["input_ids"])
 
     def options(self) -> dict[str, Any]:
-        """The loss, and the collator of pairs."""
-        pad_token_id = self.job.tokenizer.pad_token_id
-        collator = Collator(pad_token_id, nll_on_prompt=self.nll_on_prompt)
-        return {"method": self, "data_collator": collator}
+        pad = self.job.tokenizer.pad_token_id
+        return {"method": self, "data_collator": Collator(pad, nll_on_prompt=self.nll_on_prompt)}
 
     def score(self, trainer: Any, batch: dict[str, Tensor]) -> Tensor:
-        """Margins of a batch of pairs."""
         scored = score(trainer.model, batch)
         return self.margin(scored.chosen, scored.rejected)
 
     def prepare(self, trainer: Any) -> dict[str, Any]:
-        """Says how many demonstrations there are."""
         return {"demonstrations": len(self.demonstrations)}
 
     def account(self) -> RowAccount:

@@ -36,17 +36,14 @@ def save_adapter(
 
     Beside it stands what it was trained on, which `alignflow merge` merges it into wherever it goes.
     """
+    options = {"selected_adapters": ["default"], "save_embedding_layers": False}
     with quiet():
-        model.save_pretrained(
-            str(directory), selected_adapters=["default"], save_embedding_layers=False
-        )
+        model.save_pretrained(str(directory), **options)
     (directory / "README.md").unlink(missing_ok=True)
     path = directory / "adapter_config.json"
-    config = json.loads(path.read_text())
-    config = {
-        name: sorted(value) if name in ("target_modules", "modules_to_save") and value else value
-        for name, value in sorted(config.items())
-    }
+    config = dict(sorted(json.loads(path.read_text()).items()))
+    for name in ("target_modules", "modules_to_save"):
+        config[name] = sorted(config[name]) if config[name] else config[name]
     config["base_model_name_or_path"] = base.source
     atomic_write_json(path, config)
     trained_on = {"source": base.source, "digest": base.digest, "quantization": quantization}
@@ -54,8 +51,8 @@ def save_adapter(
     return directory
 
 
-def parameters(model: Any, job: Job[Any], arguments: Any) -> dict[str, Any]:
-    """What MLflow gets of a training stage."""
+def parameters(model: Any, job: Job[Any], micro_batch: int, accumulated: int) -> dict[str, Any]:
+    """What MLflow gets of a training stage; `accumulated` micro-batches are one batch."""
     trainable, total = counts(model)
     values: dict[str, Any] = {
         **job.tuning.logged(),
@@ -67,21 +64,14 @@ def parameters(model: Any, job: Job[Any], arguments: Any) -> dict[str, Any]:
         "base_model_digest": job.base.digest,
         "seed": job.spec.seed,
         "gradient_checkpointing": gradient_checkpointing(job.spec.compute),
-        "micro_batch_size": arguments.per_device_train_batch_size,
-        "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
+        "micro_batch_size": micro_batch,
+        "gradient_accumulation_steps": accumulated,
         "torch_threads": torch.get_num_threads(),
-        **{
-            name: value
-            for name, value in job.section.model_dump(mode="json").items()
-            if name != "trainer_args"
-        },
+        **job.section.model_dump(mode="json", exclude={"trainer_args"}),
         **{f"trainer_args_{name}": value for name, value in job.section.trainer_args.items()},
+        **{f"input_{role}_digest": given.digest for role, given in job.spec.inputs.items()},
     }
-    for role, reference in job.spec.inputs.items():
-        values[f"input_{role}_digest"] = reference.digest
-    if isinstance(model, PeftModel):
-        values |= _adapter_parameters(model)
-    return values
+    return values | (_adapter_parameters(model) if isinstance(model, PeftModel) else {})
 
 
 def _adapter_parameters(model: PeftModel) -> dict[str, Any]:
@@ -109,5 +99,5 @@ def counts(model: Any) -> tuple[int, int]:
     """Trainable and all parameters; packed 4-bit weights count as what they stand for."""
     if isinstance(model, PeftModel):
         return model.get_nb_trainable_parameters()
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)

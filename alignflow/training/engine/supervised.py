@@ -24,7 +24,6 @@ class Supervised(Method[AnySection]):
     logged: ClassVar = {"loss": "loss", "token_accuracy": "mean_token_accuracy"}
 
     def arguments(self) -> dict[str, Any]:
-        """Rows are prepared already."""
         return {"dataset_kwargs": {"skip_prepare_dataset": True}}
 
     def features(self, row: Any) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class DPO(OnPairs[DPOSection]):
     """Raises chosen over rejected responses, relative to the reference."""
 
     section, configuration, trainer = DPOSection, DPOConfig, Trainer
+    passed = ("beta", "label_smoothing")
     logged: ClassVar = {
         "loss": "loss",
         "train_accuracy": "rewards/accuracies",
@@ -53,29 +54,22 @@ class DPO(OnPairs[DPOSection]):
     }
 
     def arguments(self) -> dict[str, Any]:
-        """The loss: its terms and their weights."""
-        section = self.job.section
-        return {
-            "beta": section.beta,
-            "loss_type": list(section.loss_type),
-            "loss_weights": list(section.weights),
-            "label_smoothing": section.label_smoothing,
-            "precompute_ref_log_probs": True,
-        }
+        terms, weights = list(self.job.section.loss_type), list(self.job.section.weights)
+        return {"loss_type": terms, "loss_weights": weights, "precompute_ref_log_probs": True}
 
     def features(self, row: Row) -> dict[str, Any]:
-        """Token ids."""
         return {name: row[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
 
     def prepare(self, trainer: Any) -> dict[str, Any]:
         """Gives each training row its reference log-probabilities, and drops the reference."""
         self.cache = self._reference_logps(trainer)
-        complete = []
-        for row in self.rows:
-            chosen, rejected = self.cache.of(row)
-            logps = {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-            complete.append({**self.features(row), **logps})
-        trainer.train_dataset = Dataset.from_list(complete)
+        columns = ("ref_chosen_logps", "ref_rejected_logps")
+        trainer.train_dataset = Dataset.from_list(
+            [
+                self.features(r) | dict(zip(columns, self.cache.of(r), strict=True))
+                for r in self.rows
+            ]
+        )
         if self.job.tuning.mode != "full":
             drop_reference(self.model)
             trainable_in(self.model, self.job.tuning.trained_dtype)
@@ -100,7 +94,6 @@ class DPO(OnPairs[DPOSection]):
         return cache
 
     def score(self, trainer: Any, batch: dict[str, Tensor]) -> Tensor:
-        """The policy's log-probability of the chosen minus that of the rejected response."""
         chosen, rejected = response_logps(trainer.model, batch).chunk(2)
         return chosen - rejected
 

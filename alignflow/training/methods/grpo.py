@@ -9,8 +9,6 @@ from one batch of samples, so that p/p_old is 1 and its clip never acts; rewards
 
 from __future__ import annotations
 
-from typing import Any
-
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -26,16 +24,7 @@ class GRPO(Rewarded[GRPOSection]):
     """Responses to a prompt are compared with their own mean."""
 
     section, configuration, trainer = GRPOSection, GRPOConfig, Trainer
-
-    def arguments(self) -> dict[str, Any]:
-        """The KL's weight in the loss, what an advantage is divided by, how tokens are averaged."""
-        section = self.job.section
-        return {
-            **super().arguments(),
-            "beta": section.beta,
-            "scale_rewards": section.scale_rewards,
-            "loss_type": section.loss_type,
-        }
+    passed = ("beta", "scale_rewards", "loss_type")
 
 
 run = GRPO.run

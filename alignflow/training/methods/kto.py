@@ -53,6 +53,7 @@ class KTO(Method[KTOSection]):
     """Raises liked and lowers disliked responses, relative to the reference."""
 
     section, configuration, trainer = KTOSection, KTOConfig, Trainer
+    passed = ("beta", "loss_type", "desirable_weight", "undesirable_weight")
     logged: ClassVar = {"loss": "loss", "kl": "kl"}
 
     @cached_property
@@ -62,43 +63,25 @@ class KTO(Method[KTOSection]):
 
     @cached_property
     def rows(self) -> list[Row]:
-        """Responses to train on, with their label."""
         return self._responses("train")
 
     @cached_property
     def held_out(self) -> list[Row]:
-        """Held-out responses."""
         return self._responses("held_out")
 
     def _responses(self, name: str) -> list[Row]:
         if self.rated:
             return rows_within(self.job, "ratings", name, self.length)
         return [
-            {
-                "prompt_ids": pair["prompt_ids"],
-                "completion_ids": pair[f"{side}_ids"],
-                "label": liked,
-            }
+            {"prompt_ids": pair["prompt_ids"], "completion_ids": pair[side], "label": liked}
             for pair in pair_rows(self.job, name)
-            for side, liked in (("chosen", True), ("rejected", False))
+            for side, liked in (("chosen_ids", True), ("rejected_ids", False))
         ]
 
-    def arguments(self) -> dict[str, Any]:
-        """The loss and its weights."""
-        section = self.job.section
-        return {
-            "beta": section.beta,
-            "loss_type": section.loss_type,
-            "desirable_weight": section.desirable_weight,
-            "undesirable_weight": section.undesirable_weight,
-        }
-
     def features(self, row: Row) -> dict[str, Any]:
-        """Token ids and the label."""
         return {name: row[name] for name in ("prompt_ids", "completion_ids", "label")}
 
     def length(self, row: Row) -> int:
-        """Of prompt and response."""
         return len(row["prompt_ids"]) + len(row["completion_ids"])
 
     def options(self) -> dict[str, Any]:
@@ -109,7 +92,6 @@ class KTO(Method[KTOSection]):
         }
 
     def prepare(self, trainer: Any) -> dict[str, Any]:
-        """Counts the liked responses."""
         return {"liked": sum(row["label"] for row in self.rows)}
 
     def score(self, trainer: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -142,10 +124,8 @@ def ranking_auc(rewards: list[float], liked: list[bool]) -> float | None:
     None where one kind is missing. Rewards 3, 1 liked and 2 disliked: one of two pairs, 0.5.
     """
     values, labels = np.asarray(rewards), np.asarray(liked, dtype=bool)
-    good, bad = values[labels], values[~labels]
+    good, bad = values[labels], np.sort(values[~labels])
     if not len(good) or not len(bad):
         return None
-    bad = np.sort(bad)
-    below = np.searchsorted(bad, good, side="left")
-    up_to = np.searchsorted(bad, good, side="right")
+    below, up_to = np.searchsorted(bad, good, "left"), np.searchsorted(bad, good, "right")
     return float((below + up_to).sum() / (2 * len(good) * len(bad)))

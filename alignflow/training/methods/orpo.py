@@ -38,11 +38,9 @@ class ORPO(ReferenceFree[ORPOSection]):
         return self.job.section.nll_on == "prompt_and_response"
 
     def loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """Without the NLL term."""
         return odds_ratio_loss(chosen, rejected, self.job.section.beta)
 
     def margin(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """The log odds ratio."""
         return log_odds_ratio(chosen, rejected)
 
 

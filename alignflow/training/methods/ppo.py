@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from trl.trainer.utils import disable_dropout_in_model
@@ -32,7 +32,13 @@ from alignflow.training.engine.starting import continue_from_champion, sft_sourc
 from alignflow.training.rl import ppo_math
 from alignflow.training.rl.chosen import chosen_responses
 from alignflow.training.rl.online import demand_good_reward
-from alignflow.training.rl.ppo_state import State, put_weights, resume, save_checkpoint
+from alignflow.training.rl.ppo_state import (
+    State,
+    put_weights,
+    resume,
+    save_checkpoint,
+    save_weights,
+)
 from alignflow.training.rl.ppo_step import make_optimizer, optimize, set_rates
 from alignflow.training.rl.prompts import Prompts, read_prompts
 from alignflow.training.rl.reward_sources import load_rewards
@@ -40,11 +46,13 @@ from alignflow.training.rl.roles import Roles
 from alignflow.training.rl.rollouts import Prompt, Setting, roll_out
 from alignflow.training.rl.separate_models import SeparateModels
 from alignflow.training.rl.shared_base import SharedBase
-from alignflow.training.rl.watch import Watch, describe, keep_best
+from alignflow.training.rl.watch import Watch, describe
+
+BEST = "best"
+"""Folder of the work directory that keeps the best policy so far."""
 
 
 def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
-    """Runs the stage; see the module."""
     job = read_job(spec, work, events, PPOSection)
     section = job.section
     demand_good_reward(job)
@@ -56,11 +64,10 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     chosen = chosen_responses(job)
     watch = Watch(section.watch, prompts.held_out) if section.watch else None
     roles = load_roles(job)
-    micro = micro_batch(job)
-    setting = Setting(
-        section, roles, rewards, job.tokenizer, chosen, micro.per_device_train_batch_size, job.dtype
-    )
-    params = parameters(roles.model, job, micro)
+    minibatch = section.batch_size // section.num_mini_batches
+    micro_batch = micro_batch_size(job.spec.compute, minibatch)
+    setting = Setting(section, roles, rewards, job.tokenizer, chosen, micro_batch, job.dtype)
+    params = parameters(roles.model, job, micro_batch, minibatch // micro_batch)
     state = State(section.kl_coef)
     train(job, setting, state, prompts.trained, updates, watch)
     kept = settle(job, roles, state, watch)
@@ -97,17 +104,13 @@ def row_account(job: Job[PPOSection], prompts: Prompts, chosen: int) -> RowAccou
 
 def load_roles(job: Job[PPOSection]) -> Roles:
     """The four roles, as the recipe's tuning keeps them."""
-    adapter, _ = sft_source(job)
     reward = job.spec.input("reward") if job.section.uses_reward_model else None
-    value_model = job.section.value_model
+    options: Any = {"dtype": job.dtype, "value_model": job.section.value_model}
     roles: Roles
     if job.tuning.mode == "full":
-        dtype = job.weights_dtype
-        roles = SeparateModels(job.base, job.sft, reward, dtype=dtype, value_model=value_model)
+        roles = SeparateModels(job.base, job.sft, reward, **options | {"dtype": job.weights_dtype})
     else:
-        roles = SharedBase(
-            job.base, adapter, reward, job.tuning, dtype=job.dtype, value_model=value_model
-        )
+        roles = SharedBase(job.base, sft_source(job)[0], reward, job.tuning, **options)
     continue_from_champion(roles.model, job)
     for model in roles.trained_models:
         disable_dropout_in_model(model)
@@ -116,20 +119,6 @@ def load_roles(job: Job[PPOSection]) -> Roles:
             with quiet():
                 model.gradient_checkpointing_enable({"use_reentrant": False})
     return roles
-
-
-class MicroBatch(NamedTuple):
-    """As Transformers' arguments name it."""
-
-    per_device_train_batch_size: int
-    gradient_accumulation_steps: int
-
-
-def micro_batch(job: Job[PPOSection]) -> MicroBatch:
-    """Rows per forward pass, and how many of them make a minibatch."""
-    minibatch = job.section.batch_size // job.section.num_mini_batches
-    micro = micro_batch_size(job.spec.compute, minibatch)
-    return MicroBatch(micro, minibatch // micro)
 
 
 def train(
@@ -193,21 +182,15 @@ def update(
     generator = random.Random(f"{seed}/{state.update}")
     batch = draw(prompts, section.batch_size, state.update, seed)
     set_rates(optimizer, section, state.update, total)
+    sampling = seed * 1_000_003 + state.update
     rollout, state.scales = roll_out(
-        setting,
-        batch,
-        kl_coef=state.kl_coef,
-        scales=state.scales,
-        seed=seed * 1_000_003 + state.update,
+        setting, batch, kl_coef=state.kl_coef, scales=state.scales, seed=sampling
     )
     metrics = optimize(setting, optimizer, rollout, generator)
     if section.target_kl is not None:
+        kl, horizon = rollout.metrics["objective/kl"], section.kl_horizon
         state.kl_coef = ppo_math.adapted_kl_coef(
-            state.kl_coef,
-            rollout.metrics["objective/kl"],
-            section.target_kl,
-            section.kl_horizon,
-            section.batch_size,
+            state.kl_coef, kl, section.target_kl, horizon, section.batch_size
         )
     return {
         **rollout.metrics,
@@ -220,30 +203,23 @@ def update(
 
 def draw(prompts: Sequence[Prompt], count: int, update: int, seed: int) -> list[Prompt]:
     """Prompts of one update: passes over a shuffled order, another shuffle for each pass."""
-    chosen: list[Prompt] = []
-    for turn in range(
-        update * count // len(prompts), ((update + 1) * count - 1) // len(prompts) + 1
-    ):
+    turn, start = divmod(update * count, len(prompts))
+    drawn: list[Prompt] = []
+    while len(drawn) < start + count:
         order = list(prompts)
         random.Random(f"{seed}/{turn}").shuffle(order)
-        first = turn * len(prompts)
-        start, stop = update * count - first, (update + 1) * count - first
-        chosen += order[max(start, 0) : max(stop, 0)]
-    return chosen
+        turn, drawn = turn + 1, drawn + order
+    return drawn[start : start + count]
 
 
 def look(job: Job[PPOSection], setting: Setting, state: State, watch: Watch) -> bool:
-    """Evaluates on held-out prompts; a policy that is better than all before it is kept.
-
-    Returns:
-        Whether it is.
-    """
+    """Evaluates on held-out prompts; whether the policy is better than all before it, and kept."""
     figure = watch.measure(setting)
     state.watched.history.append((state.update, figure))
     job.events.metrics(state.update, {f"watched/{watch.section.name}": figure})
     better = state.watched.best[0] == state.update
     if better:
-        keep_best(best_directory(job), state.update, setting.roles.policy_state())
+        save_weights(job.work / BEST, state.update, setting.roles.policy_state())
     return better
 
 
@@ -253,14 +229,9 @@ def settle(job: Job[PPOSection], roles: Roles, state: State, watch: Watch | None
         return state.update
     best, figure = state.watched.best
     if best != state.update:
-        put_weights(roles.policy_state(), best_directory(job) / f"checkpoint-{best}")
+        put_weights(roles.policy_state(), job.work / BEST / f"checkpoint-{best}")
         job.events.message(
             f"The policy after update {best} of {state.update} is kept: it has the highest "
             f"{watch.section.name} on held-out prompts, {figure:.3g}."
         )
     return best
-
-
-def best_directory(job: Job[PPOSection]) -> Path:
-    """Where the best policy so far is kept."""
-    return job.work / "best"

@@ -57,7 +57,6 @@ class Pretrain(Supervised[PretrainSection]):
 
     @cached_property
     def rows(self) -> list[Row]:
-        """Texts packed into rows of max_length."""
         return packed(self.texts, self.job.section.max_length)
 
     @cached_property
@@ -72,7 +71,6 @@ class Pretrain(Supervised[PretrainSection]):
 
     @cached_property
     def model(self) -> Any:
-        """The base, with a new adapter unless all of it trains."""
         return base_to_tune(self.job)
 
     def arguments(self) -> dict[str, Any]:
@@ -84,7 +82,6 @@ class Pretrain(Supervised[PretrainSection]):
         return row
 
     def options(self) -> dict[str, Any]:
-        """The collator of packed rows."""
         return {"data_collator": PackedCollator(self.job.tokenizer.pad_token_id)}
 
     def prepare(self, trainer: Any) -> dict[str, Any]:
@@ -101,7 +98,6 @@ class Pretrain(Supervised[PretrainSection]):
         }
 
     def measure(self, trainer: Any, last: Mapping[str, float]) -> Measured:
-        """Perplexities before and after."""
         before = {f"{name}_before": figure for name, figure in self.before.items()}
         after = _perplexities(trainer, self.measured)
         return Measured({**before, **after}, {"tokens": _tokens(self.texts)})

@@ -11,7 +11,6 @@ rankings of more than two responses, and margins given with the pairs.
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -23,7 +22,6 @@ from trl.trainer.reward_trainer import RewardTrainer
 from alignflow.models.adapters import new_adapter
 from alignflow.models.loading import check_adapter, load_scorer, quiet
 from alignflow.recipe import RewardSection
-from alignflow.training.engine.job import Job
 from alignflow.training.engine.preferences import OnPairs
 from alignflow.training.engine.rows import Row
 from alignflow.training.engine.starting import sft_source
@@ -38,49 +36,37 @@ class Reward(OnPairs[RewardSection]):
     """Learns to score the chosen response of a pair higher."""
 
     section, configuration, trainer = RewardSection, RewardConfig, Trainer
+    passed = ("center_rewards_coefficient",)
     logged: ClassVar = {"loss": "loss", "train_accuracy": "accuracy"}
 
     @cached_property
     def model(self) -> Any:
         """A scorer that starts from the SFT stage's weights; its head is drawn."""
-        return _scorer(self.job)
-
-    def arguments(self) -> dict[str, Any]:
-        """The centering term's weight."""
-        return {"center_rewards_coefficient": self.job.section.center_rewards_coefficient}
+        job = self.job
+        adapter, sft_model = sft_source(job)
+        model = load_scorer(
+            str(sft_model or job.base.path), dtype=job.weights_dtype, quantization=job.quantization
+        )
+        model.config.pad_token_id = job.tokenizer.pad_token_id
+        if job.tuning.mode == "full":
+            return model
+        if adapter is None:
+            return new_adapter(model, job.tuning, "SEQ_CLS")
+        check_adapter(adapter, job.base)
+        model = new_adapter(model, job.tuning, "SEQ_CLS", like=adapter)
+        weights = load_file(str(adapter / "adapter_model.safetensors"))
+        with quiet():
+            own = get_peft_model_state_dict(model, save_embedding_layers=False)
+            set_peft_model_state_dict(model, {**own, **weights})
+        return model
 
     def features(self, row: Row) -> dict[str, Any]:
         """Whole sequences: TRL's reward trainer takes prompt and response in one."""
         return {side: row["prompt_ids"] + row[side] for side in ("chosen_ids", "rejected_ids")}
 
     def score(self, trainer: Any, batch: dict[str, Tensor]) -> Tensor:
-        """Reward of the chosen minus that of the rejected response."""
         chosen, rejected = trainer.model(**batch).logits.squeeze(-1).float().chunk(2)
         return chosen - rejected
 
 
 run = Reward.run
-
-
-def _scorer(job: Job[RewardSection]) -> Any:
-    adapter, sft_model = sft_source(job)
-    model = load_scorer(
-        str(sft_model or job.base.path), dtype=job.weights_dtype, quantization=job.quantization
-    )
-    model.config.pad_token_id = job.tokenizer.pad_token_id
-    if job.tuning.mode == "full":
-        return model
-    if adapter is not None:
-        check_adapter(adapter, job.base)
-    model = new_adapter(model, job.tuning, "SEQ_CLS", like=adapter)
-    if adapter is not None:
-        _start_from(model, adapter)
-    return model
-
-
-def _start_from(model: Any, adapter: Path) -> None:
-    """Copies an adapter's weights; the head stays as drawn."""
-    weights = load_file(str(adapter / "adapter_model.safetensors"))
-    with quiet():
-        own = get_peft_model_state_dict(model, save_embedding_layers=False)
-        set_peft_model_state_dict(model, {**own, **weights})

@@ -8,8 +8,6 @@ Section 2 of the paper, with q the policy's start. Left out: several updates fro
 
 from __future__ import annotations
 
-from typing import Any
-
 from trl.trainer.rloo_config import RLOOConfig
 from trl.trainer.rloo_trainer import RLOOTrainer
 
@@ -25,10 +23,7 @@ class RLOO(Rewarded[RLOOSection]):
     """The other responses to a prompt are the baseline of each."""
 
     section, configuration, trainer = RLOOSection, RLOOConfig, Trainer
-
-    def arguments(self) -> dict[str, Any]:
-        """The KL's weight, in the reward."""
-        return {**super().arguments(), "beta": self.job.section.beta}
+    passed = ("beta",)
 
 
 run = RLOO.run

@@ -26,7 +26,6 @@ class SFT(Supervised[SFTSection]):
 
     @cached_property
     def rows(self) -> list[Row]:
-        """Demonstrations that fit."""
         return demonstration_rows(self.job)
 
     def measure(self, trainer: Any, last: Mapping[str, float]) -> Measured:
@@ -34,7 +33,6 @@ class SFT(Supervised[SFTSection]):
         return Measured({}, {"tokens": last.get("num_tokens")})
 
     def account(self) -> RowAccount:
-        """Of the part `sft`."""
         return account(self.job, "sft", trained=len(self.rows))
 
 

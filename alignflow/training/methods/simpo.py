@@ -22,18 +22,13 @@ class SimPO(ReferenceFree[SimPOSection]):
 
     @property
     def nll_weight(self) -> float:
-        """Of the NLL of the chosen response."""
         return self.job.section.nll_weight
 
     def loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """Smoothed, without the NLL term."""
-        section = self.job.section
-        return simpo_loss(
-            chosen, rejected, section.beta, section.simpo_gamma, section.label_smoothing
-        )
+        gamma, smoothing = self.job.section.simpo_gamma, self.job.section.label_smoothing
+        return simpo_loss(chosen, rejected, self.beta, gamma, smoothing)
 
     def margin(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """Of the rewards."""
         return self.beta * (chosen - rejected)
 
 

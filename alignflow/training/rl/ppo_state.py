@@ -33,32 +33,34 @@ def save_checkpoint(
     root: Path, roles: Roles, optimizer: torch.optim.Optimizer, state: State
 ) -> None:
     """Writes and certifies all that the next update depends on."""
-    directory = root / f"checkpoint-{state.update}"
+    rest = {
+        "optimizer": optimizer.state_dict(),
+        "rng": torch.get_rng_state(),
+        "update": state.update,
+        "kl_coef": state.kl_coef,
+        "scales": {source: tuple(scale) for source, scale in (state.scales or {}).items()},
+        "watched": state.watched.history,
+        "metrics": state.metrics,
+    }
+    save_weights(root, state.update, roles.trainable_state(), rest)
+
+
+def save_weights(
+    root: Path, update: int, weights: dict[str, Tensor], rest: dict[str, Any] | None = None
+) -> None:
+    """Writes and certifies weights and what stands beside them; of what is there the newest two stay."""
+    directory = root / f"checkpoint-{update}"
     directory.mkdir(parents=True, exist_ok=True)
-    weights = {name: p.detach().contiguous() for name, p in roles.trainable_state().items()}
-    save_file(weights, directory / "weights.safetensors")
-    torch.save(
-        {
-            "optimizer": optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
-            "update": state.update,
-            "kl_coef": state.kl_coef,
-            "scales": {source: tuple(scale) for source, scale in (state.scales or {}).items()},
-            "watched": state.watched.history,
-            "metrics": state.metrics,
-        },
-        directory / "state.pt",
-    )
+    tensors = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
+    save_file(tensors, directory / "weights.safetensors")
+    if rest is not None:
+        torch.save(rest, directory / "state.pt")
     certify(directory)
     rotate(root)
 
 
 def resume(
-    root: Path,
-    roles: Roles,
-    optimizer: torch.optim.Optimizer,
-    state: State,
-    events: EventWriter,
+    root: Path, roles: Roles, optimizer: torch.optim.Optimizer, state: State, events: EventWriter
 ) -> None:
     """Takes up the newest checkpoint that verifies, if there is one."""
     checkpoint = newest_whole(root)
@@ -70,7 +72,7 @@ def resume(
     torch.set_rng_state(saved["rng"])
     state.update, state.kl_coef = saved["update"], saved["kl_coef"]
     state.scales = {s: RewardScale(*scale) for s, scale in saved["scales"].items()} or None
-    state.watched = Watched([(update, figure) for update, figure in saved["watched"]])
+    state.watched = Watched(saved["watched"])
     state.metrics = saved["metrics"]
     events.message(f"Continues from update {step_of(checkpoint)}.")
 

@@ -60,15 +60,11 @@ def set_rates(optimizer: torch.optim.Optimizer, section: PPOSection, done: int, 
 
 
 def optimize(
-    setting: Setting,
-    optimizer: torch.optim.Optimizer,
-    rollout: Rollout,
-    generator: random.Random,
+    setting: Setting, optimizer: torch.optim.Optimizer, rollout: Rollout, generator: random.Random
 ) -> dict[str, float]:
     """Minibatch passes over one rollout, ended early when the policy has moved too far.
 
-    Returns:
-        TRL's metrics, means over the steps taken.
+    Gives TRL's metrics, means over the steps taken.
     """
     section = setting.section
     minibatch = len(rollout.logps) // section.num_mini_batches
@@ -103,14 +99,9 @@ def step(
     rows: list[int],
     chosen: list[Chosen],
 ) -> dict[str, float]:
-    """One optimizer step; micro-batches of like length, weighted by their real tokens.
+    """One optimizer step on some rows of a rollout; `chosen` is what the NLL term is of.
 
-    Args:
-        setting: What stays the same.
-        optimizer: With the rates in force.
-        rollout: What is learned from.
-        rows: Those of its responses that this step takes.
-        chosen: What the NLL term is of in this step.
+    Its micro-batches are of like length, and weighted by their real tokens.
 
     Raises:
         NumericsError: The gradient is not finite.

@@ -73,10 +73,7 @@ def _module_at(path: Path) -> Any:
 
 def _checked(source: str, function: Callable[..., Any]) -> RewardFunction:
     def scores(prompts: list[str], responses: list[str], targets: list[str | None]) -> Tensor:
-        given = [
-            float(score)
-            for score in function(prompts=prompts, responses=responses, targets=targets)
-        ]
+        given = list(map(float, function(prompts=prompts, responses=responses, targets=targets)))
         if len(given) != len(responses) or not all(math.isfinite(score) for score in given):
             raise EvaluationError(
                 f"The reward {source!r} gave {len(given)} scores, {given[:3]} first, for "
@@ -149,13 +146,6 @@ def combined(
     terms: Sequence[RewardTerm],
     clamp: float,
 ) -> Tensor:
-    """Weighted sum of the standardized scores of all sources, within ± clamp; [B].
-
-    Args:
-        scores: Of one batch by source, [B] each.
-        scales: Of the first batch, by source.
-        terms: Sources and weights.
-        clamp: Greatest size of the sum.
-    """
+    """Weighted sum of the standardized scores of all sources ([B] each), within ± clamp; [B]."""
     total = sum(term.weight * scales[term.source].apply(scores[term.source]) for term in terms)
     return torch.as_tensor(total).clamp(-clamp, clamp)

@@ -8,9 +8,10 @@ re-quantized.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,6 @@ class Sequences(NamedTuple):
         pad: int,
         device: torch.device,
     ) -> Sequences:
-        """Pads token ids."""
         before, after = max(map(len, prompts)), max(1, *map(len, responses))
         tokens, attention = [], []
         for prompt, response in zip(prompts, responses, strict=True):
@@ -80,7 +80,7 @@ class Sequences(NamedTuple):
         return list(torch.tensor(order, device=self.tokens.device).split(size))
 
 
-class Roles(Protocol):
+class Roles(ABC):
     """What PPO asks of its four models. States are those that predict response tokens, [B, T, H]."""
 
     model: Any
@@ -89,26 +89,56 @@ class Roles(Protocol):
     """All modules with weights that train."""
     policy_head: Head
     reference_head: Head
+    reward_head: nn.Linear
+    value_head: nn.Linear
     value_reads_policy: bool
     """Whether values are read off the policy's states, so that both share one forward pass."""
 
-    def policy_states(self, sequences: Sequences) -> Tensor: ...
-    def reference_states(self, sequences: Sequences) -> Tensor: ...
-    def scores(self, sequences: Sequences) -> Tensor: ...
-    def values(self, sequences: Sequences, policy_states: Tensor) -> Tensor: ...
-    def generating(self) -> AbstractContextManager[Any]: ...
-    def parameters(self) -> dict[str, list[nn.Parameter]]: ...
-    def trainable_state(self) -> dict[str, Tensor]: ...
-    def policy_state(self) -> dict[str, Tensor]: ...
-    def policy_to_save(self) -> Any: ...
+    @abstractmethod
+    def states(self, role: str, sequences: Sequences) -> Tensor:
+        """Last hidden states of `policy`, `reference`, `reward` or `value`, [B, P + T, H]."""
 
+    @abstractmethod
+    def generating(self) -> AbstractContextManager[Any]:
+        """The policy in evaluation mode."""
 
-def last_token_scores(hidden: Tensor, head: nn.Linear, attention: Tensor) -> Tensor:
-    """Score at the last real token, [B]."""
-    positions = torch.arange(attention.shape[1], device=attention.device)
-    last = (attention * positions).argmax(dim=1)
-    rows = torch.arange(len(last), device=last.device)
-    return head_values(head, hidden[rows, last])
+    @abstractmethod
+    def parameters(self) -> dict[str, list[nn.Parameter]]:
+        """What trains, by role, always in the same order."""
+
+    @abstractmethod
+    def trainable_state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold of the weights: policy and value model."""
+
+    @abstractmethod
+    def policy_state(self) -> dict[str, Tensor]:
+        """Weights of the policy alone."""
+
+    def policy_to_save(self) -> Any:
+        """The model whose weights, or whose adapter `default`, are the policy."""
+        return self.model
+
+    def policy_states(self, sequences: Sequences) -> Tensor:
+        return predicting(self.states("policy", sequences), sequences)
+
+    @torch.no_grad()
+    def reference_states(self, sequences: Sequences) -> Tensor:
+        return predicting(self.states("reference", sequences), sequences)
+
+    @torch.no_grad()
+    def scores(self, sequences: Sequences) -> Tensor:
+        """The reward model's, at the last real token, [B]."""
+        states, attention = self.states("reward", sequences), sequences.attention
+        last = (attention * torch.arange(attention.shape[1], device=attention.device)).argmax(dim=1)
+        rows = torch.arange(len(last), device=last.device)
+        return head_values(self.reward_head, states[rows, last])
+
+    def values(self, sequences: Sequences, policy_states: Tensor) -> Tensor:
+        """[B, T]."""
+        if self.value_reads_policy:
+            return head_values(self.value_head, policy_states)
+        states = predicting(self.states("value", sequences), sequences)
+        return head_values(self.value_head, states)
 
 
 def predicting(states: Tensor, sequences: Sequences) -> Tensor:

@@ -88,15 +88,8 @@ def roll_out(
 ) -> tuple[Rollout, dict[str, RewardScale]]:
     """Samples a response to each prompt, scores it, and estimates advantages.
 
-    Args:
-        setting: What stays the same.
-        prompts: B prompts.
-        kl_coef: Weight of the KL penalty.
-        scales: Of the first batch's scores by source; None measures them on this one.
-        seed: Of the samples.
-
-    Returns:
-        The rollout, and the scales in force.
+    `scales` are those of the first batch's scores by source, which come back with the rollout; None
+    measures them on this batch.
     """
     section, tokenizer = setting.section, setting.tokenizer
     with setting.roles.generating() as policy:
@@ -139,7 +132,7 @@ def roll_out(
         "objective/entropy": read.entropy.sum(dim=1).mean().item(),
         "objective/non_score_reward": -kl_coef * sequence_kl,
         "objective/rlhf_reward": total.mean().item() - kl_coef * sequence_kl,
-        "objective/scores": _leading(scores, section).mean().item(),
+        "objective/scores": scores[section.rewards[0].source].mean().item(),
         "val/num_eos_tokens": float(ended.sum().item()),
         "response_length": mask.sum(dim=1).mean().item(),
     }
@@ -147,10 +140,6 @@ def roll_out(
         metrics |= {f"rewards/{source}": values.mean().item() for source, values in scores.items()}
     whitened = ppo_math.whiten(advantages, mask)
     return Rollout(sequences, read.logps, read.values, whitened, returns, metrics), scales
-
-
-def _leading(scores: dict[str, Tensor], section: PPOSection) -> Tensor:
-    return scores[section.rewards[0].source]
 
 
 def _read(setting: Setting, sequences: Sequences) -> Read:

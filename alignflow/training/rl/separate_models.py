@@ -8,30 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from alignflow.models.loading import BaseModel, load_policy, load_reward_model
 from alignflow.training.engine.token_logps import Head
-from alignflow.training.rl.roles import (
-    Sequences,
-    backbone_states,
-    head_values,
-    last_token_scores,
-    predicting,
-    scalar_head,
-)
+from alignflow.training.rl.roles import Roles, Sequences, backbone_states, scalar_head
 
 
-class SeparateModels:
+class SeparateModels(Roles):
     """Policy, reference, and as far as they are needed reward and value model.
 
-    Args:
-        base: The base model.
-        sft: Directory of the SFT artifact; None starts from the base.
-        reward: Directory of the reward artifact; None where no reward comes from a model.
-        dtype: Of the weights.
-        value_model: `separate`, a model that starts from the reward model, or `policy`.
+    Without the SFT artifact's directory `sft` it starts from the base; without the reward artifact's
+    no reward comes from a model. A `separate` value model starts from the reward model.
     """
 
     def __init__(
@@ -51,7 +39,7 @@ class SeparateModels:
         self.value_head = scalar_head(width, self.model.device)
         if reward is not None:
             self._reward = load_reward_model(base, reward, dtype=dtype, quantization=None)
-            self._reward.eval().requires_grad_(False)
+            self.reward_head = self._reward.eval().requires_grad_(False).score
         self.value_reads_policy = value_model == "policy"
         self._value = None if self.value_reads_policy else self._value_backbone()
         self.trained_models = [self.model, *([] if self._value is None else [self._value])]
@@ -63,31 +51,13 @@ class SeparateModels:
         self.value_head.weight.data.copy_(self._reward.score.weight)
         return copy.deepcopy(self._reward.base_model).requires_grad_(True)
 
-    def policy_states(self, sequences: Sequences) -> Tensor:
-        """[B, T, H]."""
-        return predicting(backbone_states(self.model.base_model, sequences), sequences)
-
-    @torch.no_grad()
-    def reference_states(self, sequences: Sequences) -> Tensor:
-        """[B, T, H]."""
-        return predicting(backbone_states(self._reference.base_model, sequences), sequences)
-
-    @torch.no_grad()
-    def scores(self, sequences: Sequences) -> Tensor:
-        """The reward model's, [B]."""
-        states = backbone_states(self._reward.base_model, sequences)
-        return last_token_scores(states, self._reward.score, sequences.attention)
-
-    def values(self, sequences: Sequences, policy_states: Tensor) -> Tensor:
-        """[B, T]."""
-        if self._value is None:
-            return head_values(self.value_head, policy_states)
-        states = predicting(backbone_states(self._value, sequences), sequences)
-        return head_values(self.value_head, states)
+    def states(self, role: str, sequences: Sequences) -> Tensor:
+        models = {"policy": self.model, "reference": self._reference, "reward": self._reward}
+        backbone = self._value if role == "value" else models[role].base_model
+        return backbone_states(backbone, sequences)
 
     @contextmanager
     def generating(self) -> Iterator[Any]:
-        """The policy in evaluation mode."""
         self.model.eval()
         try:
             yield self.model
@@ -95,7 +65,6 @@ class SeparateModels:
             self.model.train()
 
     def parameters(self) -> dict[str, list[nn.Parameter]]:
-        """What trains, by role."""
         value = [] if self._value is None else list(self._value.parameters())
         return {
             "policy": list(self.model.parameters()),
@@ -103,7 +72,6 @@ class SeparateModels:
         }
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold of the weights."""
         value = [] if self._value is None else self._value.named_parameters()
         return {
             **self.policy_state(),
@@ -112,9 +80,4 @@ class SeparateModels:
         }
 
     def policy_state(self) -> dict[str, Tensor]:
-        """Weights of the policy alone."""
         return {f"policy.{name}": p for name, p in self.model.named_parameters()}
-
-    def policy_to_save(self) -> Any:
-        """The policy."""
-        return self.model

@@ -27,19 +27,12 @@ from alignflow.models.loading import (
 from alignflow.recipe import TuningSection
 from alignflow.stages.layout import ADAPTER
 from alignflow.training.engine.token_logps import Head
-from alignflow.training.rl.roles import (
-    Sequences,
-    backbone_states,
-    head_values,
-    last_token_scores,
-    predicting,
-    scalar_head,
-)
+from alignflow.training.rl.roles import Roles, Sequences, backbone_states, scalar_head
 
 POLICY, REFERENCE, REWARD, VALUE = "default", "reference", "reward", "value"
 
 
-class SharedBase:
+class SharedBase(Roles):
     """Four adapters on one frozen base.
 
     Args:
@@ -69,7 +62,7 @@ class SharedBase:
         else:
             self.model = load_adapter(model, start, base, trainable=True)
             self._add(REFERENCE, start, base)
-        self._reference = None if start is None else REFERENCE
+        self._has_reference = start is not None
         self.policy_head = self.reference_head = Head.of(self.model)
         width = self.model.config.get_text_config().hidden_size
         self.reward_head = scalar_head(width, self.model.device)
@@ -80,8 +73,11 @@ class SharedBase:
         if not self.value_reads_policy:
             self._add_value(reward, base)
         self.reward_head.requires_grad_(False)
-        self._wanted = self._trained_by_name()
-        self._active: str | None = ""
+        self._wanted = [
+            (name, p, "lora_" in name and (_belongs(name, POLICY) or _belongs(name, VALUE)))
+            for name, p in self.model.named_parameters()
+        ]
+        self._active = ""
         self._activate(POLICY)
         trainable_in(self.model, tuning.trained_dtype)
         self.trained_models = [self.model]
@@ -127,55 +123,25 @@ class SharedBase:
         own: Any = self.model.peft_config[POLICY]
         self._add_state(VALUE, LoraConfig(**own.to_dict()), dict(state))
 
-    def _trained_by_name(self) -> list[tuple[str, nn.Parameter, bool]]:
-        roles = (f".{POLICY}", f".{VALUE}")
-        return [
-            (name, p, "lora_" in name and any(f"{r}." in name or name.endswith(r) for r in roles))
-            for name, p in self.model.named_parameters()
-        ]
-
-    def _activate(self, adapter: str | None) -> None:
+    def _activate(self, adapter: str) -> None:
         """Makes one adapter current. PEFT's switch also flips requires_grad, so it is set again."""
         if adapter == self._active:
             return
-        if adapter is not None:
-            self.model.set_adapter(adapter)
+        self.model.set_adapter(adapter)
         self._active = adapter
         for _, parameter, wanted in self._wanted:
             parameter.requires_grad_(wanted)
 
-    def _states(self, adapter: str | None, sequences: Sequences) -> Tensor:
+    def states(self, role: str, sequences: Sequences) -> Tensor:
         backbone = self.model.base_model.model.base_model
-        if adapter is None:
+        if role == REFERENCE and not self._has_reference:
             with self.model.disable_adapter():
                 states = backbone_states(backbone, sequences)
             self._active = ""  # PEFT has touched requires_grad
             self._activate(POLICY)
             return states
-        self._activate(adapter)
+        self._activate(POLICY if role == "policy" else role)
         return backbone_states(backbone, sequences)
-
-    def policy_states(self, sequences: Sequences) -> Tensor:
-        """[B, T, H]."""
-        return predicting(self._states(POLICY, sequences), sequences)
-
-    @torch.no_grad()
-    def reference_states(self, sequences: Sequences) -> Tensor:
-        """[B, T, H]."""
-        return predicting(self._states(self._reference, sequences), sequences)
-
-    @torch.no_grad()
-    def scores(self, sequences: Sequences) -> Tensor:
-        """The reward model's, [B]."""
-        states = self._states(REWARD, sequences)
-        return last_token_scores(states, self.reward_head, sequences.attention)
-
-    def values(self, sequences: Sequences, policy_states: Tensor) -> Tensor:
-        """[B, T]."""
-        if self.value_reads_policy:
-            return head_values(self.value_head, policy_states)
-        states = predicting(self._states(VALUE, sequences), sequences)
-        return head_values(self.value_head, states)
 
     @contextmanager
     def generating(self) -> Iterator[Any]:
@@ -190,27 +156,18 @@ class SharedBase:
             self.model.train()
 
     def parameters(self) -> dict[str, list[nn.Parameter]]:
-        """What trains, by role, always in the same order."""
-        trained = [(name, p) for name, p, wanted in self._wanted if wanted]
-        return {
-            "policy": [p for name, p in trained if _belongs(name, POLICY)],
-            "value": [
-                *(p for name, p in trained if _belongs(name, VALUE)),
-                *self.value_head.parameters(),
-            ],
-        }
+        value = [p for name, p, wanted in self._wanted if wanted and _belongs(name, VALUE)]
+        policy = [p for name, p, wanted in self._wanted if wanted and _belongs(name, POLICY)]
+        return {"policy": policy, "value": [*value, *self.value_head.parameters()]}
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold of the weights: policy and value model."""
         kept = {name: p for name, p, wanted in self._wanted if wanted}
         return {**kept, "value_head.weight": self.value_head.weight}
 
     def policy_state(self) -> dict[str, Tensor]:
-        """Weights of the policy alone."""
         return {name: p for name, p, wanted in self._wanted if wanted and _belongs(name, POLICY)}
 
     def policy_to_save(self) -> Any:
-        """The model whose `default` adapter is the policy."""
         self._activate(POLICY)
         return self.model
 

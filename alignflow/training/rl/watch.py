@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
-
-from safetensors.torch import save_file
-from torch import Tensor
 
 from alignflow.errors import DataError
 from alignflow.evaluation import compute_metric, load_metrics
 from alignflow.models.generate import decode, respond
 from alignflow.recipe import EvaluationSection
 from alignflow.recipe.rewards import WatchSection
-from alignflow.training.engine.checkpoints import certify, rotate
 from alignflow.training.rl.rollouts import Prompt, Setting
 
 SEED = 977
@@ -78,16 +73,6 @@ class Watch:
         """Whether the metric has not risen for `patience` evaluations."""
         patience = self.section.patience
         return patience is not None and watched.misses >= patience
-
-
-def keep_best(root: Path, update: int, policy: dict[str, Tensor]) -> None:
-    """Writes the policy's weights; the best before them are kept until a checkpoint knows these."""
-    directory = root / f"checkpoint-{update}"
-    directory.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().contiguous() for name, tensor in policy.items()}
-    save_file(weights, directory / "weights.safetensors")
-    certify(directory)
-    rotate(root)
 
 
 def describe(watched: Watched, section: WatchSection, kept: int) -> dict[str, Any]:
