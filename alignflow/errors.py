@@ -1,17 +1,4 @@
-"""Everything alignflow raises, and the one table from exit codes to retries.
-
-AlignflowError
-├── RecipeError          the recipe or the command line is wrong      64  never retried
-├── DataError            the data is wrong                            65  never retried
-├── ArtifactError        artifact or checkpoint foreign or damaged    66  never retried
-├── OutOfMemory          the micro-batch does not fit                 67  retried with a smaller one
-├── EvaluationError      could not be scored (never a zero score)     68  never retried
-├── NumericsError        NaN or inf in loss, gradients or weights     69  never retried
-├── StageError           any other failure of a stage                 70  retried
-├── DiskSpaceError       no disk space                                71  never retried
-├── CertificateError     the merge certificate failed                 72  never retried
-└── Preempted            SIGTERM, node lost                           75  retried, resumes
-"""
+"""Everything alignflow raises, with its exit code and whether a stage that ends so is tried again."""
 
 from __future__ import annotations
 
@@ -53,19 +40,19 @@ class OutOfMemory(AlignflowError):
 
 
 class EvaluationError(AlignflowError):
-    """A model could not be scored."""
+    """A model could not be scored, which is never a score of zero."""
 
     exit_code = 68
 
 
 class NumericsError(AlignflowError):
-    """NaN or inf appeared in training."""
+    """NaN or inf in loss, gradients or weights."""
 
     exit_code = 69
 
 
 class StageError(AlignflowError):
-    """A stage failed for a reason that may pass."""
+    """Any other failure of a stage, which may pass."""
 
     exit_code = 70
     retried = True
@@ -84,27 +71,13 @@ class CertificateError(AlignflowError):
 
 
 class Preempted(AlignflowError):
-    """The machine asked the process to go."""
+    """The process was asked to go (SIGTERM, a node that is lost); its retry resumes."""
 
     exit_code = 75
     retried = True
 
 
-BY_EXIT_CODE: dict[int, type[AlignflowError]] = {
-    error.exit_code: error
-    for error in (
-        RecipeError,
-        DataError,
-        ArtifactError,
-        OutOfMemory,
-        EvaluationError,
-        NumericsError,
-        StageError,
-        DiskSpaceError,
-        CertificateError,
-        Preempted,
-    )
-}
+BY_EXIT_CODE = {error.exit_code: error for error in AlignflowError.__subclasses__()}
 
 
 def error_for(exit_code: int, message: str) -> AlignflowError:

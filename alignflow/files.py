@@ -69,9 +69,7 @@ def hash_files(
 ) -> dict[str, dict[str, Any]]:
     """`{relative path: {"sha256", "bytes"}}` of every file below `directory`, hashed in parallel.
 
-    Args:
-        directory: What is hashed.
-        known: Relative path to sha256 of files that were hashed before and are not read again.
+    Files whose sha256 is `known`, by relative path, are not read again.
     """
     known = known or {}
     paths = {path.relative_to(directory).as_posix(): path for path in regular_files(directory)}

@@ -44,7 +44,7 @@ def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from alignflow.tracking import Connection
 
     folder = tmp_path_factory.mktemp("mlflow")
-    Connection(f"sqlite:///{folder / 'mlflow.db'}", "template", folder / "mlartifacts").client()
+    _ = Connection(f"sqlite:///{folder / 'mlflow.db'}", "template", folder / "mlartifacts").client
     return folder / "mlflow.db"
 
 

@@ -8,11 +8,10 @@ from alignflow.gate.decision import gate
 from alignflow.gate.judge import judge_spec
 from alignflow.gate.power import Power, power_of
 from alignflow.gate.primary import JudgedWins
-from alignflow.gate.verdict import Guardrail, Verdict, as_page
+from alignflow.gate.verdict import Verdict, as_page
 
 __all__ = [
     "Contestants",
-    "Guardrail",
     "JudgedWins",
     "Power",
     "Verdict",

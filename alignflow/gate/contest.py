@@ -37,14 +37,9 @@ def contest(
     """Whether the candidate is better, and harms nothing.
 
     `retrain.gate.metric` decides where it is named, else the judge, else the recipe's first metric.
-    With none of these, or nothing to judge on, the verdict is inconclusive.
-
-    Args:
-        recipe: The candidate's.
-        home: Absolute home, for the hold-out and the answers that the judge gave before.
-        models: What is compared.
-        look: Which test on this hold-out it is, from 1.
-        answers: Of a judge that is a model, from stage `judge`.
+    With none of these, or nothing to judge on, the verdict is inconclusive. `look` says which test
+    on this hold-out it is, from 1; `answers` are those of a judge that is a model, from stage
+    `judge`, of any other they are kept in the home, which is absolute.
 
     Raises:
         EvaluationError: The two were not scored on the same set, or the judge does not answer.

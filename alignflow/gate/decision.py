@@ -26,16 +26,11 @@ def gate(
     base: Scores | None = None,
     judged: JudgedWins | None = None,
 ) -> Verdict:
-    """Whether `candidate` replaces `champion`.
+    """Whether `candidate` replaces `champion`, scored on the pinned set that has digest `evaluation`.
 
-    Args:
-        candidate: Scored on the pinned set.
-        champion: Scored on the same set.
-        section: The recipe's gate.
-        evaluation: Digest of the pinned set.
-        look: Which test on this hold-out this is, from 1 (alpha spending of profile strict).
-        base: The original base model, for the loss on general text.
-        judged: Wins by a judge, used where no metric decides.
+    `look` says which test on this hold-out this is, from 1 (alpha spending of profile strict). The
+    loss on general text is compared with `base`, the original model's; `judged` is used where no
+    metric decides.
 
     Raises:
         ValueError: The two were not measured on the same prompts.

@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -57,16 +58,10 @@ class JudgementCache:
         self._path = path
         self._writing = threading.Lock()
         self._answers: dict[str, str] = {}
-        if path.exists():
-            for line in path.read_text().splitlines():
-                self._read(line)
-
-    def _read(self, line: str) -> None:
-        try:
-            entry = json.loads(line)
-            self._answers[entry["key"]] = entry["answer"]
-        except (ValueError, KeyError, TypeError):
-            return
+        for line in path.read_text().splitlines() if path.exists() else ():
+            with suppress(ValueError, KeyError, TypeError):
+                entry = json.loads(line)
+                self._answers[entry["key"]] = entry["answer"]
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -212,6 +207,8 @@ def judge_spec(recipe: Recipe, home: Path, questions: Sequence[Question]) -> Sta
     assert section is not None and section.model is not None
     model = resolve_base_model(section.model, MODEL_FIELD)
     digest = digest_json(questions)
+    file = home / "work" / "judge" / f"{digest[:16]}.jsonl"
+    atomic_write_text(file, "".join(json.dumps(asked) + "\n" for asked in questions))
     return StageSpec(
         stage="judge",
         home=str(home),
@@ -224,18 +221,8 @@ def judge_spec(recipe: Recipe, home: Path, questions: Sequence[Question]) -> Sta
         ).as_json(),
         seed=0,
         compute=recipe.compute,
-        paths={
-            "questions": str(_written(home, digest, questions)),
-            **({"model": model.path} if model.path else {}),
-        },
+        paths={"questions": str(file), **({"model": model.path} if model.path else {})},
     )
-
-
-def _written(home: Path, digest: str, questions: Sequence[Question]) -> Path:
-    path = home / "work" / "judge" / f"{digest[:16]}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(path, "".join(json.dumps(asked) + "\n" for asked in questions))
-    return path
 
 
 def read_questions(spec: StageSpec) -> list[Question]:

@@ -37,13 +37,9 @@ def alpha_of(section: GateSection, look: int) -> float:
 def power_of(
     prompts: int, section: GateSection, look: int = 1, discordance: float | None = None
 ) -> Power:
-    """What `prompts` prompts can show at this look.
+    """What that many prompts can show in the `look`-th test on a hold-out.
 
-    Args:
-        prompts: Prompts of the evaluation set.
-        section: The recipe's gate.
-        look: Which test on this hold-out it is.
-        discordance: Share of prompts on which the models differ; None assumes 20 %.
+    `discordance` is the share of prompts on which the models differ; None assumes 20 %.
     """
     share = USUAL_DISCORDANCE if discordance is None else discordance
     share = min(1.0, max(share, section.smallest_effect))

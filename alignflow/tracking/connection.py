@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,16 +64,11 @@ class Connection:
         """The address without a password, for what is kept and read."""
         self.experiment = experiment
         self._artifact_root = artifact_root
-        self._client: MlflowClient | None = None
         self.experiment_id = ""
 
+    @cached_property
     def client(self) -> MlflowClient:
         """The client; imports mlflow."""
-        if self._client is None:
-            self._client = self._connect()
-        return self._client
-
-    def _connect(self) -> MlflowClient:
         client = registry_client(self.uri)
         known = client.get_experiment_by_name(self.experiment)
         location = None if is_server(self.uri) else self._artifact_root.as_uri()
@@ -80,3 +76,7 @@ class Connection:
             known.experiment_id if known else client.create_experiment(self.experiment, location)
         )
         return client
+
+    def new_run(self, name: str, tags: dict[str, str]) -> str:
+        """Id of a run that is made."""
+        return self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id

@@ -22,12 +22,8 @@ def new_version(
 ) -> str:
     """Registers a merged model, every file of it verified against the manifest. Its version.
 
-    Args:
-        client: Of the registry.
-        name: Registered name; made if it is new.
-        merge: The artifact that holds the model.
-        run_id: Run that the version names; it gets the copy.
-        copy: Register from a copy in the run's artifacts instead of from the model's directory.
+    A name that is new is made. The version names the run; with `copy` it is registered from a copy
+    in the run's artifacts instead of from the model's directory.
 
     Raises:
         ArtifactError: A file is missing, added or changed.

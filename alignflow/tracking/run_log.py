@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ class RunLog:
     """One MLflow run, written so that writing again changes nothing."""
 
     def __init__(self, connection: Connection, run_id: str) -> None:
-        self._client = connection.client()
+        self._client = connection.client
         self.run_id = run_id
         run = self._client.get_run(run_id)
         self._params = set(run.data.params)
@@ -69,7 +70,6 @@ class RunLog:
         self.metrics({f"{prefix}{name}": {step: value} for name, value in measured.items()})
 
     def tags(self, values: Mapping[str, Any]) -> None:
-        """Sets tags."""
         for name, value in values.items():
             self._client.set_tag(self.run_id, name, str(value))
 
@@ -93,15 +93,12 @@ class RunLog:
             self._client.log_artifact(self.run_id, str(path), folder)
 
     def end(self, status: str) -> None:
-        """Closes the run."""
         self._client.set_terminated(self.run_id, STATUS.get(status, "FAILED"))
 
 
 def metric_name(name: str) -> str:
     """`name` with what MLflow refuses replaced."""
-    return "".join(
-        character if character.isalnum() or character in "_-./ " else "_" for character in name
-    )
+    return re.sub(r"[^\w\-./ ]", "_", name)
 
 
 def as_param(value: Any) -> str:

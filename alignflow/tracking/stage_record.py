@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from alignflow.files import atomic_write_json
 from alignflow.recipe import Recipe, TuningSection
@@ -30,44 +30,35 @@ def mlflow_run_of(home: Path, stage: str, key: str) -> str | None:
     return _read_note(home, stage, key).get("run_id")
 
 
-class StageRecord:
+class StageRecord(NamedTuple):
     """What MLflow holds of one stage key."""
 
-    def __init__(self, connection: Connection, recipe: Recipe, home: Path, parent_id: str) -> None:
-        self._connection = connection
-        self._recipe = recipe
-        self._home = home
-        self._parent_id = parent_id
+    connection: Connection
+    recipe: Recipe
+    home: Path
+    parent_id: str
 
     def open(self, spec: StageSpec) -> RunLog:
         """The stage key's run, continued if an earlier attempt made it."""
-        client = self._connection.client()
-        note = _read_note(self._home, spec.stage, spec.key)
+        parent = {"mlflow.parentRunId": self.parent_id}
+        note = _read_note(self.home, spec.stage, spec.key)
         if not note:
-            run = client.create_run(
-                self._connection.experiment_id,
-                run_name=spec.stage,
-                tags={
-                    "stage": spec.stage,
-                    "stage_key": spec.key,
-                    "mlflow.parentRunId": self._parent_id,
-                },
-            )
-            note = self._note(spec, run.info.run_id, done=False)
-        log = RunLog(self._connection, note["run_id"])
-        log.tags({"mlflow.parentRunId": self._parent_id})
+            tags = {"stage": spec.stage, "stage_key": spec.key, **parent}
+            note = self._note(spec, self.connection.new_run(spec.stage, tags), done=False)
+        log = RunLog(self.connection, note["run_id"])
+        log.tags(parent)
         log.params(_params(spec))
         return log
 
     def _note(self, spec: StageSpec, run_id: str, *, done: bool) -> dict[str, Any]:
-        note = {"tracking_uri": self._connection.shown, "run_id": run_id, "done": done}
-        atomic_write_json(sidecar(self._home, spec.stage, spec.key), note)
+        note = {"tracking_uri": self.connection.shown, "run_id": run_id, "done": done}
+        atomic_write_json(sidecar(self.home, spec.stage, spec.key), note)
         return note
 
     def complete(self, artifact: Artifact) -> str:
         """Everything of a finished stage; once. Returns the run's id."""
         spec = artifact.spec
-        note = _read_note(self._home, spec.stage, spec.key)
+        note = _read_note(self.home, spec.stage, spec.key)
         if note.get("done"):
             return note["run_id"]
         log = self.open(spec)
@@ -98,16 +89,16 @@ class StageRecord:
 
     def _upload(self, log: RunLog, artifact: Artifact) -> None:
         adapter = artifact.directory / ADAPTER
-        if self._recipe.tracking.upload != "reference" and adapter.exists():
+        if self.recipe.tracking.upload != "reference" and adapter.exists():
             log.files(adapter, ADAPTER)
         if artifact.stage == "merge":
             self._register(log, artifact)
 
     def _register(self, log: RunLog, merge: Artifact) -> None:
         """Registers the merged model from its directory, without an alias."""
-        name = self._recipe.registered_model
-        copy = self._recipe.tracking.upload == "merged" or is_server(self._connection.uri)
-        version = new_version(self._connection.client(), name, merge, log.run_id, copy=copy)
+        name = self.recipe.registered_model
+        copy = self.recipe.tracking.upload == "merged" or is_server(self.connection.uri)
+        version = new_version(self.connection.client, name, merge, log.run_id, copy=copy)
         log.tags({"registered_model": name, "registered_version": version})
 
 

@@ -152,13 +152,9 @@ class Tracker:
     def _opened(self) -> RunLog:
         """The parent run, made on first use."""
         if self._parent is None:
-            client = self._connection.client()
-            run = client.create_run(
-                self._connection.experiment_id,
-                run_name=self._run_id,
-                tags={"run_id": self._run_id, "recipe": self._recipe.name},
-            )
-            self._parent = RunLog(self._connection, run.info.run_id)
+            tags = {"run_id": self._run_id, "recipe": self._recipe.name}
+            run_id = self._connection.new_run(self._run_id, tags)
+            self._parent = RunLog(self._connection, run_id)
             self._parent.params(self._recipe_params())
         return self._parent
 
