@@ -31,6 +31,7 @@ def _where(helps: Callable[[BaseException], bool]) -> Callable[[Any, Any, Any], 
     return condition
 
 
+worth_retrying = _where(retries.worth_retrying)
 PATIENT = {
     "retries": len(retries.PATIENT_DELAYS_SECONDS),
     "retry_delay_seconds": list(retries.PATIENT_DELAYS_SECONDS),
@@ -53,7 +54,7 @@ def task_options(stage: str, compute: ComputeSection, *, finished: bool) -> dict
         "tags": {"stage", *(["gpu"] if STAGES[stage].on_device else [])},
         "retries": compute.retries,
         "retry_delay_seconds": retries.retry_delays(compute.retries),
-        "retry_condition_fn": _where(retries.worth_retrying),
+        "retry_condition_fn": worth_retrying,
         # alignflow.stages.launch keeps compute.timeout_seconds; this is for a launcher that hangs.
         "timeout_seconds": compute.timeout_seconds + PREFECT_TIMEOUT_MARGIN_SECONDS,
         "refresh_cache": not finished,
