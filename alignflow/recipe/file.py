@@ -252,11 +252,8 @@ def _written(problem: Any, values: Any) -> FieldPath:
     place: Any = values
     field: list[str | int] = []
     for part in problem["loc"]:
-        if _is_mapping(place):
-            known = part in place
-        else:
-            known = _is_list(place) and isinstance(part, int) and part < len(place)
-        if not known:
+        indexes = range(len(place)) if _is_list(place) else ()
+        if part not in (place if _is_mapping(place) else indexes):
             break
         field.append(part)
         place = place[part]
