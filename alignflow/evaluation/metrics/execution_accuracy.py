@@ -1,16 +1,16 @@
 """Share of SQL answers that give the right rows on every database, and how the others fail."""
 
+import alignflow.evaluation.about as about
 from alignflow.evaluation import module
-from alignflow.evaluation.about import Figure, MetricAbout
 from alignflow.evaluation.execution import execution_judge
 from alignflow.recipe.judging import ExecutionArguments
 
-ABOUT = MetricAbout(
+ABOUT = about.MetricAbout(
     name="execution_accuracy",
     is_rate=True,
     also=(
-        Figure(name="unsafe_rate", better="lower", is_rate=True, place=1),
-        Figure(name="chatter_rate", better="lower", is_rate=True, place=2),
+        about.Figure(name="unsafe_rate", better="lower", is_rate=True, place=1),
+        about.Figure(name="chatter_rate", better="lower", is_rate=True, place=2),
     ),
     arguments=ExecutionArguments,
 )

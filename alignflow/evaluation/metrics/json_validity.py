@@ -18,6 +18,7 @@ class JsonArguments(MetricArguments):
 
     @property
     def files(self):
+        """The schema's file."""
         return [self.json_schema] if self.json_schema else []
 
 

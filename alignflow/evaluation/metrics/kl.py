@@ -1,13 +1,13 @@
 """KL of a model from its reference, in nats per response, on responses the model has sampled."""
 
+import alignflow.evaluation.about as about
 from alignflow.evaluation import module
-from alignflow.evaluation.about import Figure, MetricAbout
 
 _BOUNDS = {"better": "lower", "lowest": float("-inf"), "highest": float("inf")}
-ABOUT = MetricAbout(
+ABOUT = about.MetricAbout(
     name="kl",
     compares_responses=False,
-    also=(Figure(name="kl_to_sft", place=4, **_BOUNDS),),
+    also=(about.Figure(name="kl_to_sft", place=4, **_BOUNDS),),
     **_BOUNDS,
 )
 

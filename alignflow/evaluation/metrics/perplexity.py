@@ -2,14 +2,14 @@
 
 import math
 
+import alignflow.evaluation.about as about
 from alignflow.evaluation import module
-from alignflow.evaluation.about import Figure, MetricAbout
 
 _BOUNDS = {"better": "lower", "lowest": 1.0, "highest": math.inf}
-ABOUT = MetricAbout(
+ABOUT = about.MetricAbout(
     name="perplexity",
     compares_responses=False,
-    also=(Figure(name="perplexity_general", place=5, **_BOUNDS),),
+    also=(about.Figure(name="perplexity_general", place=5, **_BOUNDS),),
     **_BOUNDS,
 )
 
