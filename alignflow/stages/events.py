@@ -56,9 +56,11 @@ class EventWriter:
 
 def read_events(path: Path) -> list[dict[str, Any]]:
     """Every whole event of a file, in order; torn lines are skipped."""
-    if not path.exists():
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
         return []
-    return [event for line in path.read_text().splitlines() if (event := parse_event(line))]
+    return [event for line in text.splitlines() if (event := parse_event(line))]
 
 
 def parse_event(line: str) -> dict[str, Any] | None:
@@ -79,12 +81,13 @@ class EventTail:
         self._rest = b""
 
     def poll(self) -> Iterator[dict[str, Any]]:
-        """New whole events."""
-        if not self._path.exists():
+        """New whole events; none once the stage has been published, which moves the file."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                content = file.read()
+        except FileNotFoundError:
             return
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            content = file.read()
         self._offset += len(content)
         *lines, self._rest = (self._rest + content).split(b"\n")
         for line in lines:

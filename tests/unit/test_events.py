@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from alignflow.stages.events import EventTail, EventWriter, metric_history, read_events
 
 
@@ -50,3 +52,14 @@ def test_what_is_not_finite_is_named_and_never_a_number(tmp_path: Path) -> None:
     (event,) = read_events(path)
     assert event["values"] == {"grad_norm": 2.0}
     assert event["not_finite"] == ["loss"]
+
+
+def test_a_file_that_is_moved_between_two_looks_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage publishes by a rename while its events are read."""
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"kind": "a"}\n')
+    monkeypatch.setattr(Path, "exists", lambda *_: True)
+    path.rename(tmp_path / "elsewhere")
+    assert list(EventTail(path).poll()) == [] and read_events(path) == []
