@@ -21,7 +21,7 @@ from alignflow.gate.judge import (
     question,
     read_questions,
 )
-from alignflow.models.generate import generate
+from alignflow.models.generate import decode, respond
 from alignflow.models.loading import BaseModel, load_base
 from alignflow.stages.events import EventWriter
 from alignflow.stages.layout import JUDGEMENTS_FILE
@@ -37,7 +37,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     directory = fetch_base(params.model, spec.paths.get("model"), MODEL_FIELD)
     tokenizer: Any = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
     base = BaseModel(path=str(directory), source=params.model.source, digest=params.model.digest)
-    replies = generate(
+    responses = respond(
         load_base(base, dtype=params.dtype, quantization=None),
         tokenizer,
         [token_ids(tokenizer, question(params.instruction, *asked)) for asked in questions],
@@ -48,7 +48,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     output = work / "output" / JUDGEMENTS_FILE
     output.unlink(missing_ok=True)
     cache = JudgementCache(output)
-    answers = [parse(reply) for reply in replies]
+    answers = [parse(reply) for reply in decode(tokenizer, responses)]
     for asked, answer in zip(questions, answers, strict=True):
         cache.keep(params.name, asked, answer)
     ties = answers.count("tie") / len(answers)

@@ -13,6 +13,7 @@ from alignflow.files import atomic_write_json
 from alignflow.stages.spec import Record
 
 CERTIFICATE_FILE = "merge_certificate.json"
+Status = Literal["passed", "failed", "unverified"]
 
 
 class Limits(Record):
@@ -49,7 +50,7 @@ class Certificate(Record):
     """What was merged into what, how, and how it was checked."""
 
     schema_version: Literal[2] = 2
-    status: Literal["passed", "failed", "unverified"]
+    status: Status
     base: dict[str, Any]
     adapters: list[dict[str, Any]]
     """Path, sha256, weight and step of each, in order."""
@@ -85,29 +86,23 @@ class Certificate(Record):
 
 def read_certificate(directory: Path) -> Certificate | None:
     """The certificate beside a model; None where there is none of this version."""
-    path = directory / CERTIFICATE_FILE
     try:
-        return Certificate.model_validate_json(path.read_text())
+        return Certificate.model_validate_json((directory / CERTIFICATE_FILE).read_text())
     except (OSError, ValueError):
         return None
 
 
-def status_of(
-    finite: bool, figures: Figures | None, limits: Limits
-) -> Literal["passed", "failed", "unverified"]:
-    """Passed: everything finite, the KL small enough, the most likely tokens the same.
+def status_of(finite: bool, figures: Figures | None, limits: Limits) -> Status:
+    """Passed: every weight and logit finite, the KL small enough, the most likely tokens the same.
 
-    Args:
-        finite: Whether every merged weight is.
-        figures: None where the logits were not compared: unverified.
-        limits: What the figures may not exceed.
+    Unverified: the weights are finite, and the logits were not compared (no figures).
     """
-    if not finite:
-        return "failed"
-    if figures is None:
+    if finite and figures is None:
         return "unverified"
     good = (
-        figures.finite
+        finite
+        and figures
+        and figures.finite
         and figures.kl <= limits.max_kl
         and figures.top1_agreement >= limits.min_top1_agreement
     )

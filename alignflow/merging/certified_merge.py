@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from alignflow.errors import ArtifactError
-from alignflow.files import digest_json, fsync_directory, sha256_file
+from alignflow.files import digest_json, fsync_directory, hash_files, sha256_file
 from alignflow.merging.certificate import Certificate, Figures, read_certificate, status_of
 from alignflow.merging.planning.adapter import AdapterStep, read_adapter
 from alignflow.merging.planning.merge_plan import MergeOptions, MergePlan
 from alignflow.merging.planning.plan import plan
 from alignflow.merging.planning.trained_on import check_read_weights
 from alignflow.merging.writing.directory import prepare_directory, write_small_files
-from alignflow.merging.writing.shards import STATE, Progress, Written, sha256_mapped, write_weights
+from alignflow.merging.writing.shards import STATE, Progress, Written, write_weights
 from alignflow.models.headers import FLOATS
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -57,9 +57,14 @@ def merge(
     planned = plan(base, adapters, options)
     if done := _finished_merge(out, planned):
         return _checked_again(done, planned, out, options)
-    streamed = _must_stream(planned, options) if options.verify else None
+    streamed = None
+    if options.verify:
+        from alignflow.merging.verifying.comparison import must_stream
+
+        quantization = options.compared_quantization
+        streamed = must_stream(base, planned.steps, planned.config_changes, quantization)
     prepare_directory(out, planned, options.replace)
-    written = write_weights(planned, out, options, progress or _silent)
+    written = write_weights(planned, out, options, progress or (lambda _done, _total: None))
     if options.base_digest is None:
         sources = {name: s.source_sha256 for name, s in written.items() if s.source_sha256}
         check_read_weights(planned.steps, planned.base, sources)
@@ -74,20 +79,16 @@ def merge(
     return certificate
 
 
-def _silent(_done: int, _total: int) -> None:
-    pass
-
-
 def _finished_merge(out: Path, planned: MergePlan) -> Certificate | None:
     """The certificate of a finished merge of this plan whose files are still what it says."""
     certificate = read_certificate(out)
     if certificate is None or certificate.plan != planned.digest:
         return None
-    for name, entry in certificate.files.items():
-        path = out / name
-        if not path.is_file() or sha256_file(path) != entry["sha256"]:
-            return None
-    return certificate
+    intact = all(
+        (out / name).is_file() and sha256_file(out / name) == entry["sha256"]
+        for name, entry in certificate.files.items()
+    )
+    return certificate if intact else None
 
 
 def _checked_again(
@@ -113,20 +114,12 @@ def _read_back(out: Path, written: dict[str, Written]) -> None:
         ArtifactError: They are not what was written.
     """
     for name, shard in written.items():
-        sha256 = sha256_mapped(out / name)
+        sha256 = sha256_file(out / name)
         if sha256 != shard.sha256:
             raise ArtifactError(
                 f"{out / name} has sha256 {sha256[:12]}, but {shard.sha256[:12]} was written. The "
                 "disk or the file system lost data: look at its log, then merge again elsewhere."
             )
-
-
-def _must_stream(planned: MergePlan, options: MergeOptions) -> bool:
-    from alignflow.merging.verifying.comparison import must_stream
-
-    return must_stream(
-        planned.base, planned.steps, planned.config_changes, options.compared_quantization
-    )
 
 
 def _figures(
@@ -169,15 +162,8 @@ def _certificate(
 
 def _files(out: Path, written: dict[str, Written]) -> dict[str, dict[str, Any]]:
     """Digests of all files: of the weights as they were written, of the small ones read again."""
-    small = {
-        path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}
-        for path in sorted(out.iterdir())
-        if path.is_file() and path.name not in written and not path.name.startswith(".")
-    }
-    weights = {
-        name: {"sha256": shard.sha256, "bytes": shard.bytes} for name, shard in written.items()
-    }
-    return dict(sorted({**small, **weights}.items()))
+    files = hash_files(out, {name: shard.sha256 for name, shard in written.items()})
+    return {name: entry for name, entry in files.items() if not name.startswith(".")}
 
 
 def _dtype(planned: MergePlan) -> str:
@@ -194,7 +180,7 @@ def _serve_lines(planned: MergePlan, out: Path) -> dict[str, str]:
     lines = {"merged": shlex.join(["vllm", "serve", str(out)])}
     if len(planned.adapters) == 1 and planned.adapters[0]["weight"] == 1.0:
         path = planned.steps[0].path
-        rank = max((factors.rank for factors in read_adapter(path).factors), default=0)
+        rank = max((factors.a.shape[0] for factors in read_adapter(path).factors), default=0)
         served = next((r for r in VLLM_RANKS if r >= rank), None)
         if served is not None:
             lora = ["--enable-lora", "--max-lora-rank", str(served)]

@@ -29,18 +29,11 @@ def merge_request(
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     verify: bool = True,
 ) -> MergeRequest:
-    """Finds the models that are named.
+    """Finds the models that are named by directories or Hub ids.
 
-    Args:
-        base: Directory or Hub id of the base model.
-        adapters: Directories or Hub ids of adapters of that base, whose deltas times their weights
-            are added.
-        then: Adapters merged after them, each trained on the preceding result.
-        qlora_base: For an adapter trained on NF4: merge into the dequantized weights it was
-            trained on, or into the original ones. None: dequantized for an adapter that says so in
-            its base_model.json; any other is taken not to have been trained on NF4.
-        dtype: Type of the merged weights; `auto` keeps the base's.
-        verify: Compare logits of merged and base plus adapter.
+    The deltas of `adapters` are added, each times its weight; those in `then` follow, each trained
+    on the preceding result. Without `qlora_base` an adapter is merged into dequantized weights if
+    its base_model.json says that it was trained on NF4; any other is taken not to have been.
 
     Raises:
         RecipeError: A name is neither a directory nor a snapshot that can be had.

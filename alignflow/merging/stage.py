@@ -11,7 +11,7 @@ from alignflow.evaluation.measure import Measured, load_job, measure, responses
 from alignflow.evaluation.suite import figures, flat, free_memory, samples, write_responses
 from alignflow.files import digest_json
 from alignflow.merging import AdapterStep, Certificate, Figures, Limits, MergeOptions, merge
-from alignflow.merging.verifying.comparison import fits_memory
+from alignflow.merging.verifying.comparison import PROBE_TEXTS, fits_memory
 from alignflow.models.loading import BaseModel, base_of, check_adapter, load_merged, load_tokenizer
 from alignflow.recipe import EvaluationSection
 from alignflow.stages.artifacts import artifact_directory
@@ -21,11 +21,6 @@ from alignflow.stages.params import MergeParams
 from alignflow.stages.spec import StageResult, StageSpec
 
 PROBES = 16
-PLAIN_PROBES = (
-    "The quick brown fox jumps over the lazy dog, and the dog does not mind.",
-    "Write one sentence about the sea. The sea is wide, and nobody has counted its waves.",
-)
-"""For a recipe with neither evaluation prompts nor general text."""
 
 
 def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
@@ -79,7 +74,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
             "evaluation's prompts: its certificate compares it with base plus adapter."
         )
         return result
-    judged = _judge_merged(spec, params, certificate, tokenizer, merged, events)
+    judged = _judge_merged(spec, certificate, tokenizer, merged, events)
     metrics, details = result.metrics | judged.metrics, result.details | judged.details
     return result.model_copy(update={"metrics": metrics, "details": details})
 
@@ -102,7 +97,7 @@ def _merge_inputs(base: BaseModel, trained: Path) -> tuple[Path, list[AdapterSte
 def _probes(prepared: Path, tokenizer: Any, evaluation: EvaluationSection) -> list[list[int]]:
     """Token ids that merged and adapter are compared on: the first evaluation prompts, or text."""
     if not _has_evaluation(prepared):
-        return [tokenizer(text).input_ids for text in PLAIN_PROBES]
+        return [tokenizer(text).input_ids for text in PROBE_TEXTS[:2]]
     job = load_job(prepared, evaluation.model_copy(update={"metrics": []}), 0)
     if job.prompts:
         return [prompt.ids for prompt in job.prompts[:PROBES]]
@@ -133,25 +128,18 @@ def _passed(certificate: Certificate) -> Figures:
         raise CertificateError("The merged model was not compared with base plus adapter.")
     if certificate.status == "passed":
         return compared
-    finite = compared.finite and certificate.finite
     raise CertificateError(
-        "The merged model differs from base plus adapter: KL "
-        f"{compared.kl:.3g} nats per token (merge.max_kl {limits.max_kl:g}), most likely token equal "
-        f"in {compared.top1_agreement:.2%} (merge.min_top1_agreement {limits.min_top1_agreement:.2%}),"
-        f" logits and weights {'finite' if finite else 'not finite'}. Merge in a wider type "
-        "(merge.dtype float32), or raise the limit if the loss is acceptable."
+        f"The merged model differs from base plus adapter: {certificate.in_words()}. Merge in a "
+        f"wider type (merge.dtype float32), or ease the limits (merge.max_kl {limits.max_kl:g}, "
+        f"merge.min_top1_agreement {limits.min_top1_agreement:g}) if the loss is acceptable."
     )
 
 
 def _judge_merged(
-    spec: StageSpec,
-    params: MergeParams,
-    certificate: Certificate,
-    tokenizer: Any,
-    merged: Path,
-    events: EventWriter,
+    spec: StageSpec, certificate: Certificate, tokenizer: Any, merged: Path, events: EventWriter
 ) -> StageResult:
     """The figures of `merged`, reloaded as any user would."""
+    params = MergeParams.of(spec)
     job = load_job(spec.input("data"), params.evaluation, spec.seed)
     digest = evaluation_digest(
         {"merged": digest_json({n: file["sha256"] for n, file in certificate.files.items()})},

@@ -30,11 +30,8 @@ def new_adapter(
 ) -> Any:
     """`model` with a new adapter, its product zero; with LoftQ what quantization lost.
 
-    Args:
-        model: Without adapters.
-        tuning: What the adapter is like.
-        task_type: PEFT's, `CAUSAL_LM` or `SEQ_CLS`; the latter trains the head `score` too.
-        like: Directory of an adapter to take ranks, scaling and modules from instead of `tuning`.
+    `task_type` is PEFT's, `CAUSAL_LM` or `SEQ_CLS`; the latter trains the head `score` too. With
+    `like`, an adapter's directory, ranks, scaling and modules are taken from there.
 
     Raises:
         RecipeError: `tuning` names modules or layers that the model does not have.
@@ -79,12 +76,10 @@ def _config(model: Any, tuning: TuningSection) -> Any:
 
 def _name_of_layers(model: Any, count: int | None) -> str | None:
     """Name of the list of layers; without it PEFT may take an expert's number for the layer's."""
-    names = (
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.ModuleList) and len(module) == count
-    )
-    return next((name.rpartition(".")[2] for name in names), None)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
+            return name.rpartition(".")[2]
+    return None
 
 
 def _demand_matches(adapted: Any, tuning: TuningSection) -> None:
@@ -112,9 +107,7 @@ def target_modules(model: Any, targets: str | list[str]) -> list[str]:
     } - HEADS
     if targets == "all-linear":
         return sorted(linear)
-    wanted = [targets] if isinstance(targets, str) else list(targets)
-    if isinstance(targets, str) and targets in TARGET_PRESETS:
-        wanted = list(TARGET_PRESETS[targets])
+    wanted = TARGET_PRESETS.get(targets, [targets]) if isinstance(targets, str) else targets
     leaves = {name.rpartition(".")[2] for name in wanted}
     if unknown := sorted(leaves - linear):
         raise RecipeError(

@@ -16,9 +16,13 @@ class BlockLayer(DynamicLayer):
     """Keys and values in tensors with room to spare."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Starts with no room."""
         super().lazy_initialization(key_states, value_states)
         self._room: tuple[Tensor, Tensor] | None = None
+
+    def _hold(self, keys: Tensor, values: Tensor, length: int) -> None:
+        """Takes tensors with room to spare, whose first `length` tokens are in use."""
+        self._room = (keys, values)
+        self.keys, self.values = keys[..., :length, :], values[..., :length, :]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -37,41 +41,33 @@ class BlockLayer(DynamicLayer):
         keys, values = self._room
         keys[..., start:end, :] = key_states
         values[..., start:end, :] = value_states
-        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
-        return self.keys, self.values
+        self._hold(keys, values, end)
+        return keys[..., :end, :], values[..., :end, :]
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keeps some rows, with their room."""
         if self._room is not None:
-            length = self.get_seq_length()
-            self._room = (self._room[0][indices], self._room[1][indices])
-            self.keys, self.values = (tensor[..., :length, :] for tensor in self._room)
+            keys, values = self._room
+            self._hold(keys[indices], values[indices], self.get_seq_length())
 
     @classmethod
     def joined(cls, first: BlockLayer, second: BlockLayer) -> BlockLayer:
         """The rows of both, aligned at their last token; what is before a row's first is zero."""
         length = max(first.get_seq_length(), second.get_seq_length())
         capacity = length + BLOCK_TOKENS
-        layer, held = cls(), [part._held() for part in (first, second)]
+        layer = cls()
+        held: list[Any] = [(part.keys, part.values) for part in (first, second)]
         layer.lazy_initialization(*held[0])
-        layer._room = (
-            torch.cat([_shifted(keys, length, capacity) for keys, _ in held]),
-            torch.cat([_shifted(values, length, capacity) for _, values in held]),
-        )
-        layer.keys, layer.values = (room[..., :length, :] for room in layer._room)
+        keys = torch.cat([_shifted(keys, length, capacity) for keys, _ in held])
+        values = torch.cat([_shifted(values, length, capacity) for _, values in held])
+        layer._hold(keys, values, length)
         return layer
-
-    def _held(self) -> tuple[Tensor, Tensor]:
-        assert self.keys is not None
-        assert self.values is not None
-        return self.keys, self.values
 
     def cut(self, columns: int) -> None:
         """Takes away the first tokens of every row."""
         if self._room is not None:
-            length = self.get_seq_length() - columns
-            self._room = (self._room[0][..., columns:, :], self._room[1][..., columns:, :])
-            self.keys, self.values = (room[..., :length, :] for room in self._room)
+            keys, values = (held[..., columns:, :] for held in self._room)
+            self._hold(keys, values, self.get_seq_length() - columns)
 
 
 def _shifted(held: Tensor, length: int, capacity: int) -> Tensor:

@@ -1,28 +1,30 @@
 """Batched generation: responses to many prompts, greedy or sampled.
 
 Prompts are sorted by length and padded on the left; keys and values are cached; rows that ended
-leave the batch, and further prompts take their places. A sampled token is found by inverting the distribution function at a number that
-depends on the seed, the prompt's place and the token's place only: batch size and the order of
-work change nothing, and two models that are drawn with one seed share their luck, so that their
-difference is less noisy.
+leave the batch, and further prompts take their places. A sampled token is found by inverting the
+distribution function at a number that depends on the seed, the prompt's place and the token's place
+only: batch size and the order of work change nothing, and two models that are drawn with one seed
+share their luck, so that their difference is less noisy.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache
 
 from alignflow.errors import EvaluationError
 from alignflow.models.cache import BlockLayer, block_cache, can_join, joined
 
+Row = Sequence[int]
 DROP_SHARE = 0.125
 """Rows leave the batch once this share of it has ended: each leave copies the cache."""
-
 REFILL_SHARE = 0.25
 """Further prompts come in once this share of the batch is free: each time copies the cache."""
 
@@ -49,12 +51,9 @@ class Sampling(NamedTuple):
     """[prompts, max_new_tokens], float64."""
 
     def choose(self, logits: Tensor, places: Tensor, steps: Tensor) -> Tensor:
-        """The next token of each row, [B], from logits [B, V].
+        """The next token of each row, [B], from its logits, [B, V].
 
-        Args:
-            logits: Of the next token.
-            places: Of the prompts of the rows, [B].
-            steps: Tokens that each row has already, [B].
+        The rows answer the prompts at `places`, [B], and have `steps` tokens already, [B].
         """
         if self.temperature is None or self.uniforms is None:
             return logits.argmax(dim=-1)
@@ -62,31 +61,6 @@ class Sampling(NamedTuple):
         wanted = self.uniforms[places, steps].to(logits.device) * shares[:, -1]
         chosen = torch.searchsorted(shares, wanted.unsqueeze(1), right=True).squeeze(1)
         return chosen.clamp_(max=logits.shape[-1] - 1)
-
-
-def generate(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    batch_size: int = 64,
-    temperature: float | None = None,
-    seed: int = 0,
-    progress: Callable[[int], None] | None = None,
-) -> list[str]:
-    """Responses as text, special tokens left out; the arguments are those of `respond`."""
-    responses = respond(
-        model,
-        tokenizer,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        temperature=temperature,
-        seed=seed,
-        progress=progress,
-    )
-    return decode(tokenizer, responses)
 
 
 def decode(tokenizer: Any, responses: Sequence[Response]) -> list[str]:
@@ -97,7 +71,7 @@ def decode(tokenizer: Any, responses: Sequence[Response]) -> list[str]:
 def respond(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Row],
     *,
     max_new_tokens: int,
     batch_size: int = 64,
@@ -123,10 +97,8 @@ def respond(
     if any(not prompt for prompt in prompts):
         raise EvaluationError("A prompt has no tokens. Remove it from data.evaluation.")
     sampling = _sampling(len(prompts), max_new_tokens, temperature, seed)
-    ends = end_tokens(model, tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     order = sorted(range(len(prompts)), key=lambda place: (-len(prompts[place]), place))
-    work = _Work(model, prompts, sampling, ends, pad, max_new_tokens)
+    work = _Work(model, tokenizer, prompts, sampling, max_new_tokens)
     model.eval()
     while not bool(work.done.all()):
         waiting = [place for place in order if not work.done[place]]
@@ -147,12 +119,14 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     return {int(token) for token in (*several, tokenizer.eos_token_id) if token is not None}
 
 
-def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+def padded(
+    rows: Sequence[Row], value: int, side: Literal["left", "right"]
+) -> tuple[Tensor, Tensor]:
     """Ids and attention mask, [B, T] each."""
-    longest = max(len(row) for row in rows)
-    ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    marks = [torch.ones_like(row) for row in tensors]
+    ids = pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
+    return ids, pad_sequence(marks, batch_first=True, padding_side=side)
 
 
 def accepted_arguments(model: Any) -> frozenset[str]:
@@ -197,11 +171,7 @@ class _Rows(NamedTuple):
     def with_rows(self, other: _Rows) -> _Rows:
         """The rows of both."""
         length = max(self.mask.shape[1], other.mask.shape[1])
-        pads = [length - rows.mask.shape[1] for rows in (self, other)]
-        masks = [
-            torch.nn.functional.pad(rows.mask, (pad, 0))
-            for rows, pad in zip((self, other), pads, strict=True)
-        ]
+        masks = [pad(rows.mask, (length - rows.mask.shape[1], 0)) for rows in (self, other)]
         return _Rows(
             torch.cat([self.places, other.places]),
             torch.cat([self.last, other.last]),
@@ -214,18 +184,14 @@ class _Work:
     """Prompts to answer, and what is answered so far."""
 
     def __init__(
-        self,
-        model: Any,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
-        ends: set[int],
-        pad: int,
-        max_new_tokens: int,
+        self, model: Any, tokenizer: Any, prompts: Sequence[Row], sampling: Sampling, longest: int
     ) -> None:
-        self._model, self._prompts, self._sampling, self._pad = model, prompts, sampling, pad
+        ends, filler = end_tokens(model, tokenizer), tokenizer.pad_token_id
+        self._filler = min(ends, default=0) if filler is None else filler
+        self._model, self._prompts, self._sampling = model, prompts, sampling
         self._arguments = accepted_arguments(model)
         self._closing = torch.tensor(sorted(ends))
-        self._out = torch.full((len(prompts), max_new_tokens), pad, dtype=torch.long)
+        self._out = torch.full((len(prompts), longest), self._filler, dtype=torch.long)
         self._lengths = torch.zeros(len(prompts), dtype=torch.long)
         self._closed = torch.zeros(len(prompts), dtype=torch.bool)
         self.done = torch.zeros(len(prompts), dtype=torch.bool)
@@ -262,11 +228,11 @@ class _Work:
 
     def _admitted(self, places: list[int]) -> _Rows:
         """Prompts read, and the first token of their answers chosen."""
-        ids, mask = pad_left([self._prompts[place] for place in places], self._pad)
+        ids, mask = padded([self._prompts[place] for place in places], self._filler, "left")
         ids, mask = ids.to(self._model.device), mask.to(self._model.device)
         positions = (mask.cumsum(dim=1) - 1).clamp_(min=0)
         cache = block_cache(self._model.config)
-        logits = _next_logits(self._model, self._arguments, ids, mask, positions, cache)
+        logits = self._next_logits(ids, mask, positions, cache)
         at = torch.tensor(places)
         return _Rows(at, self._chosen(logits, at), mask, cache)
 
@@ -275,7 +241,7 @@ class _Work:
         mask = torch.cat([rows.mask, rows.mask.new_ones((len(rows.mask), 1))], dim=1)
         positions = mask.sum(dim=1, keepdim=True) - 1
         ids = rows.last.unsqueeze(1)
-        logits = _next_logits(self._model, self._arguments, ids, mask, positions, rows.cache)
+        logits = self._next_logits(ids, mask, positions, rows.cache)
         return rows._replace(last=self._chosen(logits, rows.places), mask=mask)
 
     def _chosen(self, logits: Tensor, places: Tensor) -> Tensor:
@@ -291,28 +257,22 @@ class _Work:
         self.done[writing] = closed | (self._lengths[writing] == self._out.shape[1])
         return chosen
 
-
-def _next_logits(
-    model: Any,
-    arguments: frozenset[str],
-    ids: Tensor,
-    mask: Tensor,
-    positions: Tensor,
-    cache: DynamicCache,
-) -> Tensor:
-    """Logits of the next token, [B, V] in float32; the cache grows by `ids`."""
-    optional = {"position_ids": positions, "logits_to_keep": 1}
-    output = model(
-        input_ids=ids,
-        attention_mask=mask,
-        past_key_values=cache,
-        use_cache=True,
-        **{name: value for name, value in optional.items() if name in arguments},
-    )
-    logits = output.logits[:, -1].float()
-    if not torch.isfinite(logits).all():
-        raise EvaluationError(
-            "The model's logits are not finite (NaN or inf), so it cannot be scored. Its training "
-            "diverged; lower the learning rate."
+    def _next_logits(
+        self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache
+    ) -> Tensor:
+        """Logits of the next token, [B, V] in float32; the cache grows by `ids`."""
+        optional = {"position_ids": positions, "logits_to_keep": 1}
+        output = self._model(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            **{name: value for name, value in optional.items() if name in self._arguments},
         )
-    return logits
+        logits = output.logits[:, -1].float()
+        if not torch.isfinite(logits).all():
+            raise EvaluationError(
+                "The model's logits are not finite (NaN or inf), so it cannot be scored. Its training "
+                "diverged; lower the learning rate."
+            )
+        return logits

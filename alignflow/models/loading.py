@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +18,13 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
+from alignflow.builtin import base_model_directory
 from alignflow.errors import ArtifactError
 from alignflow.files import digest_directory, file_stamps
 from alignflow.recipe.names import is_builtin
 from alignflow.recipe.tuning import MOVES_THE_BASE
+from alignflow.stages.layout import ADAPTER, MODEL
 from alignflow.stages.spec import Record, StageSpec
-
-ADAPTER, MODEL = "adapter", "model"
-
 
 LIBRARIES = ("trl", "peft", "accelerate", "bitsandbytes", "datasets", "torch")
 
@@ -40,12 +37,9 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> warnings.catch_warnings[None]:
     """Hides the deprecations that these libraries set off in one another."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    return warnings.catch_warnings(action="ignore")
 
 
 class BaseModel(Record):
@@ -73,7 +67,9 @@ def read_base(prepare_directory: Path) -> BaseModel:
     """
     record = json.loads((prepare_directory / "base_model.json").read_text())
     location = json.loads((prepare_directory / "location.json").read_text())
-    path = _place(record["source"], location["path"])
+    path = Path(location["path"])
+    if is_builtin(record["source"]):  # wherever this package lies now
+        path = base_model_directory(record["source"].removeprefix("builtin:"))
     if not (path / "config.json").is_file():
         raise ArtifactError(
             f"The base model {record['source']} is no longer in {path}. Put it back, or delete "
@@ -86,15 +82,6 @@ def read_base(prepare_directory: Path) -> BaseModel:
             "again from the start."
         )
     return BaseModel(path=str(path), **record)
-
-
-def _place(source: str, path: str) -> Path:
-    """Where a base is: a builtin one wherever this package lies now."""
-    if is_builtin(source):
-        from alignflow.builtin import base_model_directory
-
-        return base_model_directory(source.removeprefix("builtin:"))
-    return Path(path)
 
 
 def _unchanged(path: Path, stamped: dict[str, list[int]], digest: str) -> bool:
@@ -146,18 +133,11 @@ def load_policy(
     """What a training stage made, ready to answer; the base itself for None."""
     if stage_directory is None:
         return load_base(base, dtype=dtype, quantization=quantization)
-    if (stage_directory / MODEL).is_dir():
-        return _load(AutoModelForCausalLM, str(stage_directory / MODEL), dtype, None)
-    model = load_base(base, dtype=dtype, quantization=quantization)
-    return load_adapter(model, stage_directory / ADAPTER, base)
+    return _load_trained(AutoModelForCausalLM, base, stage_directory, dtype, quantization)
 
 
 def load_merged(directory: Path, dtype: str | None = None) -> Any:
-    """A merged model, loaded as any user would.
-
-    Args:
-        directory: Of the merged model.
-        dtype: Compute type; None is float32 on a CPU and bfloat16 on a GPU.
+    """A merged model, loaded as any user would; of itself in float32 on a CPU, bfloat16 on a GPU.
 
     Raises:
         ArtifactError: There is none, or it is still marked as quantized.
@@ -175,11 +155,8 @@ def load_reward_model(
     base: BaseModel, stage_directory: Path, *, dtype: str, quantization: str | None
 ) -> Any:
     """A reward model: logits of shape [batch, 1]."""
-    if (stage_directory / MODEL).is_dir():
-        path = str(stage_directory / MODEL)
-        return _load(AutoModelForSequenceClassification, path, dtype, None, num_labels=1)
-    model = load_scorer(base.path, dtype=dtype, quantization=quantization)
-    return load_adapter(model, stage_directory / ADAPTER, base)
+    kind = AutoModelForSequenceClassification
+    return _load_trained(kind, base, stage_directory, dtype, quantization, num_labels=1)
 
 
 def load_scorer(path: str, *, dtype: str, quantization: str | None) -> Any:
@@ -234,6 +211,16 @@ def trainable_in(model: Any, dtype: str) -> None:
         if parameter.requires_grad:
             kept = "float32" if ".modules_to_save." in name else dtype
             parameter.data = parameter.data.to(getattr(torch, kept))
+
+
+def _load_trained(
+    kind: Any, base: BaseModel, stage: Path, dtype: str, quantization: str | None, **options: Any
+) -> Any:
+    """What a training stage made: a whole model, or an adapter on the base."""
+    if (stage / MODEL).is_dir():
+        return _load(kind, str(stage / MODEL), dtype, None, **options)
+    model = _load(kind, base.path, dtype, quantization, **options)
+    return load_adapter(model, stage / ADAPTER, base)
 
 
 def _load(kind: Any, path: str, dtype: str, quantization: str | None, **options: Any) -> Any:

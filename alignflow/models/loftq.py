@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from alignflow.errors import RecipeError
+from alignflow.models.headers import Located, read_tensors
 
 OVERSAMPLING = 2
 POWER_ITERATIONS = 4
@@ -23,12 +24,7 @@ POWER_ITERATIONS = 4
 
 @torch.no_grad()
 def start_from_quantization_error(model: Any, directory: Path, adapter: str = "default") -> None:
-    """Fills a new adapter on NF4 weights.
-
-    Args:
-        model: A PEFT model whose base was loaded from `directory` in 4 bits.
-        directory: The base model's safetensors files.
-        adapter: Its name.
+    """Fills a new adapter of a PEFT model whose base was loaded from `directory` in 4 bits.
 
     Raises:
         RecipeError: A quantized weight is not in the files under its name.
@@ -36,7 +32,7 @@ def start_from_quantization_error(model: Any, directory: Path, adapter: str = "d
     from bitsandbytes.functional import dequantize_4bit
     from peft.tuners.lora import Linear4bit
 
-    places = _places(directory)
+    tensors = read_tensors(directory)
     layers: list[tuple[str, Any]] = [
         (name, module)
         for name, module in model.get_base_model().named_modules()
@@ -44,7 +40,7 @@ def start_from_quantization_error(model: Any, directory: Path, adapter: str = "d
     ]
     for name, module in layers:
         weight = module.get_base_layer().weight
-        lost = _read(places, f"{name}.weight", directory).to(weight.device, torch.float32)
+        lost = _read(tensors, f"{name}.weight", directory).to(weight.device, torch.float32)
         lost -= dequantize_4bit(weight.data, weight.quant_state).to(torch.float32)
         b, a = low_rank(lost / module.scaling[adapter], module.r[adapter])
         module.lora_A[adapter].weight.copy_(a)
@@ -67,22 +63,13 @@ def low_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return b, a
 
 
-def _places(directory: Path) -> dict[str, Path]:
-    """Tensor name to the file that holds it."""
-    places: dict[str, Path] = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        with safe_open(str(path), framework="pt") as file:
-            places |= dict.fromkeys(file.keys(), path)
-    return places
-
-
-def _read(places: dict[str, Path], name: str, directory: Path) -> Tensor:
+def _read(tensors: dict[str, Located], name: str, directory: Path) -> Tensor:
     """A tensor; files of a headless model leave the first part of the name out."""
-    stored = next((n for n in (name, name.partition(".")[2]) if n in places), None)
+    stored = tensors.get(name) or tensors.get(name.partition(".")[2])
     if stored is None:
         raise RecipeError(
             f"tuning.initialization: loftq needs the weight {name}, which {directory} does not hold "
             "under that name. Use another initialization with this model."
         )
-    with safe_open(str(places[stored]), framework="pt") as file:
-        return file.get_tensor(stored)
+    with safe_open(str(stored.path), framework="pt") as file:
+        return file.get_tensor(stored.name)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from alignflow.models.generate import accepted_arguments
-
-Item = TypeVar("Item")
-Row = Sequence[int]
+from alignflow.models.generate import Row, accepted_arguments, padded
 
 
 @torch.inference_mode()
@@ -29,15 +26,13 @@ def response_logps(
 
     def score(places: list[int]) -> list[float]:
         chosen = [rows[place] for place in places]
-        logps = _token_logps(model, chosen, keep=longest, temperature=temperature, left=True)
+        logps = _token_logps(model, chosen, keep=longest, temperature=temperature, side="left")
         return [
             float(logps[row, logps.shape[1] - len(responses[place]) :].sum())
-            if responses[place]
-            else 0.0
             for row, place in enumerate(places)
         ]
 
-    return _in_batches([len(row) for row in rows], batch_size, score)
+    return _in_batches(rows, batch_size, score)
 
 
 @torch.inference_mode()
@@ -46,10 +41,10 @@ def text_losses(model: Any, rows: Sequence[Row], *, batch_size: int) -> list[flo
 
     def score(places: list[int]) -> list[float]:
         chosen = [rows[place] for place in places]
-        logps = _token_logps(model, chosen, keep=None, temperature=1.0, left=False)
+        logps = _token_logps(model, chosen, keep=None, temperature=1.0, side="right")
         return [-float(logps[row, : len(ids) - 1].sum()) for row, ids in enumerate(chosen)]
 
-    return _in_batches([len(row) for row in rows], batch_size, score)
+    return _in_batches(rows, batch_size, score)
 
 
 @torch.inference_mode()
@@ -59,19 +54,24 @@ def reward_scores(model: Any, rows: Sequence[Row], *, pad: int, batch_size: int)
     model.config.pad_token_id = pad
 
     def score(places: list[int]) -> list[float]:
-        ids, mask = _padded([rows[place] for place in places], pad, left=False)
+        ids, mask = padded([rows[place] for place in places], pad, "right")
         output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
         return output.logits[:, 0].float().tolist()
 
-    return _in_batches([len(row) for row in rows], batch_size, score)
+    return _in_batches(rows, batch_size, score)
 
 
 def _token_logps(
-    model: Any, rows: Sequence[Row], *, keep: int | None, temperature: float, left: bool
+    model: Any,
+    rows: Sequence[Row],
+    *,
+    keep: int | None,
+    temperature: float,
+    side: Literal["left", "right"],
 ) -> Tensor:
     """Log p of each token after the first, of the last `keep` only, [B, T - 1 or keep]."""
     model.eval()
-    ids, mask = _padded(rows, 0, left=left)
+    ids, mask = padded(rows, 0, side)
     ids, mask = ids.to(model.device), mask.to(model.device)
     arguments = accepted_arguments(model)
     optional: dict[str, Any] = {}
@@ -85,23 +85,11 @@ def _token_logps(
     return logits.log_softmax(dim=-1).gather(2, targets.unsqueeze(2)).squeeze(2).double()
 
 
-def _padded(rows: Sequence[Row], pad: int, *, left: bool) -> tuple[Tensor, Tensor]:
-    longest = max(len(row) for row in rows)
-
-    def padded(row: Row, filler: int) -> list[int]:
-        rest = [filler] * (longest - len(row))
-        return [*rest, *row] if left else [*row, *rest]
-
-    ids = torch.tensor([padded(row, pad) for row in rows])
-    mask = torch.tensor([padded([1] * len(row), 0) for row in rows])
-    return ids, mask
-
-
 def _in_batches(
-    lengths: Sequence[int], batch_size: int, score: Callable[[list[int]], list[float]]
+    rows: Sequence[Row], batch_size: int, score: Callable[[list[int]], list[float]]
 ) -> list[float]:
-    """Scores of places, in their order; equally long ones share a batch."""
-    order = sorted(range(len(lengths)), key=lambda place: (-lengths[place], place))
+    """What `score` gives the rows in some places, for all; equally long rows share a batch."""
+    order = sorted(range(len(rows)), key=lambda place: (-len(rows[place]), place))
     scores: dict[int, float] = {}
     while order:
         places = order[:batch_size]
@@ -113,4 +101,4 @@ def _in_batches(
             batch_size = len(places) // 2
             continue
         order = order[len(places) :]
-    return [scores[place] for place in range(len(lengths))]
+    return [scores[place] for place in range(len(rows))]

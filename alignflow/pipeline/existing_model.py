@@ -170,7 +170,7 @@ def generate(
     _quiet()
     from transformers import AutoTokenizer
 
-    from alignflow.models.generate import generate as respond
+    from alignflow.models.generate import decode, respond
     from alignflow.models.loading import BaseModel
 
     place, record = directory, None
@@ -188,8 +188,9 @@ def generate(
     texts = [_rendered(place, text, system) for text in prompts]
     ids = [list(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
     sampling = {"temperature": temperature, "seed": seed}
-    responses: Any = respond(loaded, tokenizer, ids, max_new_tokens=max_new_tokens, **sampling)
-    return responses[0] if isinstance(prompt, str) else responses
+    responses = respond(loaded, tokenizer, ids, max_new_tokens=max_new_tokens, **sampling)
+    answers: Any = decode(tokenizer, responses)
+    return answers[0] if isinstance(prompt, str) else answers
 
 
 def merge(

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignflow.errors import EvaluationError
-from alignflow.models.generate import Response, generate, respond
+from alignflow.models.generate import Response, decode, respond
 from alignflow.models.scoring import response_logps, text_losses
 
 
@@ -129,11 +129,12 @@ def test_text_comes_in_the_order_of_the_prompts_without_special_tokens(
     model: Any, tokenizer: Any, prompts: list[list[int]]
 ) -> None:
     done: list[int] = []
-    texts = generate(
+    responses = respond(
         model, tokenizer, prompts, max_new_tokens=8, batch_size=4, progress=done.append
     )
-    alone = [generate(model, tokenizer, [prompt], max_new_tokens=8)[0] for prompt in prompts]
-    assert texts == alone
+    texts = decode(tokenizer, responses)
+    alone = [respond(model, tokenizer, [prompt], max_new_tokens=8)[0] for prompt in prompts]
+    assert texts == decode(tokenizer, alone)
     assert done == [4, 8, 11]
     assert not any("</s>" in text for text in texts)
 

@@ -27,9 +27,9 @@ from alignflow.merging import (
     merge,
     plan,
     read_certificate,
-    verify,
 )
 from alignflow.merging.verifying import comparison
+from alignflow.merging.verifying.comparison import verify
 
 FAST = MergeOptions(verify=False)
 LINEAR: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
@@ -364,7 +364,7 @@ def test_every_kind_of_adapter_is_computed_layer_by_layer(
 
 def both_ways(base: Path, adapter: Path | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits layer by layer, and of the model as PEFT loads it in float32."""
-    from alignflow.merging.verifying.reference import streamed_logits
+    from alignflow.merging.verifying.reference import streamed_logits, streamed_model
 
     ids = [1, 2, 3, 4, 5]
     with warnings.catch_warnings(), torch.no_grad():
@@ -374,16 +374,17 @@ def both_ways(base: Path, adapter: Path | None = None) -> tuple[torch.Tensor, to
             model = PeftModel.from_pretrained(model, str(adapter)).eval()
         expected = model(input_ids=torch.tensor([ids])).logits[0]
     steps = [AdapterStep(adapter)] if adapter else []
-    return streamed_logits(base, steps, [ids])[0], expected
+    return streamed_logits(streamed_model(base, steps), [ids])[0], expected
 
 
 def test_probes_of_unequal_length_give_the_logits_of_each_alone(base: Path, adapter: Path) -> None:
-    from alignflow.merging.verifying.reference import streamed_logits
+    from alignflow.merging.verifying.reference import streamed_logits, streamed_model
 
     probes = [[1, 2, 3, 4, 5, 6, 7], [8, 9]]
-    together = streamed_logits(base, [AdapterStep(adapter)], probes)
+    model = streamed_model(base, [AdapterStep(adapter)])
+    together = streamed_logits(model, probes)
     for probe, logits in zip(probes, together, strict=True):
-        [alone] = streamed_logits(base, [AdapterStep(adapter)], [probe])
+        [alone] = streamed_logits(model, [probe])
         assert logits.shape == alone.shape
         torch.testing.assert_close(logits, alone, rtol=1e-5, atol=1e-5)
 

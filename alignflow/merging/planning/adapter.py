@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alignflow.errors import ArtifactError
 from alignflow.models.headers import FLOATS, Located, read_header
+from alignflow.recipe.tuning import names_module
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -49,10 +49,6 @@ class AdapterStep:
         """All adapters of the step, with their weights."""
         return ((self.path, self.weight), *self.combine)
 
-    @property
-    def weighted(self) -> bool:
-        return bool(self.combine) or self.weight != 1.0
-
 
 def recorded_base(adapter: Path) -> dict[str, Any]:
     """What an adapter of ours was trained on (`source, digest, quantization`); of another, nothing."""
@@ -77,10 +73,6 @@ class Factors:
     magnitude: Located | None = None
     bias: Located | None = None
 
-    @property
-    def rank(self) -> int:
-        return self.a.shape[0]
-
 
 @dataclass(frozen=True)
 class Adapter:
@@ -93,10 +85,6 @@ class Adapter:
     """Tensor name in the model to the tensor that takes its place."""
     tokens: Mapping[str, tuple[Located, tuple[int, ...]]] = field(default_factory=dict)
     """Embedding module to the rows that are replaced, and their indices."""
-
-    @property
-    def saved_modules(self) -> tuple[str, ...]:
-        return tuple(self.config.get("modules_to_save") or ())
 
 
 def read_adapter(path: Path) -> Adapter:
@@ -195,25 +183,15 @@ def _factors(
             "only matrices with the same rank are merged here, not convolutions."
         )
     magnitude, bias = parts.get("magnitude"), parts.get("bias")
-    return Factors(module, a, b, _scaling(config, module, a.shape[0]), embedding, magnitude, bias)
+    return Factors(module, a, b, scaling_of(config, module, a.shape[0]), embedding, magnitude, bias)
 
 
-def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
+def scaling_of(config: Mapping[str, Any], module: str, rank: int) -> float:
     """What PEFT multiplies B @ A by: alpha over the rank, or over its root with rsLoRA."""
-    alpha = _pattern(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", 8))
+    patterns = (config.get("alpha_pattern") or {}).items()
+    alphas = (alpha for pattern, alpha in patterns if names_module(pattern, module))
+    alpha = next(alphas, config.get("lora_alpha", 8))
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-
-
-def with_rank(factors: Factors, config: Mapping[str, Any], rank: int) -> Factors:
-    """The factors of a fused parameter, whose A stacks the ranks of all experts."""
-    return replace(factors, scaling=_scaling(config, factors.module, rank))
-
-
-def _pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
 
 
 def _token_indices(

@@ -6,10 +6,11 @@ Experts of a mixture are fused in memory and often not on disk.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate, pairwise
 
 from alignflow.errors import ArtifactError
 from alignflow.merging.planning import names
-from alignflow.merging.planning.adapter import Adapter, Factors, with_rank
+from alignflow.merging.planning.adapter import Adapter, Factors, scaling_of
 from alignflow.merging.planning.draft import Draft
 from alignflow.merging.planning.merge_plan import AddBias, AddDelta, AddDora, AddFused, Layout
 from alignflow.models.headers import Located
@@ -34,13 +35,9 @@ def add_delta(draft: Draft, adapter: Adapter, name: str, factors: Factors) -> No
 def layout_of(draft: Draft, adapter: Adapter, name: str, factors: Factors) -> Layout:
     shape = draft.tensors[name].shape
     inputs, outputs = factors.a.shape[1], factors.b.shape[0]
-    if factors.embedding:
-        layout: Layout = "embedding"
-        expected = (inputs, outputs)
-    elif names.is_conv1d(draft.config.get("model_type"), factors.module):
-        layout, expected = "conv1d", (inputs, outputs)
-    else:
-        layout, expected = "linear", (outputs, inputs)
+    is_conv1d = names.is_conv1d(draft.config.get("model_type"), factors.module)
+    layout: Layout = "embedding" if factors.embedding else "conv1d" if is_conv1d else "linear"
+    expected = (outputs, inputs) if layout == "linear" else (inputs, outputs)
     if shape != expected:
         raise ArtifactError(
             f"{adapter.path}: the factors of {factors.module} make a delta of shape {expected}, "
@@ -110,18 +107,17 @@ def _fused_parameter(
         return False
     ranked = _ranked(adapter, factors, module, leaf, len(experts))
     for number, parts in enumerate(experts):
-        begin = 0
-        for name, height in zip(parts, heights, strict=True):
-            rows = (begin, begin + height)
+        for name, rows in zip(parts, pairwise(accumulate(heights, initial=0)), strict=True):
             draft.add(name, AddFused(ranked, len(experts), True, number, rows))
-            begin += height
     return True
 
 
 def _ranked(adapter: Adapter, factors: Factors, module: str, leaf: str, experts: int) -> Factors:
-    if factors.a.shape[0] % experts or factors.magnitude or factors.bias:
+    """The factors of a fused parameter, whose A stacks the ranks of all experts."""
+    rank, rest = divmod(factors.a.shape[0], experts)
+    if rest or factors.magnitude or factors.bias:
         raise ArtifactError(
             f"{adapter.path}: {factors.a.name} has {factors.a.shape[0]} rows for {experts} experts "
             f"of {module}.{leaf}; a whole rank per expert, without DoRA or bias, can be merged."
         )
-    return with_rank(replace(factors, module=module), adapter.config, factors.a.shape[0] // experts)
+    return replace(factors, module=module, scaling=scaling_of(adapter.config, module, rank))

@@ -9,12 +9,7 @@ from typing import Any
 
 from alignflow.errors import ArtifactError
 from alignflow.merging.planning import names
-from alignflow.merging.planning.merge_plan import (
-    MergeOptions,
-    Round,
-    ShardPlan,
-    TensorPlan,
-)
+from alignflow.merging.planning.merge_plan import MergeOptions, Round, ShardPlan, TensorPlan
 from alignflow.models.headers import FLOATS, Located
 
 CODES = {name: code for code, name in FLOATS.items()}
@@ -51,8 +46,7 @@ class Draft:
 
     def __post_init__(self) -> None:
         for name, located in self.originals.items():
-            work, dtype = self._types(located)
-            self.tensors[name] = TensorPlan(name, located, work, dtype)
+            self.tensors[name] = TensorPlan(name, located, *self._types(located))
         self.embedding = names.input_embedding(self.originals)
         self.head = names.output_head(self.originals)
         tie = self.config.get("tie_word_embeddings")

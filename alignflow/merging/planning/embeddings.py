@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from alignflow.errors import ArtifactError
+from alignflow.files import CHUNK_BYTES
 from alignflow.merging.planning import names
 from alignflow.merging.planning.adapter import Adapter, Factors
 from alignflow.merging.planning.deltas import add_delta
@@ -14,29 +15,21 @@ from alignflow.merging.planning.merge_plan import PutRows
 from alignflow.models.headers import Located
 
 
-def embedding_module(draft: Draft, module: str) -> Literal["embedding", "head"] | None:
-    if draft.embedding and names.find(f"{module}.weight", draft.tensors) == draft.embedding:
+def embedding_place(draft: Draft, name: str) -> Literal["embedding", "head"] | None:
+    """Which of the two a tensor's name means."""
+    if draft.embedding and names.find(name, draft.tensors) == draft.embedding:
         return "embedding"
-    if names.is_head(module):
-        return "head"
-    return None
-
-
-def belongs_to_embedding(draft: Draft, name: str) -> bool:
-    module, _, leaf = name.rpartition(".")
-    return leaf == "weight" and embedding_module(draft, module) is not None
+    return "head" if name in names.HEADS else None
 
 
 def apply_embeddings(draft: Draft, adapter: Adapter) -> None:
-    """Embedding and head together: they may be one tensor, and must not stay one if they part."""
     by_place: dict[str, list[Factors]] = {"embedding": [], "head": []}
     replaced: dict[str, Located] = {}
     for factors in adapter.factors:
-        if place := embedding_module(draft, factors.module):
+        if place := embedding_place(draft, f"{factors.module}.weight"):
             by_place[place].append(factors)
     for name, source in adapter.replaced.items():
-        module, _, leaf = name.rpartition(".")
-        if leaf == "weight" and (place := embedding_module(draft, module)):
+        if place := embedding_place(draft, name):
             replaced[place] = source
     _check_replaced_embeddings(draft, adapter, replaced)
     separate = _parted(adapter, by_place, replaced)
@@ -71,7 +64,7 @@ def _parted(
 
 def _saved(adapter: Adapter, tensor: Located) -> bool:
     """Whether a tensor is of a module that was trained as a whole."""
-    leaves = [name.rpartition(".")[2] for name in adapter.saved_modules]
+    leaves = [name.rpartition(".")[2] for name in adapter.config.get("modules_to_save") or ()]
     return any(f".{leaf}." in f".{tensor.name}" for leaf in leaves)
 
 
@@ -166,10 +159,5 @@ def _same_bytes(first: Located, second: Located) -> bool:
     with first.path.open("rb") as one, second.path.open("rb") as two:
         one.seek(first.begin)
         two.seek(second.begin)
-        left = first.bytes
-        while left:
-            size = min(left, 1 << 22)
-            if one.read(size) != two.read(size):
-                return False
-            left -= size
-    return True
+        sizes = (min(CHUNK_BYTES, first.bytes - at) for at in range(0, first.bytes, CHUNK_BYTES))
+        return all(one.read(size) == two.read(size) for size in sizes)

@@ -46,25 +46,19 @@ def input_embedding(known: Iterable[str]) -> str | None:
     return min(embeddings, key=lambda name: (name.count("."), name), default=None)
 
 
-def output_head(known: Iterable[str]) -> str | None:
+def output_head(known: Mapping[str, Any]) -> str | None:
     """The tensor of the language model's head, where the checkpoint has one."""
-    names = set(known)
-    return next((name for name in HEADS if name in names), None)
-
-
-def is_head(module: str) -> bool:
-    return f"{module}.weight" in HEADS
+    return next((name for name in HEADS if name in known), None)
 
 
 def experts_on_disk(
-    module: str, parameter: str, known: Iterable[str]
+    module: str, parameter: str, known: Mapping[str, Any]
 ) -> list[tuple[str, ...]] | None:
     """Per expert, the tensors that hold its part of a fused parameter; None where there are none."""
-    names = set(known)
     for prefix in (module, module.replace(".mlp.", ".block_sparse_moe.")):
         for leaves in EXPERT_PARTS.get(parameter, ()):
             pattern = re.compile(re.escape(prefix) + rf"\.(\d+)\.{leaves[0]}\.weight$")
-            numbers = sorted(int(expert[1]) for name in names if (expert := pattern.match(name)))
+            numbers = sorted(int(expert[1]) for name in known if (expert := pattern.match(name)))
             if numbers and numbers == list(range(len(numbers))):
                 return [tuple(f"{prefix}.{n}.{leaf}.weight" for leaf in leaves) for n in numbers]
     return None

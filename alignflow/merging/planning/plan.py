@@ -1,7 +1,4 @@
-"""What will be merged into what, from headers alone: nothing is loaded, no torch is imported.
-
-Whatever cannot be merged is refused here, before the first weight is read, by the tensor's name.
-"""
+"""What will be merged into what; whatever cannot be merged is refused by the tensor's name."""
 
 from __future__ import annotations
 
@@ -24,19 +21,13 @@ from alignflow.merging.planning.adapter import (
 )
 from alignflow.merging.planning.deltas import add_delta, apply_fused, layout_of, replace_tensor
 from alignflow.merging.planning.draft import Draft, demand_float
-from alignflow.merging.planning.embeddings import (
-    apply_embeddings,
-    belongs_to_embedding,
-    embedding_module,
-    head_name,
-)
+from alignflow.merging.planning.embeddings import apply_embeddings, embedding_place, head_name
 from alignflow.merging.planning.merge_plan import (
     AddDelta,
     Dequantized,
     Layout,
     MergeOptions,
     MergePlan,
-    ShardPlan,
     TensorPlan,
 )
 from alignflow.merging.planning.trained_on import check_recorded_base
@@ -46,12 +37,7 @@ PLAN_VERSION = 1
 
 
 def plan(base: Path, adapters: list[AdapterStep], options: MergeOptions) -> MergePlan:
-    """Plans a merge from headers and configs.
-
-    Args:
-        base: Directory of the base model.
-        adapters: In the order they are merged; none passes the base through.
-        options: How to merge.
+    """Plans a merge from headers and configs, adapter by adapter; none passes the base through.
 
     Raises:
         ArtifactError: Base or adapter is damaged, or a tensor cannot be merged: it is named.
@@ -75,6 +61,9 @@ def plan(base: Path, adapters: list[AdapterStep], options: MergeOptions) -> Merg
             draft.round_all()
         _apply_step(draft, step, members)
     shards, changes = draft.shards(files), draft.config_changes()
+    listed = [[t.name, t.work, t.dtype, repr(t.operations)] for s in shards for t in s.tensors]
+    beside = digest_directory(options.tokenizer) if options.tokenizer else None
+    identity = [PLAN_VERSION, _stamps(base, files), records, listed, changes, beside]
     return MergePlan(
         base=base,
         steps=tuple(adapters),
@@ -82,7 +71,7 @@ def plan(base: Path, adapters: list[AdapterStep], options: MergeOptions) -> Merg
         shards=shards,
         config_changes=changes,
         arithmetic=arithmetic,
-        digest=_digest(base, files, records, shards, changes, options.tokenizer),
+        digest=digest_json(identity),
         header_digest=header_digest,
     )
 
@@ -90,13 +79,7 @@ def plan(base: Path, adapters: list[AdapterStep], options: MergeOptions) -> Merg
 def check_base(base: Path, targets: Collection[str], options: MergeOptions) -> MergePlan:
     """Plans the merge of nothing, and looks at what adapters would change.
 
-    Args:
-        base: Directory of the base model.
-        targets: Last names of the layers that will have adapters.
-        options: How the merge will be done.
-
-    Returns:
-        The plan, for its size.
+    `targets` are the last names of the layers that will have adapters.
 
     Raises:
         ArtifactError: The base is damaged or quantized, or a layer could not be merged: it is named.
@@ -191,35 +174,25 @@ def _header_digest(base: Path, files: Mapping[str, list[Located]]) -> str:
     return digest_json([sorted(listed), sha256_file(base / "config.json")])
 
 
-def _digest(
-    base: Path,
-    files: Mapping[str, list[Located]],
-    records: list[dict[str, Any]],
-    shards: tuple[ShardPlan, ...],
-    changes: Mapping[str, Any],
-    tokenizer: Path | None,
-) -> str:
-    stamps = {
-        name: [(stat := (base / name).stat()).st_size, stat.st_mtime_ns]
-        for name in (*files, *(n for n in ("config.json", INDEX_FILE) if (base / n).is_file()))
-    }
-    listed = [[t.name, t.work, t.dtype, repr(t.operations)] for s in shards for t in s.tensors]
-    beside = digest_directory(tokenizer) if tokenizer else None
-    return digest_json([PLAN_VERSION, stamps, records, listed, dict(changes), beside])
+def _stamps(base: Path, files: Collection[str]) -> dict[str, list[int]]:
+    """Bytes and modification times in ns of all that the plan was read from."""
+    small = (name for name in ("config.json", INDEX_FILE) if (base / name).is_file())
+    stats = {name: (base / name).stat() for name in (*files, *small)}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
 def _apply_step(draft: Draft, step: AdapterStep, members: list[tuple[Adapter, float]]) -> None:
     """One adapter alone, or several by weights."""
-    if step.weighted:
+    if step.combine or step.weight != 1.0:
         _apply_weighted(draft, members)
         return
     adapter = members[0][0]
     apply_embeddings(draft, adapter)
     for name, source in adapter.replaced.items():
-        if not belongs_to_embedding(draft, name):
+        if embedding_place(draft, name) is None:
             replace_tensor(draft, adapter, name, source)
     for factors in adapter.factors:
-        if embedding_module(draft, factors.module) is None:
+        if embedding_place(draft, f"{factors.module}.weight") is None:
             name = names.find(f"{factors.module}.weight", draft.tensors)
             if name is None:
                 apply_fused(draft, adapter, factors)
@@ -235,7 +208,7 @@ def _apply_weighted(draft: Draft, members: list[tuple[Adapter, float]]) -> None:
             together.setdefault(factors.module, []).append((factors, weight))
     first = members[0][0]
     for module, parts in together.items():
-        place = embedding_module(draft, module)
+        place = embedding_place(draft, f"{module}.weight")
         if place and draft.tied:
             draft.untie(head_name(draft, [parts[0][0]] if place == "head" else [], first))
         name = names.find(f"{module}.weight", draft.tensors)

@@ -25,15 +25,7 @@ def check_recorded_base(
     header_digest: str,
     arithmetic: str,
 ) -> None:
-    """Refuses an adapter that was trained on something else than it would be merged into.
-
-    Args:
-        adapter: What is merged next.
-        base: Directory of the base.
-        before: Records of the adapters that precede it.
-        options: How to merge.
-        header_digest: Of the base.
-        arithmetic: Of this merge.
+    """Refuses an adapter that was trained on something else than the base and the adapters before it.
 
     Raises:
         ArtifactError: Its recorded base is another one, or, after a first adapter, is not shown
@@ -89,14 +81,9 @@ def check_read_weights(
 ) -> None:
     """Refuses adapters that were trained on another base's weights than what was read.
 
-    Called with the weights' digests once they are known, so that nothing is hashed twice. An adapter
+    Called once the sha256 of each file of weights is known, so that nothing is hashed twice. One
     that records nothing, or a commit of the Hub where the base is no snapshot, is not looked at. Of
     those after the first, what counts is the base of the merge that they were trained on.
-
-    Args:
-        planned_steps: What was merged.
-        base: Directory of the base.
-        shards: File name to sha256 of the weights that were read.
 
     Raises:
         ArtifactError: It was trained on another base.

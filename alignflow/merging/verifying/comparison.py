@@ -18,8 +18,8 @@ from alignflow.merging.planning.plan import model_config
 from alignflow.merging.verifying.reference import (
     adapted,
     as_merged,
-    demand_streamable,
     streamed_logits,
+    streamed_model,
 )
 from alignflow.models.headers import read_tensors
 from alignflow.models.loading import BaseModel, device, load_base, load_merged, quiet
@@ -51,28 +51,21 @@ def verify(
 ) -> Figures:
     """Compares merged with base plus adapter on the probes, both computing in float32.
 
-    Args:
-        base: Directory of the base model.
-        adapters: As they were merged; none compares with the base itself.
-        merged: Directory of the merged model.
-        probes: Token ids or texts. None: texts of our own.
-        quantization: `nf4` compares with the adapter on the quantized base, as it was trained.
-        streamed: Whether to run layer by layer, as `must_stream` said. None asks it now.
-
-    Returns:
-        The figures. Where a model in float32 does not fit the memory, it is run layer by layer
-        from the disk, its greedy agreement is teacher-forced, and its latency is None.
+    Without adapters it is compared with the base itself, without probes on texts of our own; `nf4`
+    compares with the adapters on the quantized base, as they were trained. Where a model in float32
+    does not fit the memory (`must_stream`, asked now for None), it is run layer by layer from the
+    disk, its greedy agreement is teacher-forced, and its latency is None.
     """
     ids, config = probe_ids(merged, probes), model_config(merged)
     if streamed is None:
         streamed = must_stream(base, adapters, config, quantization)
     if streamed:
-        expected = streamed_logits(base, list(adapters), ids, quantization, config)
-        actual = streamed_logits(merged, [], ids)
+        expected = streamed_logits(streamed_model(base, adapters, quantization, config), ids)
+        actual = streamed_logits(streamed_model(merged), ids)
         figures = compare(expected, actual, ids)
         agreed = figures.top1_agreement
         return figures.model_copy(update={"streamed": True, "greedy_agreement": agreed})
-    reference, base_seconds = _reference(base, list(adapters), config, ids, quantization)
+    reference, base_seconds = _reference(base, adapters, config, ids, quantization)
     expected, expected_text = logits_of(reference, ids), _greedy(reference, ids)
     del reference
     model = load_merged(merged, "float32")
@@ -100,7 +93,7 @@ def must_stream(
     """
     if fits_memory(base):
         return False
-    demand_streamable(base, list(adapters), quantization, changes)
+    streamed_model(base, adapters, quantization, changes)
     return True
 
 
@@ -130,7 +123,7 @@ def fits_memory(directory: Path, bytes_each: int = 4) -> bool:
 
 def _reference(
     base: Path,
-    adapters: list[AdapterStep],
+    adapters: Sequence[AdapterStep],
     merged: Mapping[str, Any],
     ids: list[list[int]],
     quantization: Any,
@@ -151,21 +144,17 @@ def _reference(
 def logits_of(model: Any, probes: list[list[int]]) -> list[Tensor]:
     """Logits of each probe alone (no padding), [T, V] in fp32 on the CPU."""
     model.eval()
-    device = next(model.parameters()).device
-    return [
-        model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].float().cpu()
-        for ids in probes
-    ]
+    rows = (torch.tensor([ids], device=model.device) for ids in probes)
+    return [model(input_ids=row, use_cache=False).logits[0].float().cpu() for row in rows]
 
 
 @torch.no_grad()
 def _greedy(model: Any, probes: list[list[int]]) -> list[list[int]]:
     """The most likely continuations of the first probes."""
-    device = next(model.parameters()).device
     continued = []
     with quiet():
         for ids in probes[:GREEDY_PROBES]:
-            prompt = torch.tensor([ids], device=device)
+            prompt = torch.tensor([ids], device=model.device)
             answer = model.generate(
                 input_ids=prompt,
                 attention_mask=torch.ones_like(prompt),
@@ -180,13 +169,12 @@ def _greedy(model: Any, probes: list[list[int]]) -> list[list[int]]:
 @torch.no_grad()
 def _seconds(model: Any, probes: list[list[int]]) -> float:
     """Median seconds of a forward pass on the longest probe."""
-    device = next(model.parameters()).device
-    longest = torch.tensor([max(probes, key=len)], device=device)
+    longest = torch.tensor([max(probes, key=len)], device=model.device)
     taken = []
     for _ in range(LATENCY_REPEATS + 2):  # two warm up
         begun = time.perf_counter()
         model(input_ids=longest, use_cache=False)
-        if device.type == "cuda":
+        if longest.is_cuda:
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - begun)
     return statistics.median(taken[2:])

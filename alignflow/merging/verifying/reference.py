@@ -8,8 +8,9 @@ What stays in float32 is embedding, head and norms.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -22,6 +23,7 @@ from alignflow.merging.planning.adapter import AdapterStep, read_adapter
 from alignflow.merging.planning.quantized import empty_model, quantized_modules
 from alignflow.merging.writing.arithmetic import dequantized
 from alignflow.merging.writing.reader import Reader
+from alignflow.models.generate import padded
 from alignflow.models.headers import FLOATS, Located, read_tensors
 from alignflow.models.loading import quiet
 
@@ -41,7 +43,11 @@ def adapted(model: Any, steps: Sequence[AdapterStep]) -> Any:
         name = f"adapter{number}"
         try:
             with quiet():
-                model = _loaded(model, path, name)
+                if number:
+                    model.load_adapter(str(path), name)
+                else:
+                    loaded: Any = PeftModel.from_pretrained(model, str(path), adapter_name=name)
+                    model = loaded
         except (ValueError, KeyError, RuntimeError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise ArtifactError(
@@ -56,20 +62,8 @@ def adapted(model: Any, steps: Sequence[AdapterStep]) -> Any:
     return model
 
 
-def _loaded(model: Any, path: Path, name: str) -> Any:
-    if not isinstance(model, PeftModel):
-        return PeftModel.from_pretrained(model, str(path), adapter_name=name)
-    model.load_adapter(str(path), name)
-    return model
-
-
 def as_merged(model: Any, merged: Mapping[str, Any]) -> Any:
-    """A base with the vocabulary and the untied head that a merged model's config has.
-
-    Args:
-        model: The base, loaded.
-        merged: The merged model's config, or what it changes of the base's.
-    """
+    """A base with the vocabulary and the untied head that a merged model's config, or change, has."""
     rows, size = model.get_input_embeddings().weight.shape[0], merged.get("vocab_size")
     if size and size not in (model.config.vocab_size, rows):
         with quiet():
@@ -82,66 +76,40 @@ def as_merged(model: Any, merged: Mapping[str, Any]) -> Any:
 
 
 @torch.no_grad()
-def streamed_logits(
+def streamed_logits(model: Any, probes: list[list[int]]) -> list[Tensor]:
+    """Logits of each probe, [T, V] in fp32. The probes pass through a layer together."""
+    ids, _ = padded(probes, 0, "right")  # padding stands behind what a causal model reads
+    logits = model(input_ids=ids, use_cache=False).logits.float()
+    return [row[: len(probe)] for row, probe in zip(logits, probes, strict=True)]
+
+
+def streamed_model(
     directory: Path,
-    adapters: list[AdapterStep],
-    probes: list[list[int]],
+    adapters: Sequence[AdapterStep] = (),
     quantization: str | None = None,
     changes: Mapping[str, Any] | None = None,
-) -> list[Tensor]:
-    """Logits of each probe, [T, V] in fp32. The probes pass through a layer together.
+) -> Any:
+    """The model with its adapters, each layer in float32 in its turn; the rest is read now.
 
-    Args:
-        directory: Of the model.
-        adapters: As they were merged.
-        probes: Token ids.
-        quantization: `nf4` computes with the values that 4-bit loading leaves of each layer.
-        changes: The merged model's config, where it has another vocabulary or an untied head.
-
-    Raises:
-        ArtifactError: This cannot be done for such a model or chain of adapters.
-    """
-    model = _ready(directory, adapters, quantization, changes or {})
-    longest = max(map(len, probes))  # padding stands behind what a causal model reads
-    ids = torch.tensor([[*probe, *[0] * (longest - len(probe))] for probe in probes])
-    logits = model(input_ids=ids, use_cache=False).logits.float()
-    return [padded[: len(probe)] for padded, probe in zip(logits, probes, strict=True)]
-
-
-def demand_streamable(
-    directory: Path,
-    adapters: list[AdapterStep],
-    quantization: str | None,
-    changes: Mapping[str, Any],
-) -> None:
-    """Nothing, where `streamed_logits` will work. Of the weights embedding and head are read.
+    `nf4` computes with the values that 4-bit loading leaves of each layer. `changes` is the merged
+    model's config, where it has another vocabulary or an untied head.
 
     Raises:
         ArtifactError: The files hold a parameter in another form than the model, adapters in a
             chain are more than sums, or PEFT does not take one.
     """
-    _ready(directory, adapters, quantization, changes)
-
-
-def _ready(
-    directory: Path,
-    adapters: list[AdapterStep],
-    quantization: str | None,
-    changes: Mapping[str, Any],
-) -> Any:
-    """The model with its adapters, each layer in float32 in its turn."""
     _demand_sums(adapters)
     model, wide = _mapped(directory, quantization)
     for layer in _layers(model):
         _widen_in_turn(layer, wide)
-    model = adapted(as_merged(model, changes), adapters).eval()
+    model = adapted(as_merged(model, changes or {}), adapters).eval()
     for parameter in model.parameters():
         if id(parameter) not in wide and parameter.dtype in NARROW:  # a module the adapter replaces
             parameter.data = parameter.data.float()
     return model
 
 
-def _demand_sums(adapters: list[AdapterStep]) -> None:
+def _demand_sums(adapters: Sequence[AdapterStep]) -> None:
     """Several can be computed side by side only where every adapter adds low-rank products."""
     if len(adapters) <= 1:
         return
@@ -167,11 +135,11 @@ def _mapped(directory: Path, quantization: str | None) -> tuple[Any, dict[int, W
     wide: dict[str, Wide] = {}
     for name, parameter in model.named_parameters():
         tensor, values = _values(directory, name, tuple(parameter.shape), located, reader)
-        if name.removesuffix(".weight") in packed:
-            values = _Dequantized(values)
+        if quantized := name.removesuffix(".weight") in packed:
+            values = _as_quantized(values)
         in_turn = id(parameter) in layers
         state[name] = tensor if in_turn else values()
-        if in_turn and (tensor.dtype != torch.float32 or isinstance(values, _Dequantized)):
+        if in_turn and (quantized or tensor.dtype != torch.float32):
             wide[name] = values
     for name, buffer in model.named_buffers():
         if (known := names.find(name, located)) is not None:
@@ -184,39 +152,19 @@ def _mapped(directory: Path, quantization: str | None) -> tuple[Any, dict[int, W
     return model, {id(by_name[name]): values for name, values in wide.items()}
 
 
-class _Dequantized(NamedTuple):
+def _as_quantized(values: Wide) -> Wide:
     """Values as 4-bit loading would leave them."""
-
-    values: Wide
-
-    def __call__(self) -> Tensor:
-        return dequantized(self.values())
+    return lambda: dequantized(values())
 
 
-class _Experts(NamedTuple):
-    """A fused parameter of (experts, out, in), which the files hold expert by expert."""
-
-    parts: list[list[Located]]
-    """Of each expert, the rows of its matrix in their order."""
-    reader: Reader
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the whole; empty where the experts differ."""
-        heights = {sum(part.shape[0] for part in expert) for expert in self.parts}
-        widths = {part.shape[1:] for expert in self.parts for part in expert}
-        if len(heights) != 1 or len(widths) != 1:
-            return ()
-        return (len(self.parts), *heights, *widths.pop())
-
-    def __call__(self) -> Tensor:
-        whole = torch.empty(self.shape)
-        for number, expert in enumerate(self.parts):
-            begin = 0
-            for part in expert:
-                whole[number, begin : begin + part.shape[0]].copy_(self.reader.tensor(part))
-                begin += part.shape[0]
-        return whole
+def _stacked(experts: list[list[Located]], shape: tuple[int, ...], reader: Reader) -> Tensor:
+    """A fused parameter of (experts, out, in), whose rows the files hold expert by expert."""
+    whole = torch.empty(shape)
+    for matrix, parts in zip(whole, experts, strict=True):
+        blocks = matrix.split([part.shape[0] for part in parts])
+        for rows, part in zip(blocks, parts, strict=True):
+            rows.copy_(reader.tensor(part))
+    return whole
 
 
 def _values(
@@ -234,15 +182,21 @@ def _values(
         return tensor, tensor.float
     module, _, leaf = name.rpartition(".")
     on_disk = names.experts_on_disk(module, leaf, located) or []
-    experts = _Experts([[located[part] for part in expert] for expert in on_disk], reader)
-    if experts.shape != shape:
+    experts = [[located[part] for part in expert] for expert in on_disk]
+    fits = [
+        (len(experts), sum(each.shape[0] for each in parts), *part.shape[1:]) == shape
+        for parts in experts
+        for part in parts
+    ]
+    if not fits or not all(fits):
         raise ArtifactError(
             f"{directory}: parameter {name} {shape} is not in the files in that form, so the merge "
             f"cannot be verified layer by layer. {INSTEAD}"
         )
-    for part in (part for expert in experts.parts for part in expert):
+    for part in (part for parts in experts for part in parts):
         _demand_float(directory, part)
-    return torch.zeros(1, dtype=torch.bfloat16).expand(shape), experts
+    stand_in = torch.zeros(1, dtype=torch.bfloat16).expand(shape)
+    return stand_in, partial(_stacked, experts, shape, reader)
 
 
 def _demand_float(directory: Path, located: Located) -> None:

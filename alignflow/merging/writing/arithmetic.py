@@ -25,7 +25,7 @@ from alignflow.merging.planning.merge_plan import (
     TensorPlan,
 )
 from alignflow.merging.writing.reader import Reader, torch_dtype
-from alignflow.merging.writing.row_blocks import RowBlocks, product_of, put_rows, threads
+from alignflow.merging.writing.row_blocks import Product, RowBlocks, product_of, put_rows, threads
 
 NF4_BLOCK = 64
 EXPONENTS = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}
@@ -60,8 +60,7 @@ class Arithmetic:
     def _apply(self, weight: Tensor, operation: Operation) -> Tensor:
         match operation:
             case AddDelta():
-                delta = product_of(operation, self.reader).whole()
-                return _added(weight, delta, operation)
+                return _added(weight, product_of(operation, self.reader).whole(), operation)
             case PutRows():
                 values, indices = self.reader.factor(operation.values), operation.indices
                 return put_rows(weight, values, torch.tensor(indices), slice(0, weight.shape[0]))
@@ -85,8 +84,7 @@ class Arithmetic:
         a, b = self.reader.factor(factors.a), self.reader.factor(factors.b)
         magnitude = self.reader.factor(factors.magnitude)  # type: ignore[arg-type]
         transposed = operation.layout != "linear"
-        product = b @ a
-        delta = (product.T if transposed else product) * factors.scaling
+        delta = Product(a, b, factors.scaling, transposed).whole()
         seen = (weight.T if transposed else weight) + (delta.T if transposed else delta)
         factor = magnitude / torch.linalg.norm(seen, dim=1).to(seen.dtype)
         del seen

@@ -12,6 +12,7 @@ import hashlib
 import mmap
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,7 @@ O_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class DirectFile:
-    """A file that is written once from start to end.
-
-    Args:
-        path: It is made, or made empty.
-        size: Its bytes, all told: the disk is asked for them at once.
+    """A file that is written once from start to end; the disk is asked for its `size` at once.
 
     Raises:
         OSError: As of `open` and `write`; a full disk is found at the start where it can be.
@@ -36,7 +33,7 @@ class DirectFile:
 
     def __init__(self, path: Path, size: int) -> None:
         self._descriptor = _open(path)
-        self._size = 0
+        self.bytes = 0
         self._digest = hashlib.sha256()
         self._hasher, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._buffers = [mmap.mmap(-1, BUFFER_BYTES) for _ in range(BUFFERS)]
@@ -49,11 +46,6 @@ class DirectFile:
             self.close()
             raise
 
-    @property
-    def bytes(self) -> int:
-        """What was put in."""
-        return self._size
-
     def write(self, data: memoryview) -> None:
         """Appends; `data` may be changed afterwards."""
         begin = 0
@@ -61,7 +53,7 @@ class DirectFile:
             count = min(BUFFER_BYTES - self._filled, len(data) - begin, COPY_BYTES)
             end = self._filled + count
             self._views[self._current][self._filled : end] = data[begin : begin + count]
-            begin, self._filled, self._size = begin + count, end, self._size + count
+            begin, self._filled, self.bytes = begin + count, end, self.bytes + count
             if self._filled == BUFFER_BYTES:
                 self._hand_over()
 
@@ -69,9 +61,9 @@ class DirectFile:
         """Makes the file durable; returns its sha256."""
         if self._filled:
             self._hand_over()
-        for futures in self._busy:
-            _wait(futures)
-        os.ftruncate(self._descriptor, self._size)
+        for future in chain.from_iterable(self._busy):
+            future.result()  # raises what its thread met
+        os.ftruncate(self._descriptor, self.bytes)
         os.fsync(self._descriptor)
         return self._digest.hexdigest()
 
@@ -94,7 +86,8 @@ class DirectFile:
             self._writer.submit(_write, self._descriptor, view[:padded]),
         )
         self._current, self._filled = (self._current + 1) % BUFFERS, 0
-        _wait(self._busy[self._current])
+        for future in self._busy[self._current]:
+            future.result()
 
     def __enter__(self) -> DirectFile:
         return self
@@ -115,8 +108,6 @@ def _open(path: Path) -> int:
 
 def _reserve(descriptor: int, size: int) -> None:
     """Room for the whole file, in one piece where there is one."""
-    if not size:
-        return
     try:
         os.posix_fallocate(descriptor, 0, size)
     except OSError as error:
@@ -147,9 +138,3 @@ def _write_some(descriptor: int, left: memoryview) -> int:
         # Opened for direct writes, which the file system then refuses, or in other pieces.
         fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~O_DIRECT)
         return os.write(descriptor, left)
-
-
-def _wait(futures: tuple[Future[Any], ...]) -> None:
-    """Raises what a thread met."""
-    for future in futures:
-        future.result()

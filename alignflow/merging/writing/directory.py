@@ -63,43 +63,20 @@ def write_small_files(out: Path, plan: MergePlan, options: MergeOptions) -> None
     """Config, generation config, tokenizer and chat template, code of the model's own, and index."""
     tokenizer = options.tokenizer or _adapters_tokenizer(plan)
     for directory in (plan.base, *([tokenizer] if tokenizer else [])):
-        for path in _small_files(directory):
-            _copy(path, out)
-    config = json.loads((plan.base / "config.json").read_text())
-    _change(config, plan.config_changes)
+        for path in sorted(directory.iterdir()):
+            if path.is_file() and path.suffix in CARRIED and path.name not in NOT_CARRIED:
+                fsync_file(shutil.copyfile(path, out / path.name))
+    config = json.loads((plan.base / "config.json").read_text()) | dict(plan.config_changes)
+    if "dtype" in plan.config_changes and "torch_dtype" in config:
+        config["torch_dtype"] = config["dtype"]
     atomic_write_json(out / "config.json", config)
     if len(plan.shards) > 1 or (plan.base / INDEX_FILE).is_file():
         atomic_write_json(out / INDEX_FILE, _index(plan))
 
 
-def _small_files(directory: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in directory.iterdir()
-        if path.is_file() and path.suffix in CARRIED and path.name not in NOT_CARRIED
-    )
-
-
 def _adapters_tokenizer(plan: MergePlan) -> Path | None:
     paths = (step.path for step in reversed(plan.steps))
     return next((path for path in paths if (path / TOKENIZER_MARK).is_file()), None)
-
-
-def _copy(path: Path, out: Path) -> None:
-    target = out / path.name
-    shutil.copyfile(path, target)
-    fsync_file(target)
-
-
-def _change(config: dict[str, Any], changes: Any) -> None:
-    for name, value in changes.items():
-        if name == "dtype":
-            for key in ("dtype", "torch_dtype"):
-                if key in config:
-                    config[key] = value
-            config.setdefault("dtype", value)
-        else:
-            config[name] = value
 
 
 def _index(plan: MergePlan) -> dict[str, Any]:

@@ -9,14 +9,14 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from alignflow.merging.planning.merge_plan import AddDelta, PutRows, Round, TensorPlan
+from alignflow.merging.planning.merge_plan import AddDelta, Operation, PutRows, Round, TensorPlan
 from alignflow.merging.writing.reader import Reader, torch_dtype
-from alignflow.models.headers import Located
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,9 @@ ROW_MULTIPLE = 64
 
 
 class RowBlocks:
-    """Computes in blocks of rows what has the same bits that way.
+    """Computes in blocks of rows what has the same bits that way as whole on `threads` threads.
 
-    Args:
-        reader: Of bases and adapters.
-        block_bytes: Bytes of float32 at a time.
-        threads: That the whole would be computed with.
+    A block has `block_bytes` of float32.
     """
 
     def __init__(self, reader: Reader, block_bytes: int, threads: int) -> None:
@@ -146,57 +143,44 @@ class RowBlocks:
 
     def can(self, plan: TensorPlan) -> bool:
         """Whether all that is done to a tensor can be done row by row."""
-        source = plan.source
-        if len(source.shape) == 0 or not plan.operations:
-            return len(source.shape) > 0
-        if len(source.shape) != 2:
-            return False
-        return all(self._exact(operation, source) for operation in plan.operations)
+        shape, operations = plan.shape, plan.operations
+        if not operations:
+            return len(shape) > 0
+        return len(shape) == 2 and all(self._exact(operation, shape) for operation in operations)
 
     def blocks(self, source: Tensor, plan: TensorPlan) -> Iterator[Tensor]:
         """The merged tensor; each block is overwritten by the next."""
-        parts = [self._prepare(operation) for operation in plan.operations]
+        steps = [self._step(operation) for operation in plan.operations]
         for chosen in _blocks_of(source.shape[0], self._rows(tuple(source.shape))):
             # An adapter's replacement is first loaded into the base's type, as PEFT does.
             block = self._as(source[chosen], torch_dtype(plan.work))
-            for operation, prepared in zip(plan.operations, parts, strict=True):
-                block = self._apply(block, operation, prepared, chosen)
+            for step in steps:
+                block = step(block, chosen)
             yield self._as(block, torch_dtype(plan.dtype))
 
-    def _exact(self, operation: Any, source: Located) -> bool:
-        if isinstance(operation, PutRows | Round):
-            return True
+    def _exact(self, operation: Operation, shape: tuple[int, ...]) -> bool:
         if not isinstance(operation, AddDelta):
-            return False
-        return self._exactness(product_of(operation, self._reader), source.shape).rows
-
-    def _exactness(self, product: Product, shape: tuple[int, ...]) -> _Exactness:
+            return isinstance(operation, PutRows | Round)
+        product = product_of(operation, self._reader)
         if product.shape not in self._exact_ways:
-            self._exact_ways[product.shape] = _exactness_of(
-                product, self._rows(shape), self._threads
-            )
-        return self._exact_ways[product.shape]
+            ways = _exactness_of(product, self._rows(shape), self._threads)
+            self._exact_ways[product.shape] = ways
+        return self._exact_ways[product.shape].rows
 
     def _rows(self, shape: tuple[int, ...]) -> int:
         fitting = max(self._block_bytes // (4 * max(math.prod(shape[1:]), 1)), 1)
         return fitting - fitting % ROW_MULTIPLE if fitting > ROW_MULTIPLE else fitting
 
-    def _prepare(self, operation: Any) -> Any:
+    def _step(self, operation: Any) -> Callable[[Tensor, slice], Tensor]:
+        """What an operation makes of a block that lies at a slice of the rows."""
         if isinstance(operation, AddDelta):
-            return product_of(operation, self._reader)
+            return partial(self._add, operation, product_of(operation, self._reader))
         if isinstance(operation, PutRows):
-            return self._reader.factor(operation.values), torch.tensor(operation.indices)
-        return None
+            values, indices = self._reader.factor(operation.values), torch.tensor(operation.indices)
+            return lambda block, chosen: put_rows(self._own(block), values, indices, chosen)
+        return lambda block, _: block.to(torch_dtype(operation.dtype)).to(block.dtype)
 
-    def _apply(self, block: Tensor, operation: Any, prepared: Any, chosen: slice) -> Tensor:
-        if isinstance(operation, AddDelta):
-            return self._add(block, operation, prepared, chosen)
-        if isinstance(operation, PutRows):
-            values, indices = prepared
-            return put_rows(self._own(block), values, indices, chosen)
-        return block.to(torch_dtype(operation.dtype)).to(block.dtype)
-
-    def _add(self, block: Tensor, operation: AddDelta, product: Product, chosen: slice) -> Tensor:
+    def _add(self, operation: AddDelta, product: Product, block: Tensor, chosen: slice) -> Tensor:
         if operation.layout == "embedding":  # rounded before the sum, as in PEFT
             delta = product.rows(chosen, self._delta).to(block.dtype)
             return self._own(block).add_(delta)

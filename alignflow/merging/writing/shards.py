@@ -6,9 +6,7 @@ A finished shard has a record of its own, so that a second call continues a kill
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
-import mmap
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 STATE = ".merge"
 """Directory in the result, gone when it is complete: one record per finished shard."""
 COPY_BYTES = 8 * 1024 * 1024
-HASH_BYTES = 64 * 1024 * 1024
 TOLD_TIMES = 500
 """At most, that progress is told of, whatever the size."""
 Progress = Callable[[int, int], None]
@@ -59,12 +56,17 @@ def write_weights(
     told = _Told(progress, plan.bytes, plan.bytes - sum(shard.bytes for shard in left))
     with ThreadPoolExecutor(1) as hasher:  # busy while torch is imported, and beside the writer
         hashed = left if options.base_digest is None else []
-        sources = {s.file: hasher.submit(sha256_mapped, plan.base / s.file) for s in hashed}
+        sources = {s.file: hasher.submit(sha256_file, plan.base / s.file) for s in hashed}
         try:
             from alignflow.merging.writing.arithmetic import Arithmetic
+            from alignflow.merging.writing.row_blocks import threads
 
             writer = _ShardWriter(out, plan, Arithmetic(options.block_bytes), told)
-            return written | writer.write_all(left, sources)
+            with threads(1):  # where the result depends on it, Arithmetic takes the number it met
+                for shard in left:
+                    written[shard.file] = writer.write(shard, sources.get(shard.file))
+                    writer.arithmetic.reader.close(plan.base / shard.file)
+            return written
         finally:
             for source in sources.values():
                 source.cancel()
@@ -92,19 +94,6 @@ class _ShardWriter(NamedTuple):
     plan: MergePlan
     arithmetic: Arithmetic
     told: _Told
-
-    def write_all(
-        self, shards: list[ShardPlan], sources: dict[str, Future[str]]
-    ) -> dict[str, Written]:
-        """Writes shards; `sources` are digests of the base's files, which another thread computes."""
-        from alignflow.merging.writing.row_blocks import threads
-
-        written = {}
-        with threads(1):  # where the result depends on it, Arithmetic takes the number it met
-            for shard in shards:
-                written[shard.file] = self.write(shard, sources.get(shard.file))
-                self.arithmetic.reader.close(self.plan.base / shard.file)
-        return written
 
     def write(self, shard: ShardPlan, source: Future[str] | None) -> Written:
         partial = self.out / f".{shard.file}.partial"
@@ -167,17 +156,3 @@ def _finished(out: Path, plan: MergePlan, shard: ShardPlan) -> Written | None:
         return Written(**content) if sha256_file(file) == content["sha256"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def sha256_mapped(path: Path) -> str:
-    """Hex digest of a base's file, read where the merge reads it: from its memory map."""
-    digest = hashlib.sha256()
-    with (
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-        memoryview(mapped) as view,
-    ):
-        for begin in range(0, len(view), HASH_BYTES):
-            with view[begin : begin + HASH_BYTES] as part:
-                digest.update(part)
-    return digest.hexdigest()
