@@ -78,10 +78,10 @@ def check_file(
         recipe = load_recipe(path, overrides)
     except AlignflowError as problem:
         lines = problem.message.splitlines()
-        found = Check(file=str(path), findings=[error("", line, type(problem)) for line in lines])
+        checked = Check(file=str(path), findings=[error("", line, type(problem)) for line in lines])
     else:
-        found = check(recipe, full=full, home=home)
-    return found.model_copy(update={"file": str(path), "seconds": time.monotonic() - started})
+        checked = check(recipe, full=full, home=home)
+    return checked.model_copy(update={"file": str(path), "seconds": time.monotonic() - started})
 
 
 def check(recipe: Recipe, *, full: bool = False, home: Path | str | None = None) -> Check:
@@ -95,25 +95,25 @@ def check(recipe: Recipe, *, full: bool = False, home: Path | str | None = None)
         home: Where results would go; None is ALIGNFLOW_HOME or `.alignflow`.
     """
     started, place = time.monotonic(), resolve_home(home)
-    found = surroundings(recipe)
-    findings, rows, needs = list(found.findings), [], None
+    around = surroundings(recipe)
+    findings, rows, needs = list(around.findings), [], None
     if exit_code(findings) == 0:
-        seen = _template_seen(recipe, found)
+        seen = _template_seen(recipe, around)
         findings += seen
         if exit_code(seen) == 0:
-            context = found.shape.context if found.shape else None
-            rows, judged = row_findings(recipe, found.directory, context, home=place, full=full)
+            context = around.shape.context if around.shape else None
+            rows, judged = row_findings(recipe, around.directory, context, home=place, full=full)
             findings += judged
-    if found.shape is not None:
-        download = found.directory is None
-        needs = needs_of(recipe, found.shape, place, download=download, named=found.named)
-        findings += need_findings(needs, guessed=found.shape.from_name)
+    if around.shape is not None:
+        download = around.directory is None
+        needs = needs_of(recipe, around.shape, place, download=download, named=around.named)
+        findings += need_findings(needs, guessed=around.shape.from_name)
     return Check(
         file=recipe.name,
         recipe=recipe.name,
         stages=recipe.stages,
         findings=findings,
-        base_model=found.shape,
+        base_model=around.shape,
         rows=rows,
         needs=needs,
         seconds=time.monotonic() - started,
@@ -217,9 +217,9 @@ def _digest(recipe: Recipe, directory: Path) -> str:
     return digest_directory(directory)
 
 
-def _template_seen(recipe: Recipe, found: Surroundings) -> list[Finding]:
-    if found.directory is None:
+def _template_seen(recipe: Recipe, around: Surroundings) -> list[Finding]:
+    if around.directory is None:
         return []
     read = [*recipe.data.preferences, *recipe.data.evaluation]
     needed = any(not is_elsewhere(source.source) for source in read)
-    return template_findings(found.directory, recipe.base_model.chat_template, needed=needed)
+    return template_findings(around.directory, recipe.base_model.chat_template, needed=needed)

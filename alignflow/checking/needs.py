@@ -237,8 +237,10 @@ def _gpu_memory() -> int | None:
         "--format=csv,noheader,nounits",
     ]
     try:
-        found = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout
-        return int(found.split()[0]) * 1024**2
+        free_mib = subprocess.run(
+            query, capture_output=True, text=True, timeout=5, check=True
+        ).stdout
+        return int(free_mib.split()[0]) * 1024**2
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None
 

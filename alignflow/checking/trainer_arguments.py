@@ -51,10 +51,10 @@ def known_arguments(stage: str) -> frozenset[str]:
 
 def _fields(file: str, kind: str) -> Iterator[str]:
     package, _, rest = file.partition("/")
-    found = importlib.util.find_spec(package)  # does not import a top-level package
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(package)  # does not import a top-level package
+    if spec is None or not spec.submodule_search_locations:
         return
-    path = Path(found.submodule_search_locations[0]) / rest
+    path = Path(spec.submodule_search_locations[0]) / rest
     if not path.is_file():
         return
     for node in ast.parse(path.read_text(encoding="utf-8")).body:

@@ -219,16 +219,16 @@ class _Judged(NamedTuple):
     group: str
     """Empty for the main prompts."""
     places: list[int]
-    found: MetricFigures
+    figures: MetricFigures
 
     @property
     def own_values(self) -> list[float] | None:
         """The metric's own value of each prompt, where it has one."""
-        return self.found.per_prompt.get(self.metric.name)
+        return self.figures.per_prompt.get(self.metric.name)
 
     @property
     def further(self) -> dict[str, list[float]]:
-        return {n: v for n, v in self.found.per_prompt.items() if n != self.metric.name}
+        return {n: v for n, v in self.figures.per_prompt.items() if n != self.metric.name}
 
 
 class _Figure(NamedTuple):
@@ -267,7 +267,7 @@ def _figures(judged: list[_Judged], prefix: str, *, further: bool) -> Iterator[_
         stem = f"{prefix}{entry.group}_" if entry.group else prefix
         second = [entry.metric.leading_name] if entry.is_first else []
         for name in (entry.metric.name, *second):
-            yield _Figure(f"{stem}{name}", entry.found.figure, entry.places, entry.own_values)
+            yield _Figure(f"{stem}{name}", entry.figures.figure, entry.places, entry.own_values)
         if further and not entry.group:
             for name, values in entry.further.items():
                 yield _Figure(name, sum(values) / len(values), entry.places, values)

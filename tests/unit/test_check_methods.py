@@ -28,7 +28,11 @@ def rft(**section: Any) -> dict[str, Any]:
 
 
 def distill(teacher: Any = "builtin:freight-base", **section: Any) -> dict[str, Any]:
-    return {**PROMPTS, "method": "distill", "distill": {"teacher": str(teacher), **DISTILL, **section}}  # fmt: skip
+    return {
+        **PROMPTS,
+        "method": "distill",
+        "distill": {"teacher": str(teacher), **DISTILL, **section},
+    }
 
 
 def finding_lines(folder: Path, fields: dict[str, Any]) -> str:
@@ -47,8 +51,10 @@ def test_good_recipes_get_no_error_and_no_warning(tmp_path: Path) -> None:
     [
         (rft(rewards=["nowhere.py:f"]), "rft.rewards: 'nowhere.py:f' is no function"),
         (rft(max_new_tokens=192), "rft.max_new_tokens: is 192 of max_length 192"),
-        (rft() | {"data__prompts": None, "data__preferences": "builtin:freight-preferences"},
-         "rft.rewards: names execution, which compares with targets"),
+        (
+            rft() | {"data__prompts": None, "data__preferences": "builtin:freight-preferences"},
+            "rft.rewards: names execution, which compares with targets",
+        ),
         (rft(rewards=["reward_model"]), "rft.rewards names the reward model; add a reward section"),
         (rft(trainer_args={"packing": True}), "rft.trainer_args.packing: is set by"),
         (rft(trainer_args={"pakking": 1}), "rft.trainer_args.pakking: (here 1) is no argument"),
@@ -57,7 +63,7 @@ def test_good_recipes_get_no_error_and_no_warning(tmp_path: Path) -> None:
         (distill("builtin:nowhere"), "distill.teacher: "),
         (distill(trainer_args={"betta": 1}), "is no argument of DistillationConfig"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_run_is_refused(tmp_path: Path, fields: dict[str, Any], expected: str) -> None:
     assert expected in finding_lines(tmp_path, fields)
 
