@@ -13,10 +13,7 @@ MOST_STARTS = 4
 
 @task
 def put_back(flow_run_id: str) -> str:
-    """Schedules a crashed run again. Its finished stages will be Cached.
-
-    Args:
-        flow_run_id: Id of the run, or `prefect.flow-run.ID`.
+    """Schedules a crashed run again, by its id or `prefect.flow-run.ID`; its finished stages will be Cached.
 
     Returns:
         What was done, in words.

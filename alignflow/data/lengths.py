@@ -15,25 +15,22 @@ def readers_of(part: str, recipe: Recipe) -> list[str]:
 
     A method that samples reads of preferences the prompts alone, unless its settings say more.
     """
-    return [
-        stage
-        for stage, row in TRAINING_STAGES.items()
-        if (section := recipe.section_of(stage)) is not None
-        and (
-            part in section.also_reads()
-            or (
-                part in {*sum(row.parts, ()), *row.optional_parts}
-                and not (row.samples and part == "preferences")
-            )
+    readers = []
+    for stage, section in recipe.training_sections.items():
+        row = TRAINING_STAGES[stage]
+        whole = {*sum(row.parts, ()), *row.optional_parts} - (
+            {"preferences"} if row.samples else set()
         )
-    ]
+        if part in whole.union(section.also_reads()):
+            readers.append(stage)
+    return readers
 
 
 def limits_of(recipe: Recipe) -> dict[str, int | None]:
     """Longest row of each part, in tokens: the longest that a stage takes; None where none reads it."""
-    lengths = recipe.lengths
+    sections = recipe.training_sections
     return {
-        part: max((lengths[stage] for stage in readers_of(part, recipe)), default=None)
+        part: max((sections[stage].max_length for stage in readers_of(part, recipe)), default=None)
         for part in LIMITED_PARTS
     }
 

@@ -194,11 +194,6 @@ class Recipe(_WithMethods):
         return {stage: section for stage, section in sections.items() if section is not None}
 
     @property
-    def lengths(self) -> dict[str, int]:
-        """Longest row of each stage that trains, in tokens."""
-        return {stage: section.max_length for stage, section in self.training_sections.items()}
-
-    @property
     def stages(self) -> list[str]:
         """Stages in their order."""
         return [

@@ -11,13 +11,11 @@ from alignflow.recipe import (
     EvaluationSection,
     MergeSection,
     ModelSource,
-    TrainingSection,
     TuningSection,
 )
 from alignflow.stages.spec import Record, StageSpec
 
 AnyParams = TypeVar("AnyParams", bound="StageParams")
-AnySection = TypeVar("AnySection", bound=TrainingSection)
 
 
 class StageParams(Record):
@@ -26,9 +24,7 @@ class StageParams(Record):
     def as_json(self) -> dict[str, Any]:
         """The fields that were given, for `StageSpec.params`."""
         values = self.model_dump(mode="json")
-        return {
-            name: values[name] for name in type(self).model_fields if name in self.model_fields_set
-        }
+        return {name: value for name, value in values.items() if name in self.model_fields_set}
 
     @classmethod
     def of(cls: type[AnyParams], spec: StageSpec) -> AnyParams:
@@ -90,10 +86,6 @@ class TrainingParams(ModelParams):
     """Digests of the files of the metric that is watched."""
     models: dict[str, ResolvedModel] = Field(default_factory=dict)
     """Further models that the section names, such as a teacher, by field."""
-
-    def section_as(self, kind: type[AnySection]) -> AnySection:
-        """The stage's section of the recipe."""
-        return kind.model_validate(self.section)
 
 
 class EvaluateParams(ModelParams):

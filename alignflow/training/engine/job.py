@@ -77,5 +77,5 @@ def read_job(
     quiet_libraries()
     set_seed(spec.seed)
     params = TrainingParams.of(spec)
-    read, tokenizer = params.section_as(section), load_tokenizer(spec.input("data"))
+    read, tokenizer = section.model_validate(params.section), load_tokenizer(spec.input("data"))
     return Job(spec, work, events, read, params.tuning, params.dtype, base_of(spec), tokenizer)
