@@ -190,6 +190,7 @@ class _Work:
         self._filler = min(ends, default=0) if filler is None else filler
         self._model, self._prompts, self._sampling = model, prompts, sampling
         self._arguments = accepted_arguments(model)
+        self._cache_name = "cache" if "cache" in self._arguments else "past_key_values"
         self._closing = torch.tensor(sorted(ends))
         self._out = torch.full((len(prompts), longest), self._filler, dtype=torch.long)
         self._lengths = torch.zeros(len(prompts), dtype=torch.long)
@@ -265,8 +266,8 @@ class _Work:
         output = self._model(
             input_ids=ids,
             attention_mask=mask,
-            past_key_values=cache,
             use_cache=True,
+            **{self._cache_name: cache},
             **{name: value for name, value in optional.items() if name in self._arguments},
         )
         logits = output.logits[:, -1].float()
