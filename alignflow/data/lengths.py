@@ -15,7 +15,7 @@ def readers_of(part: str, recipe: Recipe) -> list[str]:
 
     A method that samples reads of preferences the prompts alone, unless its settings say more.
     """
-    readers = []
+    readers: list[str] = []
     for stage, section in recipe.training_sections.items():
         row = TRAINING_STAGES[stage]
         whole = {*sum(row.parts, ()), *row.optional_parts} - (

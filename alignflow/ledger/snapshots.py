@@ -109,7 +109,8 @@ def _freeze(
         )
     consumed = select(func.count()).select_from(_consumed(set_key).order_by(None).subquery())
     wanted = replay(new, connection.execute(consumed).scalar_one()) if replay else 0
-    again = list(connection.execute(_consumed(set_key).limit(wanted)).scalars()) if wanted else []
+    spent: Any = _consumed(set_key).limit(wanted)
+    again = list(connection.execute(spent).scalars()) if wanted else []
     digest = _digest(connection, waiting, again)
     numbers = select(func.coalesce(func.max(snapshots.c.number), 0))
     newest = connection.execute(numbers.where(snapshots.c.preference_set == set_key)).scalar_one()

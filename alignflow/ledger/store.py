@@ -14,7 +14,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
-    Select,
     Table,
     create_engine,
     event,
@@ -159,7 +158,7 @@ def select_in(
 
 def rows_in(
     connection: Connection,
-    statement: Select[Any],
+    statement: Any,
     column: ColumnElement[Any],
     values: Collection[Any],
 ) -> Iterator[Any]:
