@@ -12,7 +12,6 @@ import json
 import os
 import re
 import threading
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

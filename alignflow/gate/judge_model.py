@@ -35,7 +35,8 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     """Runs the stage; see the module."""
     questions, params = read_questions(spec), JudgeParams.of(spec)
     directory = fetch_base(params.model, spec.paths.get("model"), MODEL_FIELD)
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
+    kind: Any = AutoTokenizer
+    tokenizer = kind.from_pretrained(str(directory), trust_remote_code=False)
     base = BaseModel(path=str(directory), source=params.model.source, digest=params.model.digest)
     responses = respond(
         load_base(base, dtype=params.dtype, quantization=None),
