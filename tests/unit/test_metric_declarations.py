@@ -227,7 +227,7 @@ def test_recipes_without_a_database_keep_their_dump() -> None:
             {"database": "none.sqlite"},
             "error evaluation.metrics: there is no database 'none.sqlite'",
         ),
-        ({"databse": "x"}, "execution_accuracy: databse: Extra inputs"),
+        ({"databasse": "x"}, "execution_accuracy: databse: Extra inputs"),
         ({"refusal": "No."}, "name it in `database`"),
         (
             {"database": {"postgres": "UNSET_DB_URL", "version": "1"}},
