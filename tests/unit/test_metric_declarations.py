@@ -227,7 +227,7 @@ def test_recipes_without_a_database_keep_their_dump() -> None:
             {"database": "none.sqlite"},
             "error evaluation.metrics: there is no database 'none.sqlite'",
         ),
-        ({"databasse": "x"}, "execution_accuracy: databse: Extra inputs"),
+        ({"dbase": "x"}, "execution_accuracy: dbase: Extra inputs"),
         ({"refusal": "No."}, "name it in `database`"),
         (
             {"database": {"postgres": "UNSET_DB_URL", "version": "1"}},
