@@ -21,6 +21,22 @@ CHAT_TEMPLATE = (
 COLOURS = ["red", "green", "blue", "black", "white", "grey", "pink", "gold"]
 
 
+STOCK_TRAINER: dict[str, Any] = {
+    "learning_rate": 1e-2,
+    "lr_scheduler_type": "constant",
+    "logging_steps": 1,
+    "bf16": False,
+    "use_cpu": True,
+    "gradient_checkpointing": False,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "seed": 0,
+    "dataloader_pin_memory": False,
+}
+"""Arguments of TRL's own trainers where ours are held against them."""
+
+
 def build_tiny_base(directory: Path) -> Path:
     """A random Qwen3 of 30 thousand parameters with a byte-level tokenizer of its own."""
     import torch

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
-from stage_runs import build_tiny_base, logged, make_spec, run_stage, work_of
+from stage_runs import STOCK_TRAINER, build_tiny_base, logged, make_spec, run_stage, work_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl.trainer.distillation_config import DistillationConfig
 from trl.trainer.distillation_trainer import DistillationTrainer, _chunked_divergence_loss
@@ -150,18 +150,8 @@ def test_distillation_equals_trl(
                 output_dir=str(tmp_path),
                 max_steps=3,
                 per_device_train_batch_size=8,
-                learning_rate=1e-2,
-                lr_scheduler_type="constant",
-                logging_steps=1,
-                bf16=False,
-                use_cpu=True,
-                gradient_checkpointing=False,
-                report_to="none",
-                save_strategy="no",
-                disable_tqdm=True,
-                seed=0,
                 max_completion_length=6,
-                dataloader_pin_memory=False,
+                **STOCK_TRAINER,
             ),
             train_dataset=Dataset.from_list(
                 [{"prompt": text} for _, text in sorted(first.items())]

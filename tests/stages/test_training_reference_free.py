@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from stage_runs import logged, logs_of, run_and_publish, run_stage, work_of
+from stage_runs import STOCK_TRAINER, logged, logs_of, run_and_publish, run_stage, work_of
 
 from alignflow.models.loading import load_base, load_tokenizer, read_base
 from alignflow.stages.artifacts import Artifact
@@ -147,18 +147,8 @@ def stock_losses(prepared: Artifact, folder: Path, kind: str, **settings: Any) -
             output_dir=str(folder),
             max_steps=STEPS,
             per_device_train_batch_size=len(rows),
-            learning_rate=1e-2,
-            lr_scheduler_type="constant",
-            logging_steps=1,
             max_length=64,
-            bf16=False,
-            use_cpu=True,
-            gradient_checkpointing=False,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
-            seed=0,
-            dataloader_pin_memory=False,
+            **STOCK_TRAINER,
             **settings,
         )
         trainer = trainer_class(
