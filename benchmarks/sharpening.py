@@ -14,7 +14,7 @@ import torch
 
 from alignflow.builtin import rows
 from alignflow.builtin.freight.judge import judge
-from alignflow.models.generate import decode, respond
+from alignflow.models.generate import answers, respond
 from alignflow.models.loading import load_policy, load_tokenizer, read_base
 
 MAX_NEW_TOKENS = 40
@@ -59,8 +59,8 @@ def accuracy_at_matched_entropy(prepare: Path, sft: Path, aligned: Path) -> dict
         seed=0,
     )
     verdicts = [
-        judge(text, row["target"])
-        for text, row in zip(decode(tokenizer, responses), test, strict=True)
+        judge(answer.text, row["target"])
+        for answer, row in zip(answers(tokenizer, [r.ids for r in responses]), test, strict=True)
     ]
     return {
         "sharpened temperature": temperature,

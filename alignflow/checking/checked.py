@@ -21,7 +21,8 @@ from alignflow.checking.model_files import model_directory, read_config, refusal
 from alignflow.checking.needs import Needs, need_findings, needs_of
 from alignflow.checking.rows import SourceRows, is_elsewhere, row_findings, source_findings
 from alignflow.checking.rules import recipe_findings
-from alignflow.checking.template import template_findings
+from alignflow.checking.template import Example, template_findings
+from alignflow.data.base import template_in_force
 from alignflow.data.plain_tokenizer import has_tokenizer, vocabulary_problem
 from alignflow.data.template import load_template, special_tokens
 from alignflow.errors import AlignflowError
@@ -44,6 +45,8 @@ class Check(Record):
     stages: list[str] = Field(default_factory=list)
     findings: list[Finding] = Field(default_factory=list)
     base_model: Shape | None = None
+    example: Example | None = None
+    """Of the chat template in force."""
     rows: list[SourceRows] = Field(default_factory=list)
     needs: Needs | None = None
     seconds: float = 0.0
@@ -96,9 +99,9 @@ def check(recipe: Recipe, *, full: bool = False, home: Path | str | None = None)
     """
     started, place = time.monotonic(), resolve_home(home)
     around = surroundings(recipe)
-    findings, rows, needs = list(around.findings), [], None
+    findings, rows, needs, example = list(around.findings), [], None, None
     if exit_code(findings) == 0:
-        seen = _template_seen(recipe, around)
+        example, seen = _template_seen(recipe, around)
         findings += seen
         if exit_code(seen) == 0:
             context = around.shape.context if around.shape else None
@@ -114,6 +117,7 @@ def check(recipe: Recipe, *, full: bool = False, home: Path | str | None = None)
         stages=recipe.stages,
         findings=findings,
         base_model=around.shape,
+        example=example,
         rows=rows,
         needs=needs,
         seconds=time.monotonic() - started,
@@ -203,10 +207,8 @@ def _compared(recipe: Recipe, field: str, directory: Path, base: Path) -> Iterat
     elif ends[0] != ends[1]:
         yield warning(field, f"ends a response with {ends[1]!r}, the base model with {ends[0]!r}.")
     else:
-        override = recipe.base_model.chat_template
-        ours = load_template(base, Path(override) if override else None)
-        theirs = load_template(directory)
-        if ours and theirs and ours.digest != theirs.digest:
+        ours, theirs = template_in_force(base, recipe.base_model), load_template(directory)
+        if ours and theirs and not ours.source.endswith(theirs.source):
             yield warning(field, "has another chat template than the one in force, which it reads.")
 
 
@@ -217,9 +219,9 @@ def _digest(recipe: Recipe, directory: Path) -> str:
     return digest_directory(directory)
 
 
-def _template_seen(recipe: Recipe, around: Surroundings) -> list[Finding]:
+def _template_seen(recipe: Recipe, around: Surroundings) -> tuple[Example | None, list[Finding]]:
     if around.directory is None:
-        return []
+        return None, []
     read = [*recipe.data.preferences, *recipe.data.evaluation]
     needed = any(not is_elsewhere(source.source) for source in read)
-    return template_findings(around.directory, recipe.base_model.chat_template, needed=needed)
+    return template_findings(around.directory, recipe.base_model, needed=needed)

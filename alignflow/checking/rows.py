@@ -12,6 +12,7 @@ from pydantic import Field
 
 from alignflow.checking.findings import Finding, advice, error, note, raised, warning
 from alignflow.checking.sandbox import GIB, run_limited
+from alignflow.data.base import template_in_force
 from alignflow.data.lengths import LIMITED_PARTS, limits_of, readers_of, within_context
 from alignflow.data.plain_tokenizer import PlainTokenizer, has_tokenizer
 from alignflow.data.reading import RawRow, read_source
@@ -24,10 +25,9 @@ from alignflow.data.rows import (
     outcome_of,
     rules_of,
 )
-from alignflow.data.template import load_template
 from alignflow.data.tokens import Encoder
 from alignflow.errors import AlignflowError, DataError
-from alignflow.recipe import DATA_PARTS, DataSection, DataSource, Recipe
+from alignflow.recipe import DATA_PARTS, DataSection, DataSource, ModelSource, Recipe
 from alignflow.recipe.names import is_builtin, is_hub_id, is_ledger, matching_files
 from alignflow.settings import has_ledger
 from alignflow.stages.spec import Record, RowAccount
@@ -129,7 +129,7 @@ def row_findings(
         "full": full,
         "limits": within_context(limits_of(recipe), context),
         "tokenizer": str(tokenizer) if tokenizer else None,
-        "template": recipe.base_model.chat_template,
+        "model": recipe.base_model.model_dump(mode="json"),
     }
     try:
         payload["held_out"] = _held_out(home)
@@ -225,7 +225,7 @@ def look(payload: dict[str, Any]) -> list[dict[str, Any]]:
     rules = rules_of(
         data,
         read,
-        encoder=_encoder(payload["tokenizer"], payload["template"]),
+        encoder=_encoder(payload, data),
         limits=payload["limits"],
         held_out=payload["held_out"],
     )
@@ -242,11 +242,12 @@ def look(payload: dict[str, Any]) -> list[dict[str, Any]]:
     return answers
 
 
-def _encoder(tokenizer: str | None, template: str | None) -> Encoder | None:
-    if tokenizer is None:
+def _encoder(payload: dict[str, Any], data: DataSection) -> Encoder | None:
+    if payload["tokenizer"] is None:
         return None
-    override = Path(template) if template else None
-    return Encoder(PlainTokenizer(Path(tokenizer)), load_template(Path(tokenizer), override))
+    directory = Path(payload["tokenizer"])
+    template = template_in_force(directory, ModelSource.model_validate(payload["model"]))
+    return Encoder(PlainTokenizer(directory), template, turns=data.trained_turns)
 
 
 def _account(
@@ -254,7 +255,7 @@ def _account(
 ) -> SourceRows:
     sampled = not full and len(rows) > SAMPLE_ROWS
     chosen = Random(0).sample(rows, SAMPLE_ROWS) if sampled else rows
-    outcomes = [outcome_of(part, row, rules)._replace(columns={}) for row in chosen]
+    outcomes = [outcome_of(part, row, rules)._replace(columns=[]) for row in chosen]
     account = account_of(part, source.source, outcomes)
     dropped = account.rows.dropped
     lengths = sorted(outcome.tokens for outcome in outcomes if outcome.tokens is not None)

@@ -2,34 +2,67 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from alignflow.checking.findings import Finding, error, note, raised, warning
 from alignflow.checking.sandbox import GIB, run_limited
+from alignflow.data.base import template_in_force
+from alignflow.data.contract import ResponseContract
+from alignflow.data.plain_tokenizer import PlainTokenizer, has_tokenizer
 from alignflow.data.template import (
     ChatTemplate,
     Message,
     TemplateRejects,
-    load_template,
     special_tokens,
+    tokenizer_config,
 )
+from alignflow.data.tokens import contract_of_tokenizer
 from alignflow.errors import AlignflowError, DataError
+from alignflow.recipe import ModelSource
+from alignflow.stages.spec import Record
 
 SECONDS, MEMORY_BYTES = 5.0, 1 * GIB
 FIELD = "base_model.chat_template"
 USER: Message = {"role": "user", "content": "Alpha?"}
 ANSWER: Message = {"role": "assistant", "content": "Beta."}
 SYSTEM: Message = {"role": "system", "content": "Gamma."}
+SWITCHES = ("enable_thinking", "thinking")
+"""Arguments that switch off reasoning in templates whose generation prompt opens it."""
 
 
-def template_findings(directory: Path, override: str | None, *, needed: bool) -> list[Finding]:
-    """What is wrong with the template in force; it is `needed` where rows are conversations."""
-    payload = {"directory": str(directory), "override": override}
+class Example(Record):
+    """A rendered question and its answer, and what is made of them."""
+
+    prompt: str
+    """As the model reads it, with what opens a response."""
+    response: str
+    """On which there is loss; it ends with the token that closes it, where that is known."""
+    contract: ResponseContract | None
+    """None where tokens cannot be read here."""
+
+
+class Probed(Record):
+    """What a template did with the probes."""
+
+    missing: bool = False
+    rejected: dict[str, str] = {}  # noqa: RUF012 (pydantic copies it)
+    """Kind of conversation to why."""
+    warnings: list[str] = []  # noqa: RUF012
+    example: Example | None = None
+
+
+def template_findings(
+    directory: Path, model: ModelSource, *, needed: bool
+) -> tuple[Example | None, list[Finding]]:
+    """An example of the template in force, and what is wrong with it.
+
+    It is `needed` where rows are conversations.
+    """
+    payload = {"directory": str(directory), "model": model.model_dump(mode="json")}
     try:
-        probed = run_limited(
+        answer = run_limited(
             "alignflow.checking.template:probe",
             payload,
             seconds=SECONDS,
@@ -37,12 +70,13 @@ def template_findings(directory: Path, override: str | None, *, needed: bool) ->
             what=f"{FIELD}: rendering a conversation of two messages",
         )
     except AlignflowError as problem:
-        return [raised(problem).model_copy(update={"field": FIELD})]
-    return list(_judged(probed, needed))
+        return None, [raised(problem).model_copy(update={"field": FIELD})]
+    probed = Probed.model_validate(answer)
+    return probed.example, list(_judged(probed, needed))
 
 
-def _judged(probed: dict[str, Any], needed: bool) -> Iterator[Finding]:
-    if probed["missing"]:
+def _judged(probed: Probed, needed: bool) -> Iterator[Finding]:
+    if probed.missing:
         if needed:
             yield error(
                 FIELD,
@@ -51,23 +85,37 @@ def _judged(probed: dict[str, Any], needed: bool) -> Iterator[Finding]:
                 DataError,
             )
         return
-    for name, reason in probed["rejected"].items():
+    for name, reason in probed.rejected.items():
         if name == "system":
             yield note(FIELD, f"rejects a system message ({reason}); such rows are dropped.")
         else:
-            yield error(
-                FIELD, f"rejects a {name} conversation: {reason}. Name another file.", DataError
-            )
-    for problem in probed["warnings"]:
+            yield error(FIELD, f"rejects a {name} conversation: {reason}", DataError)
+    for problem in probed.warnings:
         yield warning(FIELD, problem)
 
 
 def probe(payload: dict[str, Any]) -> dict[str, Any]:
     """Renders the probes; runs in the child."""
-    override = Path(payload["override"]) if payload["override"] else None
-    template = load_template(Path(payload["directory"]), override)
+    directory, model = Path(payload["directory"]), ModelSource.model_validate(payload["model"])
+    template = template_in_force(directory, model)
     if template is None:
-        return {"missing": True, "rejected": {}, "warnings": []}
+        return Probed(missing=True).model_dump()
+    rejected = _rejected(template)
+    if rejected.keys() - {"system"}:
+        remedy = _remedy(directory, model)
+        told = {
+            name: f"{reason.rstrip('.')}. {remedy}" if name != "system" else reason
+            for name, reason in rejected.items()
+        }
+        return Probed(rejected=told).model_dump()
+    problems = list(_oddities(template, directory))
+    return Probed(
+        rejected=rejected, warnings=problems, example=_example(template, directory)
+    ).model_dump(mode="json")
+
+
+def _rejected(template: ChatTemplate) -> dict[str, str]:
+    """Kinds of conversations that the template rejects, and why."""
     probes = {
         "user and assistant": [USER, ANSWER],
         "two-turn": [USER, ANSWER, USER, ANSWER],
@@ -76,12 +124,35 @@ def probe(payload: dict[str, Any]) -> dict[str, Any]:
     rejected: dict[str, str] = {}
     for name, messages in probes.items():
         try:
-            template.turns(messages)
+            template.rendered(messages)
         except TemplateRejects as problem:
             rejected[name] = str(problem)
-    renders = not rejected.keys() - {"system"}
-    problems = list(_oddities(template, Path(payload["directory"]))) if renders else []
-    return {"missing": False, "rejected": rejected, "warnings": problems}
+    return rejected
+
+
+def _remedy(directory: Path, model: ModelSource) -> str:
+    """What to do about a template that rejects conversations: a switch that helps, else another."""
+    for switch in SWITCHES:
+        arguments = model.template_arguments | {switch: False}
+        tried = template_in_force(
+            directory, model.model_copy(update={"template_arguments": arguments})
+        )
+        if tried is not None and not _rejected(tried).keys() - {"system"}:
+            return f"Set base_model.template_arguments to {{{switch}: false}}."
+    return "Name another file."
+
+
+def _example(template: ChatTemplate, directory: Path) -> Example:
+    tokenizer = PlainTokenizer(directory) if has_tokenizer(directory) else None
+    contract = contract_of_tokenizer(template, tokenizer) if tokenizer else None
+    ((text, _, ((start, end),)),) = template.rendered([USER, ANSWER])
+    response = text[start:end]
+    closes = contract.closes if contract else ()
+    if response.rstrip().endswith(closes):
+        response = response.rstrip()
+    elif closes:
+        response += closes[0]
+    return Example(prompt=text[:start], response=response, contract=contract)
 
 
 def _oddities(template: ChatTemplate, directory: Path) -> Iterator[str]:
@@ -89,8 +160,6 @@ def _oddities(template: ChatTemplate, directory: Path) -> Iterator[str]:
     for message in (USER, ANSWER):
         if message["content"] not in text:
             yield f"leaves out the {message['role']}'s message; its text is {text[:200]!r}."
-    config = directory / "tokenizer_config.json"
-    tokens = special_tokens(json.loads(config.read_text())) if config.is_file() else {}
-    bos = tokens.get("bos_token")
+    bos = special_tokens(tokenizer_config(directory)).get("bos_token")
     if bos and text.startswith(bos * 2):
         yield f"writes the beginning token {bos!r} twice."

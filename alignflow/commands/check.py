@@ -60,6 +60,7 @@ def _print(checked: Check, out: Console, problems: Console) -> None:
         out.print(f"[bold]{checked.recipe}[/]  {' → '.join(checked.stages)}", highlight=False)
     for line in [
         *_model_lines(checked),
+        *_example_lines(checked),
         *(_source_line(rows) for rows in checked.rows),
         *_need_lines(checked),
     ]:
@@ -88,6 +89,29 @@ def _model_lines(checked: Check) -> list[str]:
     return [
         f"base model  {shape.model_type}, {_count(shape.parameters)} parameters{layers}{context}"
     ]
+
+
+def _example_lines(checked: Check) -> list[str]:
+    """The chat template on a question and its answer, as text with escapes, the answer after `|`."""
+    if checked.example is None:
+        return []
+    contract = checked.example.contract
+    lines = [
+        f"template    {_escaped(checked.example.prompt)} | {_escaped(checked.example.response)}"
+    ]
+    if contract is None:
+        return lines
+    ends = ", ".join(contract.closes)
+    told = (
+        f"loss after |; {ends} ends a response" if ends else "loss after |; nothing ends a response"
+    )
+    if contract.answer_follows:
+        told += f"; the answer follows {_escaped(contract.answer_follows)}"
+    return [*lines, f"            {told}"]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\n", "\\n")
 
 
 def _source_line(rows: SourceRows) -> str:

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from alignflow.data.template import ChatTemplate, load_template
+from alignflow.data.contract import FIELD, ResponseContract
+from alignflow.data.template import (
+    ChatTemplate,
+    TemplateRejects,
+    in_force,
+    load_template,
+    special_tokens,
+    tokenizer_config,
+)
+from alignflow.data.tokens import contract_of_tokenizer
 from alignflow.errors import DataError, RecipeError
 from alignflow.files import atomic_write_json, digest_directory, file_stamps
+from alignflow.recipe import ModelSource
 from alignflow.stages.layout import Prepared
 from alignflow.stages.params import NamedModel, ResolvedModel
 
@@ -38,22 +48,90 @@ def fetch_base(
         ) from error
 
 
-def save_tokenizer(base: Path, template_path: str | None, output: Path) -> Any:
-    """Writes the tokenizer with the chat template in force to `output`, and returns it.
+class Spoken(NamedTuple):
+    """How a model is spoken to."""
+
+    tokenizer: Any
+    """With the contract, and the token that closes a response as its end token."""
+    template: ChatTemplate | None
+    contract: ResponseContract | None
+    """None where there is no template."""
+    document_end: str | None
+    """Token that ends a text without a template."""
+
+
+def spoken(directory: Path, model: ModelSource, field: str = "base_model") -> Spoken:
+    """Tokenizer and template of a model's directory, with what the recipe says of them in force.
 
     Raises:
-        DataError: There is no tokenizer, or the template is not there or does not parse.
+        DataError: There is no tokenizer, or the template is not there, does not parse, or rejects a
+            question and its answer.
     """
     from transformers import AutoTokenizer
 
+    kind: Any = AutoTokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(base), trust_remote_code=False)
+        tokenizer = kind.from_pretrained(str(directory), trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise DataError(f"base_model: {base} has no tokenizer that loads: {error}") from error
-    template = load_template(base, Path(template_path) if template_path else None)
+        raise DataError(f"{field}: {directory} has no tokenizer that loads: {error}") from error
+    document_end, template = tokenizer.eos_token, template_in_force(directory, model)
     tokenizer.chat_template = template.source if template else None
-    tokenizer.save_pretrained(str(output))
-    return tokenizer
+    if template is None:
+        return Spoken(tokenizer, None, None, document_end)
+    try:
+        contract = contract_of_tokenizer(template, tokenizer)
+    except TemplateRejects as error:
+        raise DataError(
+            f"{field}: the chat template rejects a question and its answer: {error}. Name another "
+            f"file in {field}.chat_template."
+        ) from error
+    if before := ResponseContract.kept_with(tokenizer):
+        contract = contract.closing_too(before.closes)
+    if contract.closes:
+        tokenizer.pad_token = tokenizer.pad_token or document_end
+        tokenizer.eos_token = contract.closes[0]
+    tokenizer.init_kwargs[FIELD] = contract.model_dump(mode="json")
+    return Spoken(tokenizer, template, contract, document_end)
+
+
+def template_in_force(directory: Path, model: ModelSource) -> ChatTemplate | None:
+    """The template of a model as a recipe names it; None where there is none.
+
+    Raises:
+        DataError: The file that replaces it is not there, or it does not parse.
+    """
+    override = Path(model.chat_template) if model.chat_template else None
+    template = load_template(directory, override)
+    if template is None:
+        return None
+    source = in_force(template.source, model.template_arguments, model.template_date)
+    return ChatTemplate(source, special_tokens(tokenizer_config(directory)))
+
+
+def save_spoken(base: Path, model: ModelSource, output: Path) -> Spoken:
+    """Writes what stands beside weights to `output`: tokenizer, chat template, generation config.
+
+    Raises:
+        DataError: As `spoken`.
+    """
+    said = spoken(base, model)
+    said.tokenizer.save_pretrained(str(output))
+    _write_generation_config(base, said, output)
+    return said
+
+
+def _write_generation_config(base: Path, said: Spoken, output: Path) -> None:
+    """The base's own generation config, with all tokens that end a response."""
+    file = base / "generation_config.json"
+    config = json.loads(file.read_text()) if file.is_file() else {}
+    closes = said.contract.closes if said.contract else ()
+    ends = said.tokenizer.convert_tokens_to_ids(list(closes))
+    named = config.get("eos_token_id")
+    before = named if isinstance(named, list) else [] if named is None else [named]
+    if ends := list(dict.fromkeys([*ends, *before])):
+        config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+    if config:
+        atomic_write_json(output / "generation_config.json", config)
 
 
 def describe_base(model: ResolvedModel, base: Path, files: Prepared) -> int | None:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from alignflow.data.feedback import PAIR_COLUMNS, RATING_COLUMNS, preference_pair, single_rating
 from alignflow.data.forms import (
     DEMONSTRATION_COLUMNS,
-    Demonstration,
     Message,
     demonstration,
     general_text,
@@ -23,12 +22,14 @@ from alignflow.data.tokens import Encoder
 class Formed(NamedTuple):
     """A row in the form of its part."""
 
-    columns: Callable[[Encoder], dict[str, Any]]
-    """What is written of it; those that end in `_ids` are token ids."""
+    columns: Callable[[Encoder], list[dict[str, Any]]]
+    """Rows that are written of it, mostly one; columns that end in `_ids` are token ids."""
     prompt: list[Message] | None = None
     """Of a row that must not ask what is judged."""
     document: str | None = None
     """Of a row that must not be a text that forgetting is measured on."""
+    responses: int = 0
+    """Assistant turns of a demonstration."""
 
     @property
     def said(self) -> str:
@@ -55,32 +56,35 @@ class Part(NamedTuple):
 
 def _document(fields: dict[str, Any]) -> Formed:
     text = general_text(fields)
-    row = Demonstration(None, text)
     return Formed(
-        lambda encoder: {"input_ids": encoder.demonstration(row).input_ids, "text": text},
+        lambda encoder: [{"input_ids": encoder.document(text), "text": text}],
         document=text,
     )
 
 
 def _demonstration(fields: dict[str, Any]) -> Formed:
     row = demonstration(fields)
-    return Formed(lambda encoder: encoder.demonstration(row)._asdict(), row.messages)
+    return Formed(
+        lambda encoder: [part._asdict() for part in encoder.demonstrations(row)],
+        row.messages,
+        responses=sum(turn["role"] == "assistant" for turn in row.messages or []),
+    )
 
 
 def _pair(fields: dict[str, Any]) -> Formed:
     pair = preference_pair(fields)
-    return Formed(lambda encoder: encoder.pair(*pair)._asdict(), pair.prompt)
+    return Formed(lambda encoder: [encoder.pair(*pair)._asdict()], pair.prompt)
 
 
 def _rating(fields: dict[str, Any]) -> Formed:
     rated = single_rating(fields)
-    return Formed(lambda encoder: encoder.rated(*rated)._asdict(), rated[0])
+    return Formed(lambda encoder: [encoder.rated(*rated)._asdict()], rated[0])
 
 
 def _prompt(fields: dict[str, Any]) -> Formed:
     row = prompt_to_answer(fields, wants_target=False)
     return Formed(
-        lambda encoder: {**encoder.prompt(row.messages)._asdict(), "target": row.target},
+        lambda encoder: [encoder.prompt(row.messages)._asdict() | {"target": row.target}],
         row.messages,
     )
 
@@ -95,12 +99,12 @@ def _evaluation(fields: dict[str, Any]) -> Formed:
         "target": row.target,
         "group": group,
     }
-    return Formed(lambda encoder: encoder.prompt(row.messages)._asdict() | told, row.messages)
+    return Formed(lambda encoder: [encoder.prompt(row.messages)._asdict() | told], row.messages)
 
 
 def _general(fields: dict[str, Any]) -> Formed:
     text = general_text(fields)
-    return Formed(lambda _: {"text": text}, document=text)
+    return Formed(lambda _: [{"text": text}], document=text)
 
 
 PARTS = {

@@ -15,25 +15,27 @@ class PlainTokenizer:
     def __init__(self, directory: Path) -> None:
         from tokenizers import Tokenizer
 
-        self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        self.backend_tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         tokens = special_tokens(tokenizer_config(directory))
-        self.bos_token_id = self._id(tokens.get("bos_token"))
-        self.eos_token_id = self._id(tokens.get("eos_token"))
-        ids = (self._id(token) for token in tokens.values())
-        self.all_special_ids = [index for index in ids if index is not None]
-        self.added_tokens_decoder: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
+        self.eos_token = tokens.get("eos_token")
+        self.bos_token_id = self.convert_tokens_to_ids(tokens.get("bos_token"))
+        self.all_special_tokens = list(tokens.values())
+        self.added_tokens_decoder: dict[int, Any] = (
+            self.backend_tokenizer.get_added_tokens_decoder()
+        )
 
-    def _id(self, token: str | None) -> int | None:
-        return self._tokenizer.token_to_id(token) if token else None
+    def convert_tokens_to_ids(self, token: str | None) -> int | None:
+        """The token's id; None where there is none."""
+        return self.backend_tokenizer.token_to_id(token) if token else None
 
     @property
     def vocabulary(self) -> dict[str, int]:
         """Id of every token."""
-        return self._tokenizer.get_vocab(with_added_tokens=True)
+        return self.backend_tokenizer.get_vocab(with_added_tokens=True)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of a text."""
-        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
 
 def has_tokenizer(directory: Path) -> bool:

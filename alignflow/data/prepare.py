@@ -16,12 +16,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignflow.data.base import describe_base, fetch_base, save_tokenizer
+from alignflow.data.base import describe_base, fetch_base, save_spoken
 from alignflow.data.lengths import within_context
 from alignflow.data.parts import PARTS
 from alignflow.data.reading import RawRow, read_source
 from alignflow.data.rows import Read, Rules, account_of, nothing_left, outcome_of, reasons, rules_of
-from alignflow.data.template import load_template
 from alignflow.data.tokens import Encoder
 from alignflow.errors import DataError
 from alignflow.files import atomic_write_json
@@ -43,6 +42,8 @@ class Collected(NamedTuple):
     account: RowAccount
     dropped_ids: dict[str, str]
     """Rows of the ledger that could not be used: id to reason."""
+    without_loss: int
+    """Assistant turns of used rows that nothing is learned from."""
 
 
 def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
@@ -59,7 +60,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     events.progress(0, len(parts) + 1, "parts")
 
     base = fetch_base(params.base_model, spec.paths.get("base_model"))
-    tokenizer = save_tokenizer(base, params.base_model.chat_template, files.tokenizer)
+    said = save_spoken(base, params.base_model, files.tokenizer)
     context = describe_base(params.base_model, base, files)
 
     def read(source: DataSource) -> list[RawRow]:
@@ -69,18 +70,27 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     rules = rules_of(
         data,
         read,
-        encoder=Encoder(tokenizer, load_template(files.tokenizer)),
+        encoder=Encoder(
+            said.tokenizer,
+            said.template,
+            contract=said.contract,
+            document_end=said.document_end,
+            turns=data.trained_turns,
+        ),
         limits=within_context(dict.fromkeys(DATA_PARTS) | params.limits, context),
         held_out=json.loads(Path(held_out).read_text()) if held_out else [],
     )
     accounts: dict[str, RowAccount] = {}
     dropped_ids: dict[str, str] = {}
+    without_loss: dict[str, int] = {}
     for number, part in enumerate(parts, 1):
         rows = _collect(part, data, read, rules)
         accounts[part] = rows.account
         dropped_ids |= rows.dropped_ids
         _write_part(files, part, rows, params.max_examples)
-        events.message(_sentence(part, rows.account))
+        if rows.without_loss:
+            without_loss[part] = rows.without_loss
+        events.message(_sentence(part, rows))
         events.progress(number, len(parts) + 1, "parts")
     details = {part: account.model_dump() for part, account in accounts.items()}
     atomic_write_json(files.accounts, details)
@@ -90,7 +100,8 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
         metrics={f"{part}_rows": float(account.trained) for part, account in accounts.items()},
         rows=RowAccount.total(accounts.values()),
         params={"context_length": context},
-        details={"rows": details},
+        details={"rows": details}
+        | ({"responses_without_loss": without_loss} if without_loss else {}),
     )
 
 
@@ -99,6 +110,7 @@ def _collect(part: str, data: DataSection, read: Read, rules: Rules) -> Collecte
     held_out: Rows = []
     accounts = []
     dropped_ids: dict[str, str] = {}
+    without_loss = 0
     for source in getattr(data, part):
         outcomes = [outcome_of(part, row, rules) for row in read(source)]
         account = account_of(part, source.source, outcomes)
@@ -109,14 +121,15 @@ def _collect(part: str, data: DataSection, read: Read, rules: Rules) -> Collecte
             raise DataError(f"data.{part}: {problem}")
         accounts.append(account)
         for outcome in outcomes:
+            without_loss += outcome.responses_without_loss
             if outcome.dropped is None:
-                (held_out if outcome.held_out else train).append(outcome.columns)
+                (held_out if outcome.held_out else train).extend(outcome.columns)
             elif is_ledger(source.source) and outcome.row.fields is not None:
                 dropped_ids[outcome.row.fields["id"]] = outcome.dropped
     total = RowAccount.total(account.rows for account in accounts)
     if problem := nothing_left(accounts, f"{total.read} rows"):
         raise DataError(f"data.{part}: {problem}")
-    return Collected(train, held_out, total, dropped_ids)
+    return Collected(train, held_out, total, dropped_ids, without_loss)
 
 
 def _write_part(files: Prepared, part: str, rows: Collected, max_examples: int | None) -> None:
@@ -145,10 +158,13 @@ def write_rows(path: Path, rows: Rows, like: Rows | None = None) -> None:
     pq.write_table(table, path, compression="zstd")
 
 
-def _sentence(part: str, account: RowAccount) -> str:
+def _sentence(part: str, rows: Collected) -> str:
+    account = rows.account
     text = f"{part}: {account.read} rows read, {account.trained} kept"
     if account.held_out:
         text += f", {account.held_out} held out"
     if account.dropped:
         text += f", dropped: {reasons(account.model_copy(update={'held_out': 0}))}"
+    if rows.without_loss:
+        text += f"; {rows.without_loss} assistant turns have no loss"
     return text + "."

@@ -50,13 +50,21 @@ class Outcome(NamedTuple):
     """What became of a row."""
 
     row: RawRow
-    columns: dict[str, Any]
+    columns: list[dict[str, Any]]
+    """What is written of it; nothing where it was dropped, or there is no tokenizer."""
     tokens: int | None
     """None where it was dropped before, or there is no tokenizer."""
     held_out: bool = False
     dropped: str | None = None
     """Reason; None where it is used."""
     message: str = ""
+    responses: int = 0
+    """Assistant turns of a demonstration that is used."""
+
+    @property
+    def responses_without_loss(self) -> int:
+        """Assistant turns that nothing is learned from."""
+        return self.responses - sum(columns.get("responses", 0) for columns in self.columns)
 
 
 def rules_of(
@@ -100,7 +108,7 @@ def outcome_of(part: str, row: RawRow, rules: Rules) -> Outcome:
     Raises:
         DataError: The data are conversations, and there is no chat template.
     """
-    columns: dict[str, Any] = {}
+    columns: list[dict[str, Any]] = []
     tokens = None
     try:
         formed = _formed(part, row)
@@ -108,13 +116,14 @@ def outcome_of(part: str, row: RawRow, rules: Rules) -> Outcome:
         if rules.encoder is not None:
             with one_row():
                 columns = formed.columns(rules.encoder)
-            tokens = length_of(columns)
+            tokens = max((n for n in map(length_of, columns) if n is not None), default=None)
             limit = rules.limits.get(part) if PARTS[part].is_limited else None
             if limit is not None and tokens is not None and tokens > limit:
                 raise BadRow(TOO_LONG, f"{tokens} tokens, at most {limit}")
     except BadRow as bad:
-        return Outcome(row, {}, tokens, dropped=bad.reason, message=str(bad))
-    return Outcome(row, columns, tokens, _is_held_out(part, row, formed, rules.held_out_share))
+        return Outcome(row, [], tokens, dropped=bad.reason, message=str(bad))
+    held_out = _is_held_out(part, row, formed, rules.held_out_share)
+    return Outcome(row, columns, tokens, held_out, responses=formed.responses)
 
 
 def _check_allowed(part: str, formed: Formed, rules: Rules) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
@@ -15,8 +18,24 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from alignflow.data.forms import BadRow, Message
 from alignflow.errors import DataError
 from alignflow.files import digest_json
+from alignflow.recipe import ModelSource
 
 NOT_THE_BEGINNING = "the prompt with its generation prompt is not the beginning of the conversation"
+TEMPLATE_DATE = ModelSource.model_fields["template_date"].default
+"""What a template that asks for today's date is told: one that does not change with the day."""
+
+
+class Rendered(NamedTuple):
+    """A conversation's text, and where its responses stand in it."""
+
+    text: str
+    last: int
+    """Place among the messages of the turn that it ends with."""
+    responses: list[tuple[int, int]]
+    """From and to of each, in characters, with what closes it; the last ends the text."""
+
+
+_DATE_FORM = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 
 
 class TemplateRejects(BadRow):
@@ -37,15 +56,18 @@ class _Generation(Extension):
 
 
 class ChatTemplate:
-    """A compiled chat template and the tokenizer's special tokens."""
+    """A compiled chat template and the tokenizer's special tokens.
 
-    def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
+    A template that asks for the date is told TEMPLATE_DATE, where `in_force` has not given it one.
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+        environment.globals["strftime_now"] = TEMPLATE_DATE.strftime
         self.source = source
         self.digest = digest_json(source)
         self._special_tokens = special_tokens
@@ -57,50 +79,144 @@ class ChatTemplate:
                 "base_model.chat_template."
             ) from error
 
-    def render(self, messages: list[Message], *, add_generation_prompt: bool = False) -> str:
+    def render(
+        self,
+        messages: list[Message],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+    ) -> str:
         """Text of a conversation.
 
         Raises:
             TemplateRejects: The template refuses it; the text says why.
         """
+        if self.wants_parts:
+            messages = [_in_parts(message) for message in messages]
+        return self._render(messages, tools, add_generation_prompt)
+
+    @cached_property
+    def wants_parts(self) -> bool:
+        """Whether the template, one of a model that sees images, takes contents as lists of parts."""
+        word = "Alpha"
+        message = {"role": "user", "content": word}
+        try:
+            return word not in self._render([message]) and word in self._render(
+                [_in_parts(message)]
+            )
+        except TemplateRejects:
+            try:
+                return word in self._render([_in_parts(message)])
+            except TemplateRejects:
+                return False
+
+    def _render(
+        self,
+        messages: list[Message],
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+    ) -> str:
         try:
             return self._template.render(
                 messages=messages,
                 add_generation_prompt=add_generation_prompt,
-                tools=None,
+                tools=tools,
                 documents=None,
                 **self._special_tokens,
             )
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise TemplateRejects(str(error)) from error
 
-    def turns(self, messages: list[Message]) -> list[tuple[str, bool]]:
-        """Pieces of a conversation's text; True marks a response, on which there is loss.
+    def rendered(
+        self,
+        messages: list[Message],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        turns: Literal["all", "last"] = "all",
+        special: Sequence[str] = (),
+    ) -> list[Rendered]:
+        """Texts in which each assistant turn stands once as it is answered, after its own prompt.
 
-        Every assistant turn is a response where the template renders turns the same with and
-        without those that follow; where it does not, only the last one is.
+        One text is enough where the template renders a turn the same whatever follows it. Where it
+        does not, such as one that drops the reasoning of earlier turns, there are several, each of
+        the conversation up to another turn.
+
+        A response ends with the first run of the tokenizer's `special` tokens after it; what a
+        template writes behind them, white space or the end of the whole, is no part of it.
+
+        Raises:
+            TemplateRejects: An assistant turn does not continue its prompt.
         """
-        whole = self.render(messages)
-        spans: list[tuple[int, int]] = []
-        last = len(messages) - 1
-        for position, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            start = self.render(messages[:position], add_generation_prompt=True)
-            end = whole if position == last else self.render(messages[: position + 1])
-            if whole.startswith(start) and whole.startswith(end) and len(end) > len(start):
-                spans.append((len(start), len(end)))
-            elif position == last:
+        asked = [place for place, turn in enumerate(messages) if turn["role"] == "assistant"]
+        if turns == "last":
+            asked = asked[-1:]
+        prompts = {
+            place: self.render(messages[:place], tools=tools, add_generation_prompt=True)
+            for place in asked
+        }
+        ending = ending_of(special)
+        wholes = {
+            place: ending.sub(r"\1", self.render(messages[: place + 1], tools=tools))
+            for place in asked
+        }
+        texts: list[Rendered] = []
+        while asked:
+            last = asked[-1]
+            text = wholes[last]
+            spans = {
+                place: (len(prompts[place]), len(wholes[place]))
+                for place in asked
+                if text.startswith(prompts[place])
+                and text.startswith(wholes[place])
+                and len(wholes[place]) > len(prompts[place])
+            }
+            if last not in spans:
                 raise TemplateRejects(NOT_THE_BEGINNING)
-        return _pieces(whole, spans)
+            texts.insert(0, Rendered(text, last, list(spans.values())))
+            asked = [place for place in asked if place not in spans]
+        return texts
 
 
-def _pieces(text: str, spans: list[tuple[int, int]]) -> list[tuple[str, bool]]:
-    pieces, done = [], 0
-    for start, end in spans:
-        pieces += [(text[done:start], False), (text[start:end], True)]
-        done = end
-    return [piece for piece in [*pieces, (text[done:], False)] if piece[0]]
+def ending_of(special: Sequence[str]) -> re.Pattern[str]:
+    """The end of a rendered text: its first group is the special tokens that close a response."""
+    anyone = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True))
+    return re.compile(rf"((?:{anyone})+)(?:\s|{anyone})*\Z" if anyone else r"(\Z)")
+
+
+def _in_parts(message: Message) -> Message:
+    content = message.get("content")
+    if not isinstance(content, str):
+        return message
+    return {**message, "content": [{"type": "text", "text": content}]}
+
+
+def in_force(source: str, arguments: Mapping[str, Any], date: datetime.date) -> str:
+    """A template's source with its arguments and the date written into it.
+
+    So it says the same to whoever renders it: training, generation, and a server that knows neither.
+    An argument that a caller gives still counts.
+    """
+    heads = [
+        f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif %}}"
+        for name, value in sorted(arguments.items())
+    ]
+    if "strftime_now" in source and "macro strftime_now" not in source:
+        heads.append(_date_macro(source, date))
+    return "".join([*heads, source])
+
+
+def _date_macro(source: str, date: datetime.date) -> str:
+    """`strftime_now` as a macro that knows the formats which the source names."""
+    forms = dict.fromkeys(form for _, form in _DATE_FORM.findall(source))
+    known = ", ".join(f"{_literal(form)}: {_literal(date.strftime(form))}" for form in forms)
+    other = _literal(date.isoformat())
+    get = f"{{{{- {{{known}}}.get(form, {other}) -}}}}"
+    return f"{{%- macro strftime_now(form) -%}}{get}{{%- endmacro %}}"
+
+
+def _literal(value: Any) -> str:
+    """A value as Jinja writes it."""
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def load_template(tokenizer_directory: Path, override: Path | None = None) -> ChatTemplate | None:
@@ -148,8 +264,8 @@ def _own_template(directory: Path, config: dict[str, Any]) -> str | None:
     return value
 
 
-def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
+def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
 def _raise(message: str) -> None:

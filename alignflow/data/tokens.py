@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import Any, Literal, NamedTuple
 
+from alignflow.data.contract import ResponseContract, contract_of
 from alignflow.data.forms import BadRow, Demonstration, Message
-from alignflow.data.template import NOT_THE_BEGINNING, ChatTemplate, TemplateRejects
+from alignflow.data.template import NOT_THE_BEGINNING, ChatTemplate, TemplateRejects, ending_of
 from alignflow.errors import DataError
 
 
@@ -16,6 +18,8 @@ class TrainingRow(NamedTuple):
     completion_mask: list[int]
     prompt: str
     response: str
+    responses: int = 0
+    """Assistant turns that have loss."""
 
 
 class PairRow(NamedTuple):
@@ -49,37 +53,69 @@ class PromptRow(NamedTuple):
 class Encoder:
     """A tokenizer and its chat template.
 
-    Pieces are encoded one by one without special tokens of the tokenizer's own: the template writes
-    the beginning-of-text token if there is one, so that it never stands twice, and a response's ids
-    continue exactly the ids a model is prompted with when it answers.
+    A conversation is encoded once, as the model's own template writes it, without special tokens of
+    the tokenizer's own: the template writes the beginning-of-text token if there is one, so that it
+    never stands twice. Loss is on the tokens between the prompt and the end of what closes a
+    response. Where a token would reach over the end of a prompt, prompt and response are encoded
+    each on its own, since a model that answers is given the prompt alone.
+
+    Args:
+        tokenizer: Of Transformers or a PlainTokenizer.
+        template: In force; None where there is none.
+        contract: How responses end; None is found from the template, where it takes the probes.
+        document_end: Token that ends a text without a template; None is the tokenizer's end token.
+        turns: Assistant turns of a demonstration that have loss.
 
     Raises:
         BadRow: Of every method: the template rejects the row.
         DataError: Of every method: the row is a conversation, and there is no template.
     """
 
-    def __init__(self, tokenizer: Any, template: ChatTemplate | None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: ChatTemplate | None,
+        *,
+        contract: ResponseContract | None = None,
+        document_end: str | None = None,
+        turns: Literal["all", "last"] = "all",
+    ) -> None:
         self._tokenizer = tokenizer
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._template = template
-        self._special = set(tokenizer.all_special_ids) | {
-            index for index, token in tokenizer.added_tokens_decoder.items() if token.special
-        }
+        if contract is None and template is not None:
+            with suppress(TemplateRejects):
+                contract = contract_of_tokenizer(template, tokenizer)
+        self._closes = contract.closes if contract else []
+        self._document_end = document_end or tokenizer.eos_token
+        self._special = special_of(tokenizer)
+        self._ending = ending_of(self._special)
+        self._turns: Literal["all", "last"] = turns
 
-    def demonstration(self, row: Demonstration) -> TrainingRow:
-        """Ids of a demonstration."""
+    def demonstrations(self, row: Demonstration) -> list[TrainingRow]:
+        """Ids of a demonstration: one row, or several of one conversation (`ChatTemplate.rendered`)."""
         if row.messages is None:
-            ids = self._text(row.text or "")
-            return TrainingRow(ids, [1] * len(ids), "", row.text or "")
-        pieces = self._required_template().turns(row.messages)
-        ids: list[int] = []
-        mask: list[int] = []
-        for position, (text, is_response) in enumerate(pieces):
-            ends = position == len(pieces) - 1
-            piece = self._response(text) if is_response and ends else self._encode(text)
-            ids += piece
-            mask += [int(is_response)] * len(piece)
-        prompt = "".join(text for text, _ in pieces[:-1])
-        return TrainingRow(ids, mask, prompt, row.messages[-1]["content"])
+            ids = self.document(row.text or "")
+            return [TrainingRow(ids, [1] * len(ids), "", row.text or "")]
+        texts = self._required_template().rendered(
+            row.messages, turns=self._turns, special=self._special
+        )
+        return [
+            TrainingRow(
+                *self._marked(text, spans),
+                prompt=text[: spans[-1][0]],
+                response=row.messages[last]["content"],
+                responses=len(spans),
+            )
+            for text, last, spans in texts
+        ]
+
+    def document(self, text: str) -> list[int]:
+        """Ids of a text without a template, with the tokens that begin and end one."""
+        ids, bos = self._encode(text), self._tokenizer.bos_token_id
+        if bos is not None and ids[:1] != [bos] and self._tokenizer.encode("a")[:1] == [bos]:
+            ids = [bos, *ids]
+        return self._ended(ids, self._document_end)
 
     def pair(
         self, prompt: list[Message], chosen: list[Message], rejected: list[Message]
@@ -114,10 +150,11 @@ class Encoder:
     def _continuation(
         self, prompt_text: str, prompt: list[Message], answer: list[Message]
     ) -> list[int]:
-        whole = self._required_template().render([*prompt, *answer])
+        whole = self._ending.sub(r"\1", self._required_template().render([*prompt, *answer]))
         if not whole.startswith(prompt_text):
             raise TemplateRejects(NOT_THE_BEGINNING)
-        return self._response(whole[len(prompt_text) :])
+        ids, mask = self._marked(whole, [(len(prompt_text), len(whole))])
+        return ids[mask.index(1) :]
 
     def _required_template(self) -> ChatTemplate:
         if self._template is None:
@@ -130,19 +167,65 @@ class Encoder:
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
-    def _response(self, text: str) -> list[int]:
-        """Ids of a last response, up to and with the token that ends it."""
-        stripped = self._encode(text.rstrip())
-        if stripped and stripped[-1] in self._special:
-            return stripped
-        return self._ended(self._encode(text))
+    def _marked(self, text: str, spans: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
+        """Ids, and 1 on those of a response.
 
-    def _text(self, text: str) -> list[int]:
-        ids, bos = self._encode(text), self._tokenizer.bos_token_id
-        if bos is not None and ids[:1] != [bos] and self._tokenizer.encode("a")[:1] == [bos]:
-            ids = [bos, *ids]
-        return self._ended(ids)
+        A text that does not end with a token that closes a response gets the contract's.
+        """
+        marked = self._by_offsets(text, spans) or self._by_pieces(text, spans)
+        ids = marked[0]
+        if not text.endswith(tuple(self._closes)) and self._closes:
+            ids = self._ended(ids, self._closes[0])
+        return ids, [*marked[1], *[1] * (len(ids) - len(marked[0]))]
 
-    def _ended(self, ids: list[int]) -> list[int]:
-        end = self._tokenizer.eos_token_id
+    def _by_offsets(
+        self, text: str, spans: list[tuple[int, int]]
+    ) -> tuple[list[int], list[int]] | None:
+        """Ids of the whole text; None where a token reaches over the end of a prompt."""
+        if self._backend is None:
+            return None
+        encoded = self._backend.encode(text, add_special_tokens=False)
+        mask = [0] * len(encoded.ids)
+        spans_left = iter(spans)
+        start, end = next(spans_left)
+        for place, (first, last) in enumerate(encoded.offsets):
+            if first >= end and (span := next(spans_left, None)):
+                start, end = span
+            if first < start < last:
+                return None
+            mask[place] = int(start <= first < end)
+        return encoded.ids, mask
+
+    def _by_pieces(self, text: str, spans: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
+        """Ids of prompts and responses, each encoded on its own."""
+        ids: list[int] = []
+        mask: list[int] = []
+        done = 0
+        for start, end in spans:
+            for piece, is_response in ((text[done:start], 0), (text[start:end], 1)):
+                encoded = self._encode(piece)
+                ids += encoded
+                mask += [is_response] * len(encoded)
+            done = end
+        return ids, mask
+
+    def _ended(self, ids: list[int], token: str | None) -> list[int]:
+        end = None if token is None else self._tokenizer.convert_tokens_to_ids(token)
         return ids if end is None or ids[-1:] == [end] else [*ids, end]
+
+
+def contract_of_tokenizer(template: ChatTemplate, tokenizer: Any) -> ResponseContract:
+    """What a template says of responses in a tokenizer's tokens.
+
+    Raises:
+        TemplateRejects: It takes no question and answer.
+    """
+    return contract_of(template, special_of(tokenizer), tokenizer.eos_token)
+
+
+def special_of(tokenizer: Any) -> list[str]:
+    """A tokenizer's special tokens."""
+    added = tokenizer.added_tokens_decoder.values()
+    return list(
+        dict.fromkeys([*tokenizer.all_special_tokens, *(t.content for t in added if t.special)])
+    )

@@ -23,7 +23,7 @@ from alignflow.evaluation.metric_modules import (
     load_module,
 )
 from alignflow.evaluation.statistics import interval
-from alignflow.models.generate import Response, decode, respond
+from alignflow.models.generate import Response, answers, respond
 from alignflow.models.scoring import text_losses
 from alignflow.recipe import EvaluationSection
 from alignflow.stages.layout import Prepared
@@ -184,7 +184,7 @@ def _measured_mode(
         seed=job.seed,
         progress=_shifted(progress, len(job.prompts) * place),
     )
-    texts = decode(tokenizer, generated)
+    texts = [answer.text for answer in answers(tokenizer, [r.ids for r in generated])]
     judged = _judged(job, texts)
     further = place == len(modes(job.section)) - 1
     figures = [

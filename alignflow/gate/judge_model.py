@@ -8,11 +8,8 @@ The file has the form of `judge.JudgementCache`, so that the gate reads it like 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from transformers import AutoTokenizer
-
-from alignflow.data.base import fetch_base
+from alignflow.data.base import Spoken, fetch_base, spoken
 from alignflow.gate.judge import (
     MODEL_FIELD,
     REPLY_TOKENS,
@@ -21,8 +18,9 @@ from alignflow.gate.judge import (
     question,
     read_questions,
 )
-from alignflow.models.generate import decode, respond
+from alignflow.models.generate import answers, respond
 from alignflow.models.loading import BaseModel, load_base
+from alignflow.recipe import ModelSource
 from alignflow.stages.events import EventWriter
 from alignflow.stages.layout import JUDGEMENTS_FILE
 from alignflow.stages.params import JudgeParams
@@ -35,13 +33,13 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     """Runs the stage; see the module."""
     questions, params = read_questions(spec), JudgeParams.of(spec)
     directory = fetch_base(params.model, spec.paths.get("model"), MODEL_FIELD)
-    kind: Any = AutoTokenizer
-    tokenizer = kind.from_pretrained(str(directory), trust_remote_code=False)
+    model = ModelSource(source=str(directory), template_arguments={"enable_thinking": False})
+    said = spoken(directory, model, MODEL_FIELD)
     base = BaseModel(path=str(directory), source=params.model.source, digest=params.model.digest)
     responses = respond(
         load_base(base, dtype=params.dtype, quantization=None),
-        tokenizer,
-        [token_ids(tokenizer, question(params.instruction, *asked)) for asked in questions],
+        said.tokenizer,
+        [token_ids(said, question(params.instruction, *asked)) for asked in questions],
         max_new_tokens=REPLY_TOKENS,
         batch_size=BATCH_SIZE,
         progress=lambda done: events.progress(done, len(questions), "questions"),
@@ -49,18 +47,17 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     output = work / "output" / JUDGEMENTS_FILE
     output.unlink(missing_ok=True)
     cache = JudgementCache(output)
-    answers = [parse(reply) for reply in decode(tokenizer, responses)]
-    for asked, answer in zip(questions, answers, strict=True):
-        cache.keep(params.name, asked, answer)
-    ties = answers.count("tie") / len(answers)
-    return StageResult(metrics={"questions": float(len(answers)), "tie_share": ties})
+    verdicts = [parse(reply.text) for reply in answers(said.tokenizer, [r.ids for r in responses])]
+    for asked, verdict in zip(questions, verdicts, strict=True):
+        cache.keep(params.name, asked, verdict)
+    ties = verdicts.count("tie") / len(verdicts)
+    return StageResult(metrics={"questions": float(len(verdicts)), "tie_share": ties})
 
 
-def token_ids(tokenizer: Any, content: str) -> list[int]:
+def token_ids(said: Spoken, content: str) -> list[int]:
     """A question as the model reads it: by its chat template, without one as plain text."""
-    if tokenizer.chat_template is None:
-        return tokenizer(content + "\n\nAnswer:")["input_ids"]
-    turn = [{"role": "user", "content": content}]
-    return tokenizer.apply_chat_template(
-        turn, add_generation_prompt=True, tokenize=True, return_dict=False, enable_thinking=False
-    )
+    if said.template is None:
+        return said.tokenizer(content + "\n\nAnswer:")["input_ids"]
+    turn = {"role": "user", "content": content}
+    text = said.template.render([turn], add_generation_prompt=True)
+    return said.tokenizer.encode(text, add_special_tokens=False)

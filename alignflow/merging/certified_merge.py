@@ -185,5 +185,7 @@ def _serve_lines(planned: MergePlan, out: Path) -> dict[str, str]:
         if served is not None:
             lora = ["--enable-lora", "--max-lora-rank", str(served)]
             lora += ["--lora-modules", f"adapter={path}"]
+            if (path / "generation_config.json").is_file():  # the adapter's, by which responses end
+                lora += ["--tokenizer", str(path), "--generation-config", str(path)]
             lines["base_plus_adapter"] = shlex.join(["vllm", "serve", str(planned.base), *lora])
     return lines

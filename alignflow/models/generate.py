@@ -19,6 +19,8 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache
 
+from alignflow.data.contract import ResponseContract
+from alignflow.data.tokens import special_of
 from alignflow.errors import EvaluationError
 from alignflow.models.cache import BlockLayer, block_cache, can_join, joined
 
@@ -63,9 +65,30 @@ class Sampling(NamedTuple):
         return chosen.clamp_(max=logits.shape[-1] - 1)
 
 
-def decode(tokenizer: Any, responses: Sequence[Response]) -> list[str]:
-    """Text of responses, special tokens left out."""
-    return tokenizer.batch_decode([list(r.ids) for r in responses], skip_special_tokens=True)
+class Answer(NamedTuple):
+    """What a response says."""
+
+    text: str
+    """Without reasoning; empty where the reasoning never ended."""
+    reasoning: str = ""
+
+
+def answers(tokenizer: Any, responses: Sequence[Sequence[int]]) -> list[Answer]:
+    """What responses say, from their token ids; special tokens are left out."""
+    contract = ResponseContract.kept_with(tokenizer) or ResponseContract()
+    if contract.answer_follows is None:
+        texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
+        return [Answer(text) for text in texts]
+    special = special_of(tokenizer)
+    written = tokenizer.batch_decode(responses, skip_special_tokens=False)
+    parts = (contract.parted(text) for text in written)
+    return [Answer(_without(special, answer), _without(special, told)) for told, answer in parts]
+
+
+def _without(special: Sequence[str], text: str) -> str:
+    for token in special:
+        text = text.replace(token, "")
+    return text
 
 
 def respond(
@@ -112,11 +135,14 @@ def respond(
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Tokens that close a response: the tokenizer's and those of the generation config."""
+    """Tokens that end a response: the tokenizer's, its contract's, and the generation config's."""
+    contract = ResponseContract.kept_with(tokenizer)
+    closes = tokenizer.convert_tokens_to_ids(list(contract.closes)) if contract else []
     config = getattr(model, "generation_config", None)
     named = getattr(config, "eos_token_id", None)
     several = named if isinstance(named, list | tuple) else [named]
-    return {int(token) for token in (*several, tokenizer.eos_token_id) if token is not None}
+    ends = (*several, *closes, tokenizer.eos_token_id)
+    return {int(token) for token in ends if token is not None}
 
 
 def padded(

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from alignflow.checking.checked import preflight
 from alignflow.checking.findings import raise_errors
 from alignflow.checking.model_files import read_config, refusals
-from alignflow.data.base import fetch_base
-from alignflow.data.template import load_template
+from alignflow.data.base import fetch_base, spoken
+from alignflow.data.template import ChatTemplate, TemplateRejects
 from alignflow.errors import ArtifactError, DataError, RecipeError
 from alignflow.pipeline.plan import stage_spec
 from alignflow.recipe import METHODS, ModelSource, Recipe, TuningSection
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from alignflow.models.loading import BaseModel
 
 Prompt = TypeVar("Prompt", str, list[str])
+TEMPLATE_FIELDS = {"chat_template", "template_arguments", "template_date"}
 ADAPTER_CONFIG, RECORD = "adapter_config.json", "base_model.json"
 
 
@@ -57,11 +58,11 @@ def judging_recipe(recipe: Recipe, model: Path, base: str | None) -> Recipe:
     source = (
         base_of(model, base) if is_adapter(model) else ModelSource(source=str(model.absolute()))
     )
-    template = recipe.base_model.chat_template if is_adapter(model) else None
+    named = recipe.base_model.model_dump(include=TEMPLATE_FIELDS) if is_adapter(model) else {}
     tuning = TuningSection(mode=recipe.tuning.mode, dtype=recipe.tuning.dtype)
     return recipe.model_copy(
         update={
-            "base_model": source.model_copy(update={"chat_template": template}),
+            "base_model": source.model_copy(update=named),
             "data": recipe.data.model_copy(
                 update={"pretrain": [], "replay": [], "sft": [], "preferences": []}
             ),
@@ -168,9 +169,7 @@ def generate(
     """
     directory = require_model(Path(model))
     _quiet()
-    from transformers import AutoTokenizer
-
-    from alignflow.models.generate import decode, respond
+    from alignflow.models.generate import answers, respond
     from alignflow.models.loading import BaseModel
 
     place, record = directory, None
@@ -183,14 +182,14 @@ def generate(
     loaded = _loaded(directory, record, "float32", None)
     if (directory / "tokenizer_config.json").is_file():
         place = directory
-    tokenizer = AutoTokenizer.from_pretrained(str(place), trust_remote_code=False)
+    said = spoken(place, ModelSource(source=str(place)), str(place))
     prompts = [prompt] if isinstance(prompt, str) else prompt
-    texts = [_rendered(place, text, system) for text in prompts]
-    ids = [list(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+    texts = [_rendered(place, said.template, text, system) for text in prompts]
+    ids = [list(said.tokenizer.encode(text, add_special_tokens=False)) for text in texts]
     sampling = {"temperature": temperature, "seed": seed}
-    responses = respond(loaded, tokenizer, ids, max_new_tokens=max_new_tokens, **sampling)
-    answers: Any = decode(tokenizer, responses)
-    return answers[0] if isinstance(prompt, str) else answers
+    responses = respond(loaded, said.tokenizer, ids, max_new_tokens=max_new_tokens, **sampling)
+    replies: Any = [a.text for a in answers(said.tokenizer, [r.ids for r in responses])]
+    return replies[0] if isinstance(prompt, str) else replies
 
 
 def merge(
@@ -240,10 +239,9 @@ def merge(
     return certificate
 
 
-def _rendered(directory: Path, prompt: str, system: str | None) -> str:
-    from alignflow.data.template import TemplateRejects
-
-    template = load_template(directory)
+def _rendered(
+    directory: Path, template: ChatTemplate | None, prompt: str, system: str | None
+) -> str:
     if template is None:
         return prompt
     messages = [{"role": "user", "content": prompt}]

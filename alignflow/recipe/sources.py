@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+import datetime
+from typing import Any, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
@@ -32,6 +33,13 @@ class ModelSource(Section):
 
     chat_template: str | None = None
     """Path of a Jinja chat template that replaces the tokenizer's own."""
+
+    template_arguments: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """What the template is given, such as `{enable_thinking: false}`; written into the template that
+    is saved with the model, so that it is in force wherever the model is."""
+
+    template_date: datetime.date = datetime.date(2024, 7, 26)
+    """What a template that writes today's date writes, in training and ever after."""
 
     @model_validator(mode="before")
     @classmethod
@@ -98,6 +106,9 @@ class DataSection(Section):
 
     general: list[DataSource] = Field(default_factory=list)
     """General text on which forgetting is measured."""
+
+    trained_turns: Literal["all", "last"] = "all"
+    """Assistant turns of a demonstration that have loss."""
 
     held_out_share: float = Field(default=0.1, ge=0, le=0.5)
     """Share of preference prompts kept from training to measure the reward model and DPO, of

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignflow.errors import EvaluationError
-from alignflow.models.generate import Response, decode, respond
+from alignflow.models.generate import Response, answers, respond
 from alignflow.models.scoring import response_logps, text_losses
 
 
@@ -132,11 +132,11 @@ def test_text_comes_in_the_order_of_the_prompts_without_special_tokens(
     responses = respond(
         model, tokenizer, prompts, max_new_tokens=8, batch_size=4, progress=done.append
     )
-    texts = decode(tokenizer, responses)
+    texts = answers(tokenizer, [r.ids for r in responses])
     alone = [respond(model, tokenizer, [prompt], max_new_tokens=8)[0] for prompt in prompts]
-    assert texts == decode(tokenizer, alone)
+    assert texts == answers(tokenizer, [r.ids for r in alone])
     assert done == [4, 8, 11]
-    assert not any("</s>" in text for text in texts)
+    assert not any("</s>" in answer.text for answer in texts)
 
 
 def test_a_batch_that_does_not_fit_is_halved(

@@ -11,6 +11,7 @@ from fake_runs import fake_recipe
 from stage_runs import run_and_publish
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from alignflow.data.base import spoken
 from alignflow.errors import EvaluationError, RecipeError
 from alignflow.gate.judge import (
     JudgementCache,
@@ -21,7 +22,7 @@ from alignflow.gate.judge import (
     question,
 )
 from alignflow.gate.judge_model import token_ids
-from alignflow.recipe import JudgeSection, Recipe
+from alignflow.recipe import JudgeSection, ModelSource, Recipe
 from alignflow.stages.layout import JUDGEMENTS_FILE
 
 ASKED = [("Why?", "because", "so"), ("Why?", "so", "because"), ("Is it a tie?", "A", "no")]
@@ -43,10 +44,11 @@ def test_each_answer_is_what_the_model_replies_when_asked_alone(
     artifact = run_and_publish(judge_spec(recipe(tiny_base), tmp_path, ASKED))
     cache = JudgementCache(artifact.directory / JUDGEMENTS_FILE)
     name, judge = judge_name(section(tiny_base)), judge_of(section(tiny_base))
+    said = spoken(tiny_base, ModelSource(source=str(tiny_base)))
     tokenizer: Any = AutoTokenizer.from_pretrained(str(tiny_base))
     model: Any = AutoModelForCausalLM.from_pretrained(str(tiny_base), dtype="float32")
     for asked in ASKED:
-        ids = token_ids(tokenizer, question("Better?", *asked))
+        ids = token_ids(said, question("Better?", *asked))
         reply = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=8, do_sample=False)[
             0, len(ids) :
         ]
@@ -58,10 +60,11 @@ def test_each_answer_is_what_the_model_replies_when_asked_alone(
 
 
 def test_a_question_is_put_by_the_chat_template_or_as_plain_text(tiny_base: Path) -> None:
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(tiny_base))
-    assert tokenizer.decode(token_ids(tokenizer, "Which?")).endswith("<|assistant|>")
-    tokenizer.chat_template = None
-    assert tokenizer.decode(token_ids(tokenizer, "Which?")).endswith("Which?\n\nAnswer:")
+    said = spoken(tiny_base, ModelSource(source=str(tiny_base)))
+    decode = said.tokenizer.decode
+    assert decode(token_ids(said, "Which?")).endswith("<|assistant|>")
+    plain = said._replace(template=None)
+    assert decode(token_ids(plain, "Which?")).endswith("Which?\n\nAnswer:")
 
 
 def test_the_same_questions_to_another_model_or_instruction_are_other_work(

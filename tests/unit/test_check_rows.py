@@ -12,6 +12,7 @@ from alignflow.checking import template as template_module
 from alignflow.checking.sandbox import run_limited
 from alignflow.checking.template import template_findings
 from alignflow.errors import DataError
+from alignflow.recipe import ModelSource
 
 pytestmark = pytest.mark.slow  # each check reads the tokenizer in a child
 
@@ -37,7 +38,7 @@ def test_lengths_are_those_of_prepare(tmp_path: Path) -> None:
     ours, theirs = PlainTokenizer(directory), AutoTokenizer.from_pretrained(str(directory))
     for text in ("Which trucks are in Lyon?", "<|im_start|>user\nhé 🚚<|im_end|>\n", ""):
         assert ours.encode(text, False) == theirs.encode(text, add_special_tokens=False)
-    assert (ours.eos_token_id, ours.bos_token_id) == (theirs.eos_token_id, theirs.bos_token_id)
+    assert (ours.eos_token, ours.bos_token_id) == (theirs.eos_token, theirs.bos_token_id)
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -132,7 +133,8 @@ def findings_of(tmp_path: Path, source: str | None) -> str:
         (model / "chat_template.jinja").unlink()
     else:
         (model / "chat_template.jinja").write_text(source)
-    return "\n".join(finding.line for finding in template_findings(model, None, needed=True))
+    _, findings = template_findings(model, ModelSource(source=str(model)), needed=True)
+    return "\n".join(finding.line for finding in findings)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,8 @@ def test_a_hostile_template_ends_with_its_child(
 
 
 def test_an_error_of_the_child_keeps_its_exit_code() -> None:
-    payload = {"directory": "/nowhere", "override": "/nowhere.jinja"}
+    model = {"source": "/nowhere", "chat_template": "/nowhere.jinja"}
+    payload = {"directory": "/nowhere", "model": model}
     with pytest.raises(DataError, match="cannot be read"):
         run_limited(
             "alignflow.checking.template:probe", payload, seconds=20, memory_bytes=2**30, what="it"

@@ -124,24 +124,24 @@ def test_equal_answers_are_a_bad_row() -> None:
 
 
 def test_every_response_of_a_dialogue_is_marked() -> None:
-    pieces = ChatTemplate(CHATML, {}).turns([USER, YES, USER, NO])
-    assert [text for text, response in pieces if response] == [
-        "yes<|im_end|>\n",
-        "no<|im_end|>\n",
+    template, messages = ChatTemplate(CHATML, {}), [USER, YES, USER, NO]
+    (rendered,) = template.rendered(messages, special=["<|im_end|>"])
+    assert [rendered.text[start:end] for start, end in rendered.responses] == [
+        "yes<|im_end|>",
+        "no<|im_end|>",
     ]
-    assert "".join(text for text, _ in pieces) == ChatTemplate(CHATML, {}).render(
-        [USER, YES, USER, NO]
-    )
+    assert template.render(messages) == rendered.text + "\n"
 
 
-def test_a_template_that_rewrites_earlier_turns_marks_the_last_response_only() -> None:
+def test_a_template_that_rewrites_earlier_turns_gives_a_text_per_response() -> None:
     source = (
         "{% for m in messages %}<{{ m.role }}>"
         "{{ m.content if loop.last or m.role == 'user' else '...' }}{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
-    pieces = ChatTemplate(source, {}).turns([USER, YES, USER, NO])
-    assert [text for text, response in pieces if response] == ["no"]
+    first, second = ChatTemplate(source, {}).rendered([USER, YES, USER, NO])
+    assert first == ("<user>q<assistant>yes", 1, [(18, 21)])
+    assert second == ("<user>q<assistant>...<user>q<assistant>no", 3, [(39, 41)])
 
 
 def test_a_template_runs_in_a_sandbox_and_its_refusal_is_told() -> None:

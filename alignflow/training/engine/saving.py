@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,20 @@ from alignflow.training.engine.job import Job
 
 def save(model: Any, job: Job[Any]) -> Path:
     """Writes `adapter/` or `model/` of the stage's output; equal weights, equal bytes."""
-    if isinstance(model, PeftModel):
-        return save_adapter(model, job.output / ADAPTER, job.base, job.quantization)
-    directory = job.output / MODEL
+    is_adapter = isinstance(model, PeftModel)
+    directory = job.output / (ADAPTER if is_adapter else MODEL)
+    if is_adapter:
+        save_adapter(model, directory, job.base, job.quantization)
+        return _with_tokenizer(directory, job)
     with quiet():
         dtype = "bfloat16" if job.weights_dtype == "bfloat16" else job.dtype
         model.to(getattr(torch, dtype)).save_pretrained(str(directory))
-        job.tokenizer.save_pretrained(str(directory))
+    return _with_tokenizer(directory, job)
+
+
+def _with_tokenizer(directory: Path, job: Job[Any]) -> Path:
+    """Puts the tokenizer, chat template and generation config in force beside what was trained."""
+    shutil.copytree(job.data.tokenizer, directory, dirs_exist_ok=True)
     return directory
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from alignflow.errors import DataError
 from alignflow.files import read_certified, write_certified
-from alignflow.models.generate import decode, respond
+from alignflow.models.generate import respond
 from alignflow.recipe.online import RFTSection
 from alignflow.stages.spec import RowAccount
 from alignflow.training.engine.fit import Measured
@@ -131,7 +131,6 @@ def sampled(job: Job[RFTSection], model: Any, prompts: list[Prompt]) -> list[lis
     )
     given = {
         "prompts": [prompt.text for prompt in asked],
-        "completions": decode(job.tokenizer, responses),
         "completion_ids": [response.ids for response in responses],
         "target": [prompt.target for prompt in asked],
     }

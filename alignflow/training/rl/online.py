@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 from alignflow.errors import DataError
+from alignflow.models.generate import answers
 from alignflow.models.loading import load_reward_model
 from alignflow.models.scoring import reward_scores
 from alignflow.recipe import OnlineSection
@@ -143,22 +144,23 @@ def demand_good_reward(job: Job[Any]) -> None:
 def reward_functions(job: Job[Any], prompt_ids: dict[str, list[int]]) -> list[Score]:
     """A function per term of the rewards, in their order, named after its source.
 
-    Each takes `prompts` and `completions` as text, `completion_ids` and `target`, and gives scores.
+    Each takes `prompts` as text, `completion_ids` and `target`, and gives scores.
     """
     functions = load_rewards(job.section.rewards, job.reward_files)
     return [
         _model_score(job, prompt_ids)
         if term.source == REWARD_MODEL
-        else _function_score(term.source, functions[term.source])
+        else _function_score(term.source, functions[term.source], job.tokenizer)
         for term in job.section.rewards
     ]
 
 
-def _function_score(source: str, function: RewardFunction) -> Score:
+def _function_score(source: str, function: RewardFunction, tokenizer: Any) -> Score:
     def score(
-        prompts: list[str], completions: list[str], target: list[str | None], **_: Any
+        prompts: list[str], completion_ids: list[list[int]], target: list[str | None], **_: Any
     ) -> list[float]:
-        return function(prompts, completions, target).tolist()
+        texts = [answer.text for answer in answers(tokenizer, completion_ids)]
+        return function(prompts, texts, target).tolist()
 
     score.__name__ = source.rpartition(":")[2]
     return score

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from alignflow.errors import NumericsError
-from alignflow.models.generate import respond
+from alignflow.models.generate import answers, respond
 from alignflow.recipe import PPOSection
 from alignflow.recipe.rewards import REWARD_MODEL
 from alignflow.training.engine.token_logps import token_statistics
@@ -175,7 +175,7 @@ def score(
     model_scores: Tensor | None,
 ) -> dict[str, Tensor]:
     """Scores by source, [B] each."""
-    texts = setting.tokenizer.batch_decode(responses, skip_special_tokens=True)
+    texts = [answer.text for answer in answers(setting.tokenizer, responses)]
     device = setting.roles.model.device
     asked = [prompt.text for prompt in prompts], texts, [prompt.target for prompt in prompts]
     return {

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from alignflow.errors import DataError
 from alignflow.evaluation import compute_metric, load_metrics
-from alignflow.models.generate import decode, respond
+from alignflow.models.generate import answers, respond
 from alignflow.recipe import EvaluationSection
 from alignflow.recipe.rewards import WatchSection
 from alignflow.training.rl.rollouts import Prompt, Setting
@@ -65,7 +65,7 @@ class Watch:
                 temperature=setting.section.temperature,
                 seed=SEED,
             )
-        texts = decode(setting.tokenizer, responses)
+        texts = [a.text for a in answers(setting.tokenizer, [r.ids for r in responses])]
         targets = [prompt.target for prompt in self._prompts]
         return compute_metric(self._metric, texts, targets).figure
 
