@@ -14,6 +14,7 @@ from alignflow.data.template import (
     load_template,
     special_tokens,
     tokenizer_config,
+    with_end_token,
 )
 from alignflow.data.tokens import contract_of_tokenizer
 from alignflow.errors import DataError, RecipeError
@@ -86,12 +87,13 @@ def spoken(directory: Path, model: ModelSource, field: str = "base_model") -> Sp
             f"file in {field}.chat_template."
         ) from error
     if before := ResponseContract.kept_with(tokenizer):
-        contract = contract.closing_too(before.closes)
-    if contract.closes:
+        contract = contract.after(before)
+    if contract.closes and contract.closes[0] != document_end:
         tokenizer.pad_token = tokenizer.pad_token or document_end
         tokenizer.eos_token = contract.closes[0]
+        tokenizer.chat_template = with_end_token(template.source, document_end)
     tokenizer.init_kwargs[FIELD] = contract.model_dump(mode="json")
-    return Spoken(tokenizer, template, contract, document_end)
+    return Spoken(tokenizer, template, contract, contract.document_end)
 
 
 def template_in_force(directory: Path, model: ModelSource) -> ChatTemplate | None:

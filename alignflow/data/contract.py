@@ -10,7 +10,7 @@ in `tokenizer_config.json`, so that it goes wherever the tokenizer goes. No torc
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 from alignflow.data.template import ChatTemplate, TemplateRejects, ending_of
@@ -40,6 +40,8 @@ class ResponseContract(Record):
     """What the template writes before a response."""
     closes: tuple[str, ...] = ()
     """Tokens that end a response; training ends it with the first."""
+    document_end: str | None = None
+    """Token that ends a text without a template."""
     reasoning_opens: str | None = None
     """What a response begins with where it begins with reasoning."""
     answer_follows: str | None = None
@@ -54,9 +56,10 @@ class ResponseContract(Record):
         record = tokenizer.init_kwargs.get(FIELD)
         return None if record is None else cls.model_validate(record)
 
-    def closing_too(self, tokens: Iterable[str]) -> Self:
-        """The contract with further tokens that end generation."""
-        return self.model_copy(update={"closes": tuple(dict.fromkeys([*self.closes, *tokens]))})
+    def after(self, before: ResponseContract) -> Self:
+        """The contract of a tokenizer whose end token was already made the closing one."""
+        closes = tuple(dict.fromkeys([*self.closes, *before.closes]))
+        return self.model_copy(update={"closes": closes, "document_end": before.document_end})
 
     def parted(self, text: str) -> tuple[str, str]:
         """Reasoning and answer of a response, special tokens written out."""
@@ -78,8 +81,8 @@ def contract_of(
     Args:
         template: In force.
         special: The tokenizer's special tokens; only one of them can end a response.
-        eos: The tokenizer's own end token, which ends a response where the template has nothing
-            that could, and always ends generation.
+        eos: The tokenizer's own end token. It ends texts without a template, a response where the
+            template has nothing that could, and always generation.
 
     Raises:
         TemplateRejects: It rejects a question and its answer, or leaves out one of them.
@@ -93,7 +96,10 @@ def contract_of(
     ends = [_closer(whole, ANSWER, special), eos, _call_closer(template, special)]
     closes = tuple(dict.fromkeys(end for end in ends if end))
     return ResponseContract(
-        opens=prompt[bare:], closes=closes, **_reasoning(template, prompt, whole)
+        opens=prompt[bare:],
+        closes=closes,
+        document_end=eos,
+        **_reasoning(template, prompt, whole),
     )
 
 

@@ -205,6 +205,13 @@ def in_force(source: str, arguments: Mapping[str, Any], date: datetime.date) -> 
     return "".join([*heads, source])
 
 
+def with_end_token(source: str, token: str | None) -> str:
+    """A template's source for a tokenizer that has another end token: it writes the one it wrote."""
+    if token is None or "eos_token" not in source:
+        return source
+    return f"{{%- set eos_token = {_literal(token)} %}}{source}"
+
+
 def _date_macro(source: str, date: datetime.date) -> str:
     """`strftime_now` as a macro that knows the formats which the source names."""
     forms = dict.fromkeys(form for _, form in _DATE_FORM.findall(source))

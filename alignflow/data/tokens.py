@@ -86,7 +86,7 @@ class Encoder:
         if contract is None and template is not None:
             with suppress(TemplateRejects):
                 contract = contract_of_tokenizer(template, tokenizer)
-        self._closes = contract.closes if contract else []
+        self._closes = contract.closes if contract else ()
         self._document_end = document_end or tokenizer.eos_token
         self._special = special_of(tokenizer)
         self._ending = ending_of(self._special)

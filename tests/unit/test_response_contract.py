@@ -211,6 +211,18 @@ def test_what_closes_a_response_ends_generation_wherever_the_tokenizer_goes(
     assert config == {"eos_token_id": [*ends, 7], "temperature": 0.7}
 
 
+@pytest.mark.parametrize("name", ["phi3", "llama3", "qwen3", "gemma"])
+def test_what_is_saved_renders_as_it_did(tmp_path: Path, name: str) -> None:
+    said = save_spoken(
+        written(tmp_path / "base", name), ModelSource(source="x"), tmp_path / "saved"
+    )
+    assert said.template is not None
+    again = spoken(tmp_path / "saved", ModelSource(source="x"))
+    theirs = again.tokenizer.apply_chat_template(TWO, tokenize=False)
+    assert theirs == said.template.render(TWO) == again.template.render(TWO)  # type: ignore[union-attr]
+    assert again.document_end == chat_templates.END
+
+
 @pytest.mark.parametrize("name", ["llama3_2", "gptoss", "muse_glimmer"])
 def test_a_template_that_writes_the_date_writes_the_recipes(name: str) -> None:
     source = chat_templates.source(name)
