@@ -18,7 +18,7 @@ from alignflow.recipe import METHODS, ModelSource, Recipe, TuningSection
 from alignflow.recipe.resolve import resolve_base_model
 from alignflow.settings import resolve_home
 from alignflow.stages.device import resolve_dtype
-from alignflow.stages.environment import NO_TELEMETRY, QUIET_LIBRARIES
+from alignflow.stages.environment import NO_TELEMETRY, QUIET_LIBRARIES, SLEEPING_THREADS
 from alignflow.stages.launch import run_stage
 from alignflow.stages.params import NamedModel
 from alignflow.stages.spec import Record
@@ -271,5 +271,5 @@ def require_model(directory: Path) -> Path:
 
 def _quiet() -> None:
     """Before any training library is imported."""
-    for name, value in {**NO_TELEMETRY, **QUIET_LIBRARIES}.items():
+    for name, value in {**NO_TELEMETRY, **QUIET_LIBRARIES, **SLEEPING_THREADS}.items():
         os.environ.setdefault(name, value)

@@ -74,7 +74,8 @@ class ComputeSection(Section):
     """Recompute activations to save memory; `auto` is on for a GPU, off for a CPU."""
 
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads of a stage; None is all cores."""
+    """CPU threads of a stage; None is all cores. A stage that is tried again, or goes on elsewhere,
+    keeps those of its first attempt, so that it ends with the same bits."""
 
     timeout_seconds: float = Field(default=7 * 24 * 3600, gt=0)
     """A stage that runs longer is stopped and retried."""

@@ -22,6 +22,9 @@ QUIET_LIBRARIES = {
     "TRANSFORMERS_VERBOSITY": "error",
     "PYTHONUNBUFFERED": "1",
 }
+SLEEPING_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""A thread of OpenMP that waits sleeps: one that spins on a busy machine takes its core from the
+thread it waits for. For GNU's OpenMP, which torch has; read when torch is loaded."""
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 SECRETS_OF_OTHERS = (
     "PREFECT_API_KEY",
@@ -64,6 +67,8 @@ def stage_environment(
     for name in SECRETS_OF_OTHERS:
         environment.pop(name, None)
     environment |= NO_TELEMETRY | QUIET_LIBRARIES
+    for name, value in SLEEPING_THREADS.items():
+        environment.setdefault(name, value)
     if (not STAGES[stage].online) if offline is None else offline:
         environment.pop("HF_TOKEN", None)
         environment |= OFFLINE

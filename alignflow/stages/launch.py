@@ -71,7 +71,7 @@ def run_stage(
     work.mkdir(parents=True, exist_ok=True, mode=0o700)
     before = read_events(work / EVENTS_FILE)
     attempt = next_attempt(before)
-    plan = with_smaller_micro_batch(spec, before)
+    plan = with_first_threads(with_smaller_micro_batch(spec, before), before)
     atomic_write_text(work / SPEC_FILE, plan.model_dump_json(indent=2))
     oom_kills = count_oom_kills()
     code = _watched(plan, work, attempt, on_event or (lambda _: None), server)
@@ -85,6 +85,15 @@ def run_stage(
 def next_attempt(events: list[dict[str, Any]]) -> int:
     """Number of the attempt after those in `events`, from 1."""
     return 1 + max((event["attempt"] for event in events), default=0)
+
+
+def with_first_threads(spec: StageSpec, events: list[dict[str, Any]]) -> StageSpec:
+    """`spec` with the threads of its first attempt: another number would make other bits."""
+    first = next((event["count"] for event in events if event["kind"] == "threads"), None)
+    if first is None:
+        return spec
+    compute = spec.compute.model_copy(update={"threads": first})
+    return spec.model_copy(update={"compute": compute})
 
 
 def with_smaller_micro_batch(spec: StageSpec, events: list[dict[str, Any]]) -> StageSpec:

@@ -178,7 +178,7 @@ def run_and_publish(work: Path, attempt: int, events: EventWriter) -> None:
     spec = StageSpec.model_validate_json((work / SPEC_FILE).read_text())
     events.write("started", pid=os.getpid(), compute=spec.compute.model_dump(mode="json"))
     stage = load_stage(spec.stage)
-    limit_threads(spec.compute.threads)
+    events.write("threads", count=set_threads(spec.compute.threads))
     (work / "output").mkdir(exist_ok=True)
     result = stage(spec, work, events)
     details = {**result.details, "peak_memory_bytes": peak_memory_bytes()}
@@ -198,12 +198,16 @@ def peak_memory_bytes() -> dict[str, int]:
     return peak
 
 
-def limit_threads(threads: int | None) -> None:
-    """Sets torch's threads where the stage has loaded torch; None leaves all cores."""
+def set_threads(threads: int | None) -> int:
+    """Sets torch's threads where the stage has loaded torch; None leaves all cores. Returns them."""
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-        if torch := sys.modules.get("torch"):
-            torch.set_num_threads(threads)
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return threads or os.cpu_count() or 1
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
 
 
 def _record(events: EventWriter, failure: AlignflowError) -> None:

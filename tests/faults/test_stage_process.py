@@ -20,7 +20,7 @@ from alignflow.errors import (
     OutOfMemory,
     StageError,
 )
-from alignflow.stages.artifacts import find, locked, work_directory
+from alignflow.stages.artifacts import artifact_directory, find, locked, work_directory
 from alignflow.stages.events import EVENTS_FILE, read_events
 from alignflow.stages.forkserver import Forkserver
 from alignflow.stages.launch import run_stage
@@ -220,4 +220,6 @@ def test_a_forked_stage_computes_with_two_threads(tmp_path: Path) -> None:
     real = Forkserver()
     spec = fake_spec(tmp_path, "matmul", threads=2, stall_seconds=60)
     assert said_by(spec, real).startswith("2 threads")
+    told = read_events(artifact_directory(tmp_path, spec.stage, spec.key) / EVENTS_FILE)
+    assert [event["count"] for event in told if event["kind"] == "threads"] == [2]
     real.close()

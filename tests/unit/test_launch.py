@@ -9,8 +9,14 @@ import pytest
 from fake_runs import fake_spec
 
 from alignflow.errors import OutOfMemory
+from alignflow.stages.environment import stage_environment
 from alignflow.stages.events import EVENTS_FILE, read_events
-from alignflow.stages.launch import next_attempt, record_failure, with_smaller_micro_batch
+from alignflow.stages.launch import (
+    next_attempt,
+    record_failure,
+    with_first_threads,
+    with_smaller_micro_batch,
+)
 
 
 def failures(count: int, exit_code: int = 67) -> list[dict[str, Any]]:
@@ -51,6 +57,19 @@ def test_ppo_halves_what_its_forward_passes_hold_which_is_a_minibatch() -> None:
     section = {"batch_size": 64, "num_mini_batches": 4}
     spec = spec.model_copy(update={"params": {"section": section}})
     assert with_smaller_micro_batch(spec, failures(1)).compute.micro_batch_size == 8
+
+
+def test_every_attempt_has_the_threads_of_the_first() -> None:
+    spec = fake_spec(Path("/home"), threads=1)
+    assert with_first_threads(spec, failures(1)) is spec
+    told = [{"kind": "threads", "attempt": n, "count": 5 - n} for n in (1, 2)]
+    kept = with_first_threads(spec, told)
+    assert kept.compute.threads == 4 and kept.key == spec.key
+
+
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise() -> None:
+    assert stage_environment("sft", {})["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert stage_environment("sft", {"OMP_WAIT_POLICY": "ACTIVE"})["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
 def test_other_failures_keep_the_micro_batch() -> None:
