@@ -22,15 +22,12 @@ from alignflow.checking.needs import Needs, need_findings, needs_of
 from alignflow.checking.rows import SourceRows, is_elsewhere, row_findings, source_findings
 from alignflow.checking.rules import recipe_findings
 from alignflow.checking.template import template_findings
-from alignflow.data.plain_tokenizer import has_tokenizer, vocabulary_problem
-from alignflow.data.template import load_template, special_tokens
+from alignflow.data import has_tokenizer, load_template, special_tokens, vocabulary_problem
 from alignflow.errors import AlignflowError
 from alignflow.files import digest_directory
-from alignflow.recipe import Recipe
-from alignflow.recipe.file import load_recipe
-from alignflow.recipe.names import is_hub_id
+from alignflow.recipe import Recipe, is_hub_id, load_recipe
 from alignflow.settings import resolve_home
-from alignflow.stages.spec import Record
+from alignflow.stages import Record
 
 SMALL_PARAMETERS = 100_000_000
 

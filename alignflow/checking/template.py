@@ -9,13 +9,7 @@ from typing import Any
 
 from alignflow.checking.findings import Finding, error, note, raised, warning
 from alignflow.checking.sandbox import GIB, run_limited
-from alignflow.data.template import (
-    ChatTemplate,
-    Message,
-    TemplateRejects,
-    load_template,
-    special_tokens,
-)
+from alignflow.data import ChatTemplate, Message, TemplateRejects, load_template, special_tokens
 from alignflow.errors import AlignflowError, DataError
 
 SECONDS, MEMORY_BYTES = 5.0, 1 * GIB

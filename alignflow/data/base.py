@@ -9,8 +9,7 @@ from typing import Any
 from alignflow.data.template import ChatTemplate, load_template
 from alignflow.errors import DataError, RecipeError
 from alignflow.files import atomic_write_json, digest_directory, file_stamps
-from alignflow.stages.layout import Prepared
-from alignflow.stages.params import NamedModel, ResolvedModel
+from alignflow.stages import NamedModel, Prepared, ResolvedModel
 
 MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 

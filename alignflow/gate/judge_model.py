@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from alignflow.data.base import fetch_base
+from alignflow.data import fetch_base
 from alignflow.gate.judge import (
     MODEL_FIELD,
     REPLY_TOKENS,
@@ -21,12 +21,8 @@ from alignflow.gate.judge import (
     question,
     read_questions,
 )
-from alignflow.models.generate import decode, respond
-from alignflow.models.loading import BaseModel, load_base
-from alignflow.stages.events import EventWriter
-from alignflow.stages.layout import JUDGEMENTS_FILE
-from alignflow.stages.params import JudgeParams
-from alignflow.stages.spec import StageResult, StageSpec
+from alignflow.models import BaseModel, decode, load_base, respond
+from alignflow.stages import JUDGEMENTS_FILE, EventWriter, JudgeParams, StageResult, StageSpec
 
 BATCH_SIZE = 16
 

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select
 
-from alignflow.data.forms import first_user_turn
-from alignflow.data.groups import HOLDOUT, falls_into
+from alignflow.data import HOLDOUT, falls_into, first_user_turn
 from alignflow.errors import RecipeError
 from alignflow.files import atomic_write_json, digest_json
 from alignflow.ledger.schema import holdouts, prompts, ratings, rows, texts

@@ -7,25 +7,24 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from alignflow.checking.checked import preflight
-from alignflow.checking.findings import raise_errors
-from alignflow.checking.model_files import read_config, refusals
-from alignflow.data.base import fetch_base
-from alignflow.data.template import load_template
+from alignflow.checking import preflight, raise_errors, read_config, refusals
+from alignflow.data import fetch_base, load_template
 from alignflow.errors import ArtifactError, DataError, RecipeError
 from alignflow.pipeline.plan import stage_spec
-from alignflow.recipe import METHODS, ModelSource, Recipe, TuningSection
-from alignflow.recipe.resolve import resolve_base_model
+from alignflow.recipe import METHODS, ModelSource, Recipe, TuningSection, resolve_base_model
 from alignflow.settings import resolve_home
-from alignflow.stages.device import resolve_dtype
-from alignflow.stages.environment import NO_TELEMETRY, QUIET_LIBRARIES
-from alignflow.stages.launch import run_stage
-from alignflow.stages.params import NamedModel
-from alignflow.stages.spec import Record
+from alignflow.stages import (
+    NO_TELEMETRY,
+    QUIET_LIBRARIES,
+    NamedModel,
+    Record,
+    resolve_dtype,
+    run_stage,
+)
 
 if TYPE_CHECKING:
-    from alignflow.merging.certificate import Certificate
-    from alignflow.models.loading import BaseModel
+    from alignflow.merging import Certificate
+    from alignflow.models import BaseModel
 
 Prompt = TypeVar("Prompt", str, list[str])
 ADAPTER_CONFIG, RECORD = "adapter_config.json", "base_model.json"
@@ -111,8 +110,8 @@ def evaluate(
     preflight(recipe, name or recipe.name)
     _quiet()
     prepared = run_stage(stage_spec(recipe, "prepare", resolve_home(home), {}))
-    from alignflow.evaluation.measure import intervals, load_job, measure, responses
-    from alignflow.models.loading import load_tokenizer, read_base
+    from alignflow.evaluation import intervals, load_job, measure, responses
+    from alignflow.models import load_tokenizer, read_base
 
     job = load_job(prepared.directory, recipe.evaluation, recipe.seed)
     record = read_base(prepared.directory) if is_adapter(directory) else None
@@ -133,7 +132,7 @@ def evaluate(
 
 def _loaded(directory: Path, base: BaseModel | None, dtype: str, quantization: str | None) -> Any:
     """The adapter on its base, ready to answer; the merged model where no base is given."""
-    from alignflow.models.loading import load_adapter, load_base, load_merged
+    from alignflow.models import load_adapter, load_base, load_merged
 
     if base is None:
         return load_merged(directory)
@@ -170,8 +169,7 @@ def generate(
     _quiet()
     from transformers import AutoTokenizer
 
-    from alignflow.models.generate import decode, respond
-    from alignflow.models.loading import BaseModel
+    from alignflow.models import BaseModel, decode, respond
 
     place, record = directory, None
     if is_adapter(directory):
@@ -241,7 +239,7 @@ def merge(
 
 
 def _rendered(directory: Path, prompt: str, system: str | None) -> str:
-    from alignflow.data.template import TemplateRejects
+    from alignflow.data import TemplateRejects
 
     template = load_template(directory)
     if template is None:

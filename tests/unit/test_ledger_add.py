@@ -10,7 +10,8 @@ import pytest
 from ledger_cases import row, swapped, write
 
 from alignflow.errors import DataError, RecipeError
-from alignflow.ledger import add, held_out_prompts, quarantined, renew_holdout, show, status
+from alignflow.ledger import add, quarantined, renew_holdout, show, status
+from alignflow.ledger.holdout import held_out_prompts
 
 GOOD = [row(number) for number in range(40)]
 

@@ -14,7 +14,8 @@ from ledger_cases import row, write
 
 from alignflow.commands.cli import exit_code_of
 from alignflow.errors import DataError
-from alignflow.ledger import add, freeze, held_out_prompts, renew_holdout
+from alignflow.ledger import add, freeze, renew_holdout
+from alignflow.ledger.holdout import held_out_prompts
 from alignflow.pipeline.plan import stage_spec
 from alignflow.recipe import Recipe
 from alignflow.stages.events import EventWriter

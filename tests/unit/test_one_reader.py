@@ -19,8 +19,9 @@ from alignflow.data.feedback import Rating, preference_pair, preferences_of
 from alignflow.data.forms import BadRow, normalised
 from alignflow.data.reading import RawRow, json_object, read_source
 from alignflow.data.rows import PARTS, Rules, outcome_of
-from alignflow.ledger import add, held_out_prompts, renew_holdout
+from alignflow.ledger import add, renew_holdout
 from alignflow.ledger.batches import parsed
+from alignflow.ledger.holdout import held_out_prompts
 from alignflow.ledger.parsing import Line
 from alignflow.pipeline.plan import stage_spec
 from alignflow.recipe import DataSource, Recipe
