@@ -7,7 +7,6 @@ from .feedback import pair_ids as pair_ids
 from .feedback import preferences_of as preferences_of
 from .forms import MAX_MESSAGE_CHARACTERS as MAX_MESSAGE_CHARACTERS
 from .forms import BadRow as BadRow
-from .forms import first_user_turn as first_user_turn
 from .forms import one_row as one_row
 from .forms import transcript as transcript
 from .groups import HOLDOUT as HOLDOUT
