@@ -24,10 +24,9 @@ from sqlalchemy import func, select
 from alignflow.ledger import add, champion, renew_holdout, status
 from alignflow.ledger.schema import snapshot_rows, snapshots
 from alignflow.ledger.store import opened, reading
-from alignflow.recipe import DataSource, Recipe
-from alignflow.recipe.file import load_recipe
-from alignflow.services.prefect_server import start_temporary_server
-from alignflow.stages.environment import prefect_environment
+from alignflow.recipe import DataSource, Recipe, load_recipe
+from alignflow.services import start_temporary_server
+from alignflow.stages import prefect_environment
 
 RECIPE = Path(__file__).parent.parent / "deployments/recipes/quickstart-retrain.yaml"
 SAMPLES_PER_PROMPT = 4
@@ -97,8 +96,7 @@ class Model:
         """Figures on the test prompts and the general text."""
         from alignflow.builtin import rows
         from alignflow.builtin.freight.rebuild_preferences import chat_ids
-        from alignflow.evaluation.measure import Job, Prompt, measure
-        from alignflow.evaluation.metric_modules import load_metrics
+        from alignflow.evaluation import Job, Prompt, load_metrics, measure
 
         prompts = [
             Prompt(
@@ -120,7 +118,7 @@ class Model:
 
 def served(home: Path, model: str) -> Path:
     """Directory behind the alias `champion`."""
-    from alignflow.lineage.registry import Registry
+    from alignflow.lineage import Registry
 
     found = champion(home, model)
     if found is None or Registry(home, model).version_of(found.digest) is None:

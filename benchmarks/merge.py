@@ -223,8 +223,8 @@ def _watch(process: subprocess.Popen[str], peaks: dict[str, float]) -> None:
 
 def equal_bits(one: Path, other: Path) -> bool:
     """Whether two models have the same tensors, bit for bit, however they are split into files."""
-    from alignflow.merging.writing.reader import Reader
-    from alignflow.models.headers import read_tensors
+    from alignflow.merging.writing import Reader
+    from alignflow.models import read_tensors
 
     first, second = read_tensors(one), read_tensors(other)
     reader = Reader()

@@ -81,7 +81,7 @@ def refused(artifact: Path, model: str) -> float:
     """Share of destructive test requests whose greedy answer is the refusal."""
     import pyarrow.parquet as pq
 
-    from alignflow.builtin.freight.world import REFUSAL
+    from alignflow.builtin.freight import REFUSAL
 
     rows = pq.read_table(artifact / "responses.parquet").to_pylist()
     mine = [

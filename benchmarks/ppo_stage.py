@@ -12,11 +12,17 @@ import re
 import sys
 from pathlib import Path
 
-from alignflow.pipeline.plan import stage_spec
-from alignflow.recipe.file import load_recipe
-from alignflow.stages.artifacts import find, publish, work_directory
-from alignflow.stages.events import EventWriter, read_events
-from alignflow.stages.process import limit_threads, load_stage
+from alignflow.pipeline import stage_spec
+from alignflow.recipe import load_recipe
+from alignflow.stages import (
+    EventWriter,
+    find,
+    limit_threads,
+    load_stage,
+    publish,
+    read_events,
+    work_directory,
+)
 
 
 def memory_mib(field: str) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect import flow
 
-from alignflow.pipeline.run import PipelineRun, new_run_id, watched
+from alignflow.pipeline import PipelineRun, new_run_id, watched
 from alignflow.recipe import Recipe
 from tasks.driver import PREFECT, demand_home
 

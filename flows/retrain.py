@@ -8,11 +8,19 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from alignflow.lineage.gating import agreed, gated
-from alignflow.lineage.look import Waiting, look
-from alignflow.lineage.run import RetrainRun
-from alignflow.lineage.settling import begin_lineage, project, register, repair, settle
-from alignflow.pipeline.run import watched
+from alignflow.lineage import (
+    RetrainRun,
+    Waiting,
+    agreed,
+    begin_lineage,
+    gated,
+    look,
+    project,
+    register,
+    repair,
+    settle,
+)
+from alignflow.pipeline import watched
 from alignflow.recipe import Recipe
 from tasks.driver import PREFECT, demand_home, ended, nothing_to_do
 from tasks.events import send_pending

@@ -13,10 +13,9 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import deployment
 from prefect.states import Completed
 
-from alignflow.lineage.look import Waiting
-from alignflow.lineage.run import RetrainRun
-from alignflow.pipeline.driver import Driver
-from alignflow.services.deploy import absolute_home
+from alignflow.lineage import RetrainRun, Waiting
+from alignflow.pipeline import Driver
+from alignflow.services import absolute_home
 from alignflow.settings import Settings, resolve_home
 from tasks.approval import awaited_elsewhere, forget_approval, with_approval
 from tasks.events import send_pending

@@ -11,8 +11,7 @@ import httpx
 from prefect import get_run_logger, task
 from prefect.client.orchestration import get_client
 
-from alignflow.ledger import Event, mark_sent, pending_events
-from alignflow.ledger.outbox import PROMOTED
+from alignflow.ledger import PROMOTED, Event, mark_sent, pending_events
 
 NAMESPACE = uuid.UUID("5b6a0d1e-4c1d-4c56-9b0c-0f2f5a3f7c11")
 

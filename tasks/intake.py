@@ -9,8 +9,7 @@ from typing import Any
 
 from prefect import get_run_logger, task
 
-from alignflow.ledger import Added, set_threshold
-from alignflow.ledger.inbox import Taken, default_inbox, take_in
+from alignflow.ledger import Added, Taken, default_inbox, set_threshold, take_in
 from alignflow.recipe import RetrainSection
 from tasks.prefect_artifacts import show_table
 

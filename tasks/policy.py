@@ -11,8 +11,7 @@ from prefect.concurrency.sync import concurrency
 from alignflow.files import digest_json
 from alignflow.pipeline import retries
 from alignflow.recipe import STAGES, ComputeSection
-from alignflow.stages.device import has_gpu
-from alignflow.stages.spec import StageSpec
+from alignflow.stages import StageSpec, has_gpu
 
 GPU_LIMIT = "gpu"
 PREFECT_TIMEOUT_MARGIN_SECONDS = 120

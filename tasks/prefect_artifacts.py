@@ -18,10 +18,8 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from alignflow.pipeline.plot import line_plot
-from alignflow.stages.artifacts import Artifact
-from alignflow.stages.events import EVENTS_FILE, metric_history, read_events
-from alignflow.stages.spec import StageSpec
+from alignflow.pipeline import line_plot
+from alignflow.stages import EVENTS_FILE, Artifact, StageSpec, metric_history, read_events
 
 SECONDS_BETWEEN_UPDATES = 3.0
 

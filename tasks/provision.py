@@ -21,7 +21,7 @@ from prefect.deployments import run_deployment
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectAlreadyExists
 
-from alignflow.services.deploy import WORK_POOL
+from alignflow.services import WORK_POOL
 from tasks.policy import GPU_LIMIT
 
 GPUS = 1

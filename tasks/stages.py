@@ -10,12 +10,17 @@ from prefect import get_run_logger, task
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from alignflow.pipeline.progress import tell
+from alignflow.pipeline import tell
 from alignflow.recipe import ComputeSection
-from alignflow.stages import forkserver
-from alignflow.stages.artifacts import Artifact, artifact_directory, find, read_manifest
-from alignflow.stages.launch import run_stage
-from alignflow.stages.spec import StageSpec
+from alignflow.stages import (
+    Artifact,
+    StageSpec,
+    artifact_directory,
+    find,
+    forkserver,
+    read_manifest,
+    run_stage,
+)
 from tasks.policy import by_stage_key, device_slot, task_options
 from tasks.prefect_artifacts import StageArtifacts
 

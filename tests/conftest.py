@@ -41,7 +41,7 @@ def prefect_server() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database whose tables are made: the migrations take seconds and are MLflow's."""
-    from alignflow.tracking import Connection
+    from alignflow.tracking.connection import Connection
 
     folder = tmp_path_factory.mktemp("mlflow")
     _ = Connection(f"sqlite:///{folder / 'mlflow.db'}", "template", folder / "mlartifacts").client

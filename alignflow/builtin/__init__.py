@@ -11,9 +11,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from alignflow.builtin.freight.corpus import company_documents, general_documents
-from alignflow.builtin.freight.demonstrations import demonstrations
-from alignflow.builtin.freight.world import Split, Wording, draw_examples
+from alignflow.builtin.freight import (
+    Split,
+    Wording,
+    company_documents,
+    demonstrations,
+    draw_examples,
+    general_documents,
+)
 
 _FREIGHT = Path(__file__).parent / "freight"
 _BASE_MODELS = {"freight-base": _FREIGHT / "base"}

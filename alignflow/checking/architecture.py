@@ -11,10 +11,9 @@ from typing import Any
 from alignflow.checking.findings import Finding, error, note, warning
 from alignflow.checking.model_files import read_config
 from alignflow.errors import ArtifactError, RecipeError
-from alignflow.models.headers import Located, read_checkpoint, read_header
-from alignflow.recipe import TARGET_PRESETS, ModelSource, Recipe, TuningSection
-from alignflow.recipe.tuning import names_module
-from alignflow.stages.spec import Record
+from alignflow.models import Located, read_checkpoint, read_header
+from alignflow.recipe import TARGET_PRESETS, ModelSource, Recipe, TuningSection, names_module
+from alignflow.stages import Record
 
 USUAL_LAYERS = 32
 HEADS = frozenset({"lm_head", "embed_out", "output_layer", "score", "classifier"})

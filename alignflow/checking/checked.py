@@ -27,11 +27,9 @@ from alignflow.data.plain_tokenizer import has_tokenizer, vocabulary_problem
 from alignflow.data.template import load_template, special_tokens
 from alignflow.errors import AlignflowError
 from alignflow.files import digest_directory
-from alignflow.recipe import Recipe
-from alignflow.recipe.file import load_recipe
-from alignflow.recipe.names import is_hub_id
+from alignflow.recipe import Recipe, is_hub_id, load_recipe
 from alignflow.settings import resolve_home
-from alignflow.stages.spec import Record
+from alignflow.stages import Record
 
 SMALL_PARAMETERS = 100_000_000
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from alignflow.errors import BY_EXIT_CODE, AlignflowError, RecipeError
-from alignflow.stages.spec import Record
+from alignflow.stages import Record
 
 Level = Literal["error", "warning", "advice", "note"]
 

@@ -10,11 +10,15 @@ from pathlib import Path
 from alignflow.checking.findings import Finding, advice, error, raised, warning
 from alignflow.errors import DataError, RecipeError
 from alignflow.evaluation import arguments_of, compares_responses, lower_is_better, text_metrics
-from alignflow.recipe import EvaluationSection, Recipe, RewardTerm
-from alignflow.recipe.judging import MetricArguments
-from alignflow.recipe.resolve import resolve_function
-from alignflow.recipe.rewards import EXECUTION
-from alignflow.stages.environment import SECRETS_OF_OTHERS
+from alignflow.recipe import (
+    EXECUTION,
+    EvaluationSection,
+    MetricArguments,
+    Recipe,
+    RewardTerm,
+    resolve_function,
+)
+from alignflow.stages import SECRETS_OF_OTHERS
 
 
 def judging_findings(recipe: Recipe) -> Iterator[Finding]:

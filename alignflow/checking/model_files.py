@@ -9,9 +9,8 @@ from typing import Any
 
 from alignflow.checking.findings import Finding, error
 from alignflow.errors import AlignflowError, ArtifactError, RecipeError
-from alignflow.models.headers import checkpoint_files
-from alignflow.recipe import ModelSource
-from alignflow.recipe.resolve import local_directory
+from alignflow.models import checkpoint_files
+from alignflow.recipe import ModelSource, local_directory
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".msgpack")
 CONFIGS = ("config.json", "tokenizer_config.json", "adapter_config.json", "generation_config.json")

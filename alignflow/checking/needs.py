@@ -14,14 +14,14 @@ from alignflow.checking.merging import merged_bytes
 from alignflow.checking.ppo_rules import model_count, trained_count
 from alignflow.errors import DiskSpaceError
 from alignflow.recipe import TRAINING_STAGES, PPOSection, Recipe, RewardedSection, TrainingSection
-from alignflow.stages.device import (
+from alignflow.stages import (
+    Record,
     available_bytes,
     first_micro_batch,
     has_gpu,
     largest_divisor,
     resolve_dtype,
 )
-from alignflow.stages.spec import Record
 
 GIB = 1024**3
 FLOAT32_BYTES = 4

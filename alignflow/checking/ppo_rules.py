@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from alignflow.checking.findings import Finding, advice, error, note
 from alignflow.checking.judging_rules import metric_findings
 from alignflow.evaluation import lower_is_better
-from alignflow.recipe import EvaluationSection, PPOSection, Recipe
-from alignflow.recipe.online import SampledSection
+from alignflow.recipe import EvaluationSection, PPOSection, Recipe, SampledSection
 
 MOST_USUAL_PASSES = 4
 

@@ -6,9 +6,7 @@ from collections.abc import Collection, Iterator
 
 from alignflow.checking.findings import Finding, error, raised
 from alignflow.errors import AlignflowError
-from alignflow.recipe import JudgeSection, Recipe
-from alignflow.recipe.names import is_hub_id
-from alignflow.recipe.resolve import resolve_base_model, resolve_function
+from alignflow.recipe import JudgeSection, Recipe, is_hub_id, resolve_base_model, resolve_function
 
 
 def retrain_findings(recipe: Recipe, known: Collection[str]) -> Iterator[Finding]:

@@ -18,19 +18,28 @@ from alignflow.data.plain_tokenizer import PlainTokenizer, has_tokenizer
 from alignflow.data.reading import RawRow, read_source
 from alignflow.data.rows import (
     TOO_LONG,
+    Encoder,
+    PlainTokenizer,
+    RawRow,
     Rules,
     SourceAccount,
     account_of,
+    has_tokenizer,
+    limits_of,
+    load_template,
     nothing_left,
     outcome_of,
+    read_source,
+    readers_of,
     rules_of,
+    within_context,
 )
 from alignflow.data.tokens import Encoder
 from alignflow.errors import AlignflowError, DataError
 from alignflow.recipe import DATA_PARTS, DataSection, DataSource, ModelSource, Recipe
 from alignflow.recipe.names import is_builtin, is_hub_id, is_ledger, matching_files
 from alignflow.settings import has_ledger
-from alignflow.stages.spec import Record, RowAccount
+from alignflow.stages import Record, RowAccount
 
 SAMPLE_ROWS = 1000
 SAMPLE_SECONDS, FULL_SECONDS, MEMORY_BYTES = 120.0, 24 * 3600.0, 16 * GIB

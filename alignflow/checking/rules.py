@@ -21,8 +21,8 @@ from alignflow.recipe import (
     SimPOSection,
     TrainingSection,
     TuningSection,
+    is_hub_id,
 )
-from alignflow.recipe.names import is_hub_id
 
 LOSSES = (
     *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard"),

@@ -12,7 +12,7 @@ from typing import Any
 
 from alignflow.checking.findings import Finding, error
 from alignflow.recipe import TRAINING_STAGES
-from alignflow.training.engine.reserved import RESERVED
+from alignflow.training.engine import RESERVED
 
 PARENTS = (
     ("trl/trainer/base_config.py", "_BaseConfig"),

@@ -9,9 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from alignflow.checking.checked import Check, check_file
-from alignflow.checking.needs import gib
-from alignflow.checking.rows import SourceRows
+from alignflow.checking import Check, SourceRows, check_file, gib
 from alignflow.commands.options import Home, Json, Overrides
 from alignflow.settings import resolve_home
 

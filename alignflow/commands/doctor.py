@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from alignflow.commands.options import Home, Json
-from alignflow.services.doctor import examine
+from alignflow.services import examine
 from alignflow.settings import resolve_home
 
 MARKS = {"good": ("✓", "green"), "note": ("·", "yellow"), "bad": ("✗", "bold red")}

@@ -73,9 +73,15 @@ def merge(
       alignflow merge base adapter merged --export gguf --llama-cpp ~/llama.cpp
       alignflow merge base adapter merged --dry-run
     """  # noqa: D301 (click's mark)
-    from alignflow.merging import demand_passed, merge_request, plan
+    from alignflow.merging import (
+        check_export,
+        demand_passed,
+        demand_room,
+        export_model,
+        merge_request,
+        plan,
+    )
     from alignflow.merging import merge as write_merged
-    from alignflow.merging.export import check_export, demand_room, export_model
 
     if export:
         check_export(export, llama_cpp)

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from alignflow.commands.options import Home, Json, Overrides
-from alignflow.pipeline import existing_model
-from alignflow.pipeline.report import as_text
-from alignflow.recipe.file import load_recipe
+from alignflow.pipeline import Evaluation, as_text, require_model
+from alignflow.pipeline import evaluate as judge
+from alignflow.pipeline import generate as ask
+from alignflow.recipe import load_recipe
 
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Directory of a merged model or of an adapter.")
@@ -41,9 +42,7 @@ def evaluate(
       alignflow evaluate my-adapter --base Qwen/Qwen3-0.6B --recipe my.yaml --json
     """  # noqa: D301 (click's mark)
     loaded = load_recipe(recipe, overrides or [])
-    judged = existing_model.evaluate(
-        model, loaded, base=base, home=home, name=str(recipe), progress=_show_progress
-    )
+    judged = judge(model, loaded, base=base, home=home, name=str(recipe), progress=_show_progress)
     if as_json:
         typer.echo(json.dumps(judged.model_dump(mode="json")))
     else:
@@ -55,7 +54,7 @@ def _show_progress(done: int, total: int) -> None:
         typer.echo(f"\r{done} of {total} responses", nl=done == total, err=True)
 
 
-def _print(judged: existing_model.Evaluation) -> None:
+def _print(judged: Evaluation) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("metric")
     table.add_column("value", justify="right")
@@ -85,8 +84,8 @@ def generate(
       alignflow generate .alignflow/artifacts/merge/KEY/model "How many trucks are in Lyon?"
       alignflow generate my-adapter "Hello" --base Qwen/Qwen3-0.6B --temperature 0.8
     """  # noqa: D301 (click's mark)
-    existing_model.require_model(model)
-    response = existing_model.generate(
+    require_model(model)
+    response = ask(
         model,
         sys.stdin.read() if prompt == "-" else prompt,
         system=system,

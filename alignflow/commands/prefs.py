@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from alignflow.commands.options import Home, Json
 from alignflow.errors import RecipeError
-from alignflow.ledger.reports import printable
+from alignflow.ledger import printable
 from alignflow.settings import resolve_home
 
 prefs = typer.Typer(
@@ -49,8 +49,8 @@ def add(
 
     Example:  alignflow prefs add feedback/ --into support
     """
-    from alignflow.ledger.ingest import add as add_files
-    from alignflow.ledger.ingest import add_stream
+    from alignflow.ledger import add as add_files
+    from alignflow.ledger import add_stream
 
     place = resolve_home(home)
     if sources == ["-"]:
@@ -84,8 +84,8 @@ def status(
 ) -> None:
     """Says where the rows are: waiting, reserved, consumed, held out, contradictory."""
     from alignflow.gate import power_of
-    from alignflow.ledger.reports import STATES
-    from alignflow.ledger.reports import status as read_status
+    from alignflow.ledger import STATES
+    from alignflow.ledger import status as read_status
     from alignflow.recipe import GateSection
 
     now = read_status(resolve_home(home), name)
@@ -105,7 +105,7 @@ def status(
 @prefs.command()
 def show(row_id: str, home: Home = None, as_json: Json = False) -> None:
     """Tells a row's whole life: seen where and when, in which snapshots, in which models."""
-    from alignflow.ledger.reports import show as read_row
+    from alignflow.ledger import show as read_row
 
     _print(read_row(resolve_home(home), row_id), as_json)
 
@@ -118,7 +118,7 @@ def quarantine(
     as_json: Json = False,
 ) -> None:
     """Lists what was refused: reason, file, offset, and the beginning of its bytes."""
-    from alignflow.ledger.reports import quarantined
+    from alignflow.ledger import quarantined
 
     refused = quarantined(resolve_home(home), name, limit)
     lines = [
@@ -134,7 +134,7 @@ def freeze(
     as_json: Json = False,
 ) -> None:
     """Reserves the waiting rows in a snapshot; an undecided snapshot is named again instead."""
-    from alignflow.ledger.snapshots import freeze as freeze_rows
+    from alignflow.ledger import freeze as freeze_rows
 
     frozen = freeze_rows(resolve_home(home), name)
     _print({**frozen._asdict(), "path": str(frozen.path)}, as_json)
@@ -152,7 +152,7 @@ def withdraw(
 
     For a recipe that cannot finish: the next retrain freezes them again, with its own recipe.
     """
-    from alignflow.ledger.verdicts import withdraw as withdraw_snapshot
+    from alignflow.ledger import withdraw as withdraw_snapshot
 
     withdraw_snapshot(resolve_home(home), snapshot, reason, name=name)
     _print({"snapshot": snapshot, "withdrawn": reason}, as_json)
@@ -169,7 +169,7 @@ def holdout(
 
     Do so after some 50 verdicts, or yearly: what is looked at often says less.
     """
-    from alignflow.ledger.holdout import renew_holdout
+    from alignflow.ledger import renew_holdout
 
     renew_holdout(resolve_home(home), share, salt)
     _print({"share": share, "applies_to": "prompts not seen before"}, as_json)
@@ -184,7 +184,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Writes a snapshot's rows as Parquet with the columns id, prompt, chosen and rejected."""
-    from alignflow.ledger.snapshots import training_rows
+    from alignflow.ledger import training_rows
 
     path = training_rows(resolve_home(home), name, snapshot)
     target = output or Path(f"{snapshot}.parquet")
@@ -205,7 +205,7 @@ def erase(
     as_json: Json = False,
 ) -> None:
     """Removes the text of rows from the ledger and the home's files; the ids stay."""
-    from alignflow.ledger.erasing import erase as erase_rows
+    from alignflow.ledger import erase as erase_rows
 
     if (row_id is None) == (source is None):
         raise RecipeError("give either an ID or --source S.")

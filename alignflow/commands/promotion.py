@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from alignflow.commands.options import Home, Json
-from alignflow.lineage.by_hand import Moved, promote_by_hand, roll_back_by_hand
+from alignflow.lineage import Moved, promote_by_hand, roll_back_by_hand
 from alignflow.settings import resolve_home
 
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the ledger.")]

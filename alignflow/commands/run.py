@@ -13,15 +13,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from alignflow.checking.checked import preflight
+from alignflow.checking import preflight
 from alignflow.commands.options import Home, Json, Overrides
 from alignflow.errors import RecipeError
-from alignflow.pipeline.report import load_report, print_report, recent_runs, report_file
-from alignflow.recipe import Recipe
-from alignflow.recipe.file import load_recipe
-from alignflow.services.prefect_server import start_temporary_server
+from alignflow.pipeline import load_report, print_report, recent_runs, report_file
+from alignflow.recipe import Recipe, load_recipe
+from alignflow.services import start_temporary_server
 from alignflow.settings import resolve_home
-from alignflow.stages.environment import prefect_environment
+from alignflow.stages import prefect_environment
 from alignflow.tracking import import_mlflow
 
 
@@ -54,8 +53,7 @@ def _run(recipe: Recipe, home: Path, json_to: Any) -> None:
     """Runs the flow in this process, in sight; its report is printed however it ends."""
     os.environ.update(prefect_environment(home))  # before prefect is imported
     wait_for_server = start_temporary_server(home)  # comes up during the imports
-    from alignflow.pipeline.progress import shown_on
-    from alignflow.pipeline.run import new_run_id
+    from alignflow.pipeline import new_run_id, shown_on
     from flows.finetune import finetune
 
     import_mlflow()

@@ -15,11 +15,10 @@ import typer
 
 from alignflow.commands.options import Home
 from alignflow.errors import RecipeError
-from alignflow.ledger.inbox import inbox_at
-from alignflow.services.children import Service, demand_free, ended_together
-from alignflow.services.deploy import WORK_POOL, check_recipe
+from alignflow.ledger import inbox_at
+from alignflow.services import WORK_POOL, Service, check_recipe, demand_free, ended_together
 from alignflow.settings import resolve_home
-from alignflow.stages.environment import NO_TELEMETRY, prefect_environment
+from alignflow.stages import NO_TELEMETRY, prefect_environment
 from alignflow.tracking import local_store
 
 ROOT = Path(__file__).parents[2]

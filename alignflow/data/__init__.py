@@ -1,1 +1,5 @@
 """Reading, validating, formatting, splitting and tokenising rows. No torch, and no database."""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

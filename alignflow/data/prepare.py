@@ -24,12 +24,15 @@ from alignflow.data.rows import Read, Rules, account_of, nothing_left, outcome_o
 from alignflow.data.tokens import Encoder
 from alignflow.errors import DataError
 from alignflow.files import atomic_write_json
-from alignflow.recipe import DATA_PARTS, DataSection, DataSource
-from alignflow.recipe.names import is_ledger
-from alignflow.stages.events import EventWriter
-from alignflow.stages.layout import Prepared
-from alignflow.stages.params import PrepareParams
-from alignflow.stages.spec import RowAccount, StageResult, StageSpec
+from alignflow.recipe import DATA_PARTS, DataSection, DataSource, is_ledger
+from alignflow.stages import (
+    EventWriter,
+    Prepared,
+    PrepareParams,
+    RowAccount,
+    StageResult,
+    StageSpec,
+)
 
 Rows = list[dict[str, Any]]
 

@@ -14,8 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from alignflow.data.forms import BadRow
 from alignflow.errors import DataError
-from alignflow.recipe import DataSource
-from alignflow.recipe.names import is_builtin, is_hub_id, is_ledger, matching_files
+from alignflow.recipe import DataSource, is_builtin, is_hub_id, is_ledger, matching_files
 
 LINES = (".jsonl", ".jsonl.gz")
 MAX_DEPTH = 32

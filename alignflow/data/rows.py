@@ -19,7 +19,7 @@ from alignflow.data.parts import PARTS, Formed
 from alignflow.data.reading import RawRow
 from alignflow.data.tokens import Encoder
 from alignflow.recipe import DataSection, DataSource
-from alignflow.stages.spec import RowAccount
+from alignflow.stages import RowAccount
 
 HELD_OUT = "held_out"
 EVALUATION_PROMPT = "evaluation_prompt"

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from alignflow.recipe.judging import MetricArguments
+from alignflow.recipe import MetricArguments
 
 OURS = Path(__file__).parent / "metrics"
 SAMPLED = "sampled_"

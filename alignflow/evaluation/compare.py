@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from alignflow.data.groups import main_places
+from alignflow.data import main_places
 from alignflow.evaluation.measure import DecodedResponse, Job, Measured, Outcome, prompt_clusters
 from alignflow.evaluation.metric_modules import MetricModule, compute_metric, load_module
-from alignflow.models.scoring import response_logps, reward_scores
+from alignflow.models import response_logps, reward_scores
 
 
 class Models(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from alignflow.recipe.judging import ExecutionArguments
+from alignflow.recipe import ExecutionArguments
 from alignflow.sql import Rules, Verdict, judge, read_target
 
 
@@ -18,7 +18,7 @@ def execution_judge(arguments: ExecutionArguments) -> Callable[[str, str], Verdi
         DataError: A database is not there.
     """
     if not arguments.database:
-        from alignflow.builtin.freight.judge import judge as freight_judge
+        from alignflow.builtin.freight import judge as freight_judge
 
         return freight_judge
     databases, rules = arguments.databases(), Rules(refusal=arguments.refusal)

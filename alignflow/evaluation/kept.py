@@ -11,7 +11,7 @@ from alignflow.evaluation.measure import Measured
 from alignflow.evaluation.metric_modules import metric_digests
 from alignflow.files import atomic_write_text, digest_json
 from alignflow.recipe import EvaluationSection
-from alignflow.stages.spec import library_versions
+from alignflow.stages import library_versions
 
 WITHOUT_EFFECT = ("models", "bootstrap_resamples")
 """Settings that change no response and no score."""

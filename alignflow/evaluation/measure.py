@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from alignflow.data.groups import HOLDOUT, main_places
+from alignflow.data import HOLDOUT, main_places
 from alignflow.errors import EvaluationError
 from alignflow.evaluation.about import SAMPLED
 from alignflow.evaluation.metric_modules import (
@@ -26,8 +26,7 @@ from alignflow.evaluation.statistics import interval
 from alignflow.models.generate import Response, answers, respond
 from alignflow.models.scoring import text_losses
 from alignflow.recipe import EvaluationSection
-from alignflow.stages.layout import Prepared
-from alignflow.stages.spec import Record
+from alignflow.stages import Prepared, Record
 
 
 class Prompt(NamedTuple):

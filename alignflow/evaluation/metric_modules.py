@@ -12,8 +12,7 @@ from pydantic import ConfigDict, ValidationError
 from alignflow.errors import AlignflowError, EvaluationError, RecipeError
 from alignflow.evaluation import about
 from alignflow.files import sha256_file
-from alignflow.recipe import EvaluationSection
-from alignflow.recipe.judging import MetricArguments, MetricUse
+from alignflow.recipe import EvaluationSection, MetricArguments, MetricUse
 
 ROUNDING = 1e-6
 """A figure may be that far out of its range."""

@@ -12,9 +12,7 @@ from pydantic import Field
 from alignflow.errors import EvaluationError
 from alignflow.evaluation.statistics import by_prompt
 from alignflow.files import atomic_write_json, digest_json
-from alignflow.stages.artifacts import Artifact
-from alignflow.stages.layout import SCORES_FILE
-from alignflow.stages.spec import Record
+from alignflow.stages import SCORES_FILE, Artifact, Record
 
 if TYPE_CHECKING:  # loads torch, which whoever reads scores does without
     from alignflow.evaluation.measure import Job, Measured, Outcome

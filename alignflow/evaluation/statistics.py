@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from alignflow.stages.spec import Record
+from alignflow.stages import Record
 
 LEVEL = 0.95
 DRAWS_AT_ONCE = 4_000_000

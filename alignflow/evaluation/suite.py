@@ -31,7 +31,7 @@ from alignflow.evaluation.measure import (
     united,
 )
 from alignflow.evaluation.scores import prompt_name, scores_of, write_scores
-from alignflow.models.loading import (
+from alignflow.models import (
     BaseModel,
     base_of,
     load_policy,
@@ -40,10 +40,16 @@ from alignflow.models.loading import (
     read_base,
 )
 from alignflow.recipe import EvaluationSection
-from alignflow.stages.events import EventWriter
-from alignflow.stages.layout import RESPONSES_FILE, SCORES_FILE
-from alignflow.stages.params import EvaluateParams, ModelParams
-from alignflow.stages.spec import RowAccount, StageResult, StageSpec
+from alignflow.stages import (
+    RESPONSES_FILE,
+    SCORES_FILE,
+    EvaluateParams,
+    EventWriter,
+    ModelParams,
+    RowAccount,
+    StageResult,
+    StageSpec,
+)
 
 SAMPLES = 12
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignflow.data.forms import transcript
-from alignflow.data.groups import HOLDOUT, main_places
+from alignflow.data import HOLDOUT, main_places, transcript
 from alignflow.errors import EvaluationError, RecipeError
-from alignflow.evaluation.scores import Scores, read_scores
+from alignflow.evaluation import Scores, read_scores
 from alignflow.files import digest_json
 from alignflow.gate.decision import gate
 from alignflow.gate.judge import JudgementCache, PairJudge, Question, judge_name, judge_of
@@ -16,8 +15,7 @@ from alignflow.gate.primary import JudgedWins
 from alignflow.gate.verdict import Verdict
 from alignflow.ledger import held_out_pairs
 from alignflow.recipe import Recipe, require_retrain
-from alignflow.stages.artifacts import Artifact
-from alignflow.stages.layout import RESPONSES_FILE, Prepared
+from alignflow.stages import RESPONSES_FILE, Artifact, Prepared
 
 
 class Contestants(NamedTuple):

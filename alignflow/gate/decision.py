@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignflow.evaluation.scores import Scores
+from alignflow.evaluation import Scores
 from alignflow.gate.guardrails import guardrails_of
 from alignflow.gate.power import alpha_of, power_of
 from alignflow.gate.primary import JudgedWins, Primary, primary_test

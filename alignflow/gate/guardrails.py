@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from alignflow.evaluation.scores import Scores
-from alignflow.evaluation.statistics import bootstrap
+from alignflow.evaluation import Scores, bootstrap
 from alignflow.gate.verdict import Guardrail
 from alignflow.recipe import GateSection
 

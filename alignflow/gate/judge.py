@@ -21,11 +21,8 @@ from typing import Literal, NamedTuple
 
 from alignflow.errors import EvaluationError, RecipeError
 from alignflow.files import atomic_write_text, digest_json
-from alignflow.recipe import JudgeSection, Recipe, require_retrain
-from alignflow.recipe.resolve import resolve_base_model
-from alignflow.stages.device import resolve_dtype
-from alignflow.stages.params import JudgeParams, NamedModel
-from alignflow.stages.spec import StageSpec
+from alignflow.recipe import JudgeSection, Recipe, require_retrain, resolve_base_model
+from alignflow.stages import JudgeParams, NamedModel, StageSpec, resolve_dtype
 
 Choice = Literal["first", "second", "tie"]
 Judge = Callable[[str, str, str], str]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from alignflow.evaluation.statistics import prompts_needed, smallest_detectable_effect
+from alignflow.evaluation import prompts_needed, smallest_detectable_effect
 from alignflow.recipe import GateSection
-from alignflow.stages.spec import Record
+from alignflow.stages import Record
 
 USUAL_DISCORDANCE = 0.2
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from alignflow.evaluation.scores import Scores
-from alignflow.evaluation.statistics import (
+from alignflow.evaluation import (
     Interval,
+    Scores,
     SignTest,
     bootstrap,
     mcnemar,
@@ -12,7 +12,7 @@ from alignflow.evaluation.statistics import (
     sign_test,
 )
 from alignflow.recipe import GateSection
-from alignflow.stages.spec import Record
+from alignflow.stages import Record
 
 REFUSED_JUDGES = frozenset({"reward", "reward_model", "score"})
 

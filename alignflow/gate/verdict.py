@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from alignflow.stages.spec import Record
+from alignflow.stages import Record
 
 Decision = Literal["promote", "reject", "inconclusive"]
 

@@ -9,15 +9,17 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, func, select, update
 
-from alignflow.data.feedback import (
+from alignflow.data import (
+    MAX_MESSAGE_CHARACTERS,
+    BadRow,
     Observation,
     Preference,
     Rating,
     observation_of,
+    one_row,
     pair_ids,
     preferences_of,
 )
-from alignflow.data.forms import MAX_MESSAGE_CHARACTERS, BadRow, one_row
 from alignflow.faults import faultpoint
 from alignflow.ledger.holdout import decide
 from alignflow.ledger.outbox import announce

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 
 from alignflow.files import atomic_write_bytes
 from alignflow.ledger.snapshot_files import renamed
-from alignflow.stages.artifacts import MANIFEST_FILE, recertify
+from alignflow.stages import MANIFEST_FILE, recertify
 
 ERASED = "[erased]"
 SHORTEST_SEARCHED = 12

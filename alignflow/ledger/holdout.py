@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select
 
-from alignflow.data.forms import first_user_turn
-from alignflow.data.groups import HOLDOUT, falls_into
+from alignflow.data import HOLDOUT, falls_into
 from alignflow.errors import RecipeError
 from alignflow.files import atomic_write_json, digest_json
-from alignflow.ledger.schema import holdouts, prompts, ratings, rows, texts
+from alignflow.ledger.schema import holdouts, prompts, rows, texts
 from alignflow.ledger.snapshot_files import WRITTEN_ROWS, renamed, snapshot_folder
 from alignflow.ledger.store import (
     find_set,
@@ -64,25 +63,6 @@ def renew_holdout(home: Path, share: float, salt: str | None = None) -> None:
     with opened(home) as engine, writing(engine) as connection:
         salt = salt or secrets.token_hex(8)
         insert_one(connection, holdouts, salt=salt, share=share, created=now())
-
-
-def held_out_prompts(home: Path) -> set[str]:
-    """First user turns, normalised, that must not be trained on; none where there is no ledger."""
-    if not has_ledger(home):
-        return set()
-    asked = (
-        select(texts.c.prompt)
-        .join(rows, rows.c.key == texts.c.row)
-        .where(rows.c.held_out.is_(True))
-    )
-    rated = (
-        select(ratings.c.prompt)
-        .join(prompts, prompts.c.hash == ratings.c.prompt_hash)
-        .where(prompts.c.held_out.is_(True), ratings.c.prompt.is_not(None))
-    )
-    with opened(home, create=False) as engine, reading(engine) as connection:
-        said = connection.execute(asked.union(rated)).scalars()
-        return {first_user_turn(json.loads(prompt)) for prompt in said}
 
 
 def held_out_hashes(home: Path) -> list[str]:

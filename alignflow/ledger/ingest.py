@@ -39,7 +39,7 @@ from alignflow.ledger.store import (
     update_one,
     writing,
 )
-from alignflow.recipe.retrain import PREFERENCE_SET_PATTERN
+from alignflow.recipe import PREFERENCE_SET_PATTERN
 
 BATCH_LINES = 8000
 BATCH_BYTES = 8 * 1024 * 1024

@@ -16,8 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from alignflow.data.forms import BadRow
-from alignflow.data.reading import LINES, json_object, parquet_rows
+from alignflow.data import LINES, BadRow, json_object, parquet_rows
 
 SUFFIXES = (*LINES, ".parquet")
 MAX_LINE_BYTES = 1024 * 1024

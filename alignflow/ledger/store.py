@@ -29,7 +29,6 @@ from alignflow.errors import DataError, DiskSpaceError
 from alignflow.ledger.migrations import MIGRATIONS, current_version, migrate
 from alignflow.ledger.schema import holdouts, sets
 from alignflow.settings import Settings, ledger_path
-from alignflow.settings import has_ledger as has_ledger  # where one opens it, one asks
 
 URL_VARIABLE = "ALIGNFLOW_LEDGER_URL"
 WAIT_SECONDS = 120

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from alignflow.errors import RecipeError
 from alignflow.ledger import Generation, champion, generation, lineage, promote, rollback
-from alignflow.ledger.store import has_ledger
 from alignflow.lineage.registry import Reconciled, Registry, reconcile, verified_model
 from alignflow.lineage.retraining import original_artifacts
-from alignflow.pipeline.report import load_report
-from alignflow.stages.artifacts import Artifact
+from alignflow.pipeline import load_report
+from alignflow.settings import has_ledger
+from alignflow.stages import Artifact
 from alignflow.tracking import model_digest
 
 

@@ -12,7 +12,7 @@ from alignflow.ledger import champion, set_state
 from alignflow.lineage.retraining import champion_spec
 from alignflow.lineage.run import RetrainRun
 from alignflow.recipe import require_retrain
-from alignflow.stages.layout import JUDGEMENTS_FILE
+from alignflow.stages import JUDGEMENTS_FILE
 from alignflow.tracking import model_digest
 
 

@@ -10,9 +10,9 @@ from alignflow.faults import faultpoint
 from alignflow.gate import decides
 from alignflow.ledger import Generation, freeze, generation, holdout_prompts_file, set_state
 from alignflow.lineage.retraining import from_scratch, next_step, replayed, retrain_recipe
-from alignflow.pipeline.driver import Driver
+from alignflow.pipeline import Driver
 from alignflow.recipe import DataSource, Recipe, require_retrain
-from alignflow.stages.spec import Record
+from alignflow.stages import Record
 
 
 class Waiting(Record):

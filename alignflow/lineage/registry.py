@@ -12,10 +12,9 @@ from typing import Any
 from alignflow.errors import CertificateError
 from alignflow.faults import faultpoint
 from alignflow.ledger import Generation, champion
-from alignflow.ledger.store import has_ledger
 from alignflow.merging import require_certificate
-from alignflow.stages.artifacts import Artifact, verify
-from alignflow.stages.spec import Record
+from alignflow.settings import has_ledger
+from alignflow.stages import Artifact, Record, verify
 from alignflow.tracking import is_server, model_digest, new_version, registry_client, tracking_uri
 
 CHAMPION, CANDIDATE = "champion", "candidate"

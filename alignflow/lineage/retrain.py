@@ -11,10 +11,7 @@ from alignflow.lineage.gating import agreed, gated
 from alignflow.lineage.look import Waiting, look
 from alignflow.lineage.run import RetrainRun
 from alignflow.lineage.settling import begin_lineage, project, register, repair, settle
-from alignflow.pipeline.driver import IN_PROCESS
-from alignflow.pipeline.progress import shown_on
-from alignflow.pipeline.report import Report
-from alignflow.pipeline.run import watched
+from alignflow.pipeline import IN_PROCESS, Report, shown_on, watched
 from alignflow.recipe import Recipe, require_retrain
 from alignflow.settings import resolve_home
 

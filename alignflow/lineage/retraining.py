@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from alignflow.ledger import Generation
-from alignflow.pipeline.plan import stage_spec
+from alignflow.pipeline import stage_spec
 from alignflow.recipe import METHODS, DataSource, Recipe, RetrainSection, require_retrain
-from alignflow.stages.artifacts import Artifact, verify
-from alignflow.stages.spec import StageSpec
+from alignflow.stages import Artifact, StageSpec, verify
 
 ORIGINAL_STAGES = ("pretrain", "sft")
 """Stages that a continuation does not run: what they made stays the lineage's."""

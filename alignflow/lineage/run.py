@@ -8,17 +8,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from alignflow.gate import Power, Verdict, number_of_prompts, power_of
-from alignflow.gate.verdict import Decision
+from alignflow.gate import Decision, Power, Verdict, number_of_prompts, power_of
 from alignflow.ledger import mark_dropped, set_state
 from alignflow.lineage.look import Assignment
 from alignflow.lineage.retraining import lineage_artifacts
-from alignflow.pipeline.driver import Driver
-from alignflow.pipeline.run import PipelineRun, new_run_id
+from alignflow.pipeline import Driver, PipelineRun, new_run_id
 from alignflow.recipe import METHODS, require_retrain
-from alignflow.stages.artifacts import verify
-from alignflow.stages.layout import Prepared
-from alignflow.stages.spec import StageSpec
+from alignflow.stages import Prepared, StageSpec, verify
 
 
 class RetrainNotes(BaseModel):

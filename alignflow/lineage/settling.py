@@ -6,8 +6,7 @@ from pathlib import Path
 
 from alignflow.errors import AlignflowError
 from alignflow.faults import faultpoint
-from alignflow.ledger import PromotionRace, champion, promote, release, set_state
-from alignflow.ledger.verdicts import Release
+from alignflow.ledger import PromotionRace, Release, champion, promote, release, set_state
 from alignflow.lineage.gating import Gated
 from alignflow.lineage.registry import (
     Reconciled,
@@ -18,8 +17,8 @@ from alignflow.lineage.registry import (
 )
 from alignflow.lineage.retraining import ORIGINAL_STAGES, founder_spec, model_artifacts
 from alignflow.lineage.run import RetrainRun
-from alignflow.pipeline.driver import Driver
-from alignflow.stages.artifacts import verify
+from alignflow.pipeline import Driver
+from alignflow.stages import verify
 from alignflow.tracking import model_digest
 
 RELEASED: dict[str, Release] = {"reject": "rejected", "inconclusive": "inconclusive"}

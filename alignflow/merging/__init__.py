@@ -4,34 +4,6 @@
 `plan` works from headers alone and imports no torch; `merge` loads it when it needs it.
 """
 
-from alignflow.merging.certificate import (
-    CERTIFICATE_FILE,
-    Certificate,
-    Figures,
-    Limits,
-    read_certificate,
-    require_certificate,
-)
-from alignflow.merging.certified_merge import merge
-from alignflow.merging.planning.adapter import AdapterStep, trained_on_nf4
-from alignflow.merging.planning.merge_plan import MergeOptions, MergePlan
-from alignflow.merging.planning.plan import check_base, plan
-from alignflow.merging.request import demand_passed, merge_request
+import lazy_loader as lazy
 
-__all__ = [
-    "CERTIFICATE_FILE",
-    "AdapterStep",
-    "Certificate",
-    "Figures",
-    "Limits",
-    "MergeOptions",
-    "MergePlan",
-    "check_base",
-    "demand_passed",
-    "merge",
-    "merge_request",
-    "plan",
-    "read_certificate",
-    "require_certificate",
-    "trained_on_nf4",
-]
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from alignflow.errors import CertificateError
 from alignflow.files import atomic_write_json
-from alignflow.stages.spec import Record
+from alignflow.stages import Record
 
 CERTIFICATE_FILE = "merge_certificate.json"
 Status = Literal["passed", "failed", "unverified"]

@@ -15,13 +15,23 @@ from typing import Any
 from alignflow.errors import ArtifactError
 from alignflow.files import digest_json, fsync_directory, hash_files, sha256_file
 from alignflow.merging.certificate import Certificate, Figures, read_certificate, status_of
-from alignflow.merging.planning.adapter import AdapterStep, read_adapter
-from alignflow.merging.planning.merge_plan import MergeOptions, MergePlan
-from alignflow.merging.planning.plan import plan
-from alignflow.merging.planning.trained_on import check_read_weights
-from alignflow.merging.writing.directory import prepare_directory, write_small_files
-from alignflow.merging.writing.shards import STATE, Progress, Written, write_weights
-from alignflow.models.headers import FLOATS
+from alignflow.merging.planning import (
+    AdapterStep,
+    MergeOptions,
+    MergePlan,
+    check_read_weights,
+    plan,
+    read_adapter,
+)
+from alignflow.merging.writing import (
+    STATE,
+    Progress,
+    Written,
+    prepare_directory,
+    write_small_files,
+    write_weights,
+)
+from alignflow.models import FLOATS
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values that its --max-lora-rank takes."""
@@ -59,7 +69,7 @@ def merge(
         return _checked_again(done, planned, out, options)
     streamed = None
     if options.verify:
-        from alignflow.merging.verifying.comparison import must_stream
+        from alignflow.merging.verifying import must_stream
 
         quantization = options.compared_quantization
         streamed = must_stream(base, planned.steps, planned.config_changes, quantization)
@@ -125,7 +135,7 @@ def _read_back(out: Path, written: dict[str, Written]) -> None:
 def _figures(
     planned: MergePlan, out: Path, options: MergeOptions, streamed: bool | None = None
 ) -> Figures:
-    from alignflow.merging.verifying.comparison import verify
+    from alignflow.merging.verifying import verify
 
     probes: list[Any] = [p if isinstance(p, str) else list(p) for p in options.probes]
     quantization = options.compared_quantization

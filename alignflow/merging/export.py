@@ -42,7 +42,7 @@ def demand_room(base: Path) -> None:
     Raises:
         ArtifactError: The merged model does not fit the memory, and is quantized as a whole.
     """
-    from alignflow.merging.verifying.comparison import fits_memory
+    from alignflow.merging.verifying import fits_memory
 
     if not fits_memory(base):
         raise ArtifactError(
@@ -81,8 +81,8 @@ def _to_gguf(model: Path, out: Path, llama_cpp: Path) -> str:
 
 def _to_nf4(model: Path, out: Path) -> str:
     """Writes the merged model in 4 bits, and how far its logits are from the merged model's."""
-    from alignflow.merging.verifying.comparison import compare, logits_of, probe_ids
-    from alignflow.models.loading import BaseModel, load_base, load_merged, quiet
+    from alignflow.merging.verifying import compare, logits_of, probe_ids
+    from alignflow.models import BaseModel, load_base, load_merged, quiet
 
     if out.exists():
         raise ArtifactError(f"{out} exists. Remove it to export again.")

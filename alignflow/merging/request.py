@@ -8,8 +8,7 @@ from typing import Literal, NamedTuple
 
 from alignflow.errors import CertificateError, RecipeError
 from alignflow.merging.certificate import Certificate
-from alignflow.merging.planning.adapter import AdapterStep, trained_on_nf4
-from alignflow.merging.planning.merge_plan import MergeOptions
+from alignflow.merging.planning import AdapterStep, MergeOptions, trained_on_nf4
 
 
 class MergeRequest(NamedTuple):

@@ -6,19 +6,37 @@ from pathlib import Path
 from typing import Any
 
 from alignflow.errors import ArtifactError, CertificateError
-from alignflow.evaluation.kept import evaluation_digest, kept_or
-from alignflow.evaluation.measure import Measured, load_job, measure, responses
-from alignflow.evaluation.suite import figures, flat, free_memory, samples, write_responses
+from alignflow.evaluation import (
+    Measured,
+    evaluation_digest,
+    figures,
+    flat,
+    free_memory,
+    kept_or,
+    load_job,
+    measure,
+    responses,
+    samples,
+    write_responses,
+)
 from alignflow.files import digest_json
-from alignflow.merging import AdapterStep, Certificate, Figures, Limits, MergeOptions, merge
-from alignflow.merging.verifying.comparison import PROBE_TEXTS, fits_memory
-from alignflow.models.loading import BaseModel, base_of, check_adapter, load_merged, load_tokenizer
+from alignflow.merging.certificate import Certificate, Figures, Limits
+from alignflow.merging.certified_merge import merge
+from alignflow.merging.planning import AdapterStep, MergeOptions
+from alignflow.merging.verifying import PROBE_TEXTS, fits_memory
+from alignflow.models import BaseModel, base_of, check_adapter, load_merged, load_tokenizer
 from alignflow.recipe import EvaluationSection
-from alignflow.stages.artifacts import artifact_directory
-from alignflow.stages.events import EventWriter
-from alignflow.stages.layout import ADAPTER, MODEL, RESPONSES_FILE, Prepared
-from alignflow.stages.params import MergeParams
-from alignflow.stages.spec import StageResult, StageSpec
+from alignflow.stages import (
+    ADAPTER,
+    MODEL,
+    RESPONSES_FILE,
+    EventWriter,
+    MergeParams,
+    Prepared,
+    StageResult,
+    StageSpec,
+    artifact_directory,
+)
 
 PROBES = 16
 

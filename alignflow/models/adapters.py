@@ -11,8 +11,7 @@ from peft import LoraConfig, get_peft_model
 from alignflow.errors import RecipeError
 from alignflow.models.loading import quiet
 from alignflow.models.loftq import start_from_quantization_error
-from alignflow.recipe import TARGET_PRESETS, TuningSection
-from alignflow.recipe.tuning import names_module
+from alignflow.recipe import TARGET_PRESETS, TuningSection, names_module
 
 HEADS = frozenset({"lm_head", "embed_out", "output_layer", "score", "classifier"})
 INITIALIZATIONS: dict[str, Any] = {

@@ -18,10 +18,7 @@ from alignflow.pipeline.retries import (
     worth_retrying,
 )
 from alignflow.recipe import ComputeSection
-from alignflow.stages import forkserver
-from alignflow.stages.artifacts import Artifact
-from alignflow.stages.launch import run_stage
-from alignflow.stages.spec import StageSpec
+from alignflow.stages import Artifact, StageSpec, forkserver, run_stage
 
 T = TypeVar("T")
 

@@ -14,8 +14,7 @@ from alignflow.data.base import fetch_base, spoken
 from alignflow.data.template import ChatTemplate, TemplateRejects
 from alignflow.errors import ArtifactError, DataError, RecipeError
 from alignflow.pipeline.plan import stage_spec
-from alignflow.recipe import METHODS, ModelSource, Recipe, TuningSection
-from alignflow.recipe.resolve import resolve_base_model
+from alignflow.recipe import METHODS, ModelSource, Recipe, TuningSection, resolve_base_model
 from alignflow.settings import resolve_home
 from alignflow.stages.device import resolve_dtype
 from alignflow.stages.environment import NO_TELEMETRY, QUIET_LIBRARIES, SLEEPING_THREADS
@@ -24,8 +23,8 @@ from alignflow.stages.params import NamedModel
 from alignflow.stages.spec import Record
 
 if TYPE_CHECKING:
-    from alignflow.merging.certificate import Certificate
-    from alignflow.models.loading import BaseModel
+    from alignflow.merging import Certificate
+    from alignflow.models import BaseModel
 
 Prompt = TypeVar("Prompt", str, list[str])
 TEMPLATE_FIELDS = {"chat_template", "template_arguments", "template_date"}
@@ -112,8 +111,8 @@ def evaluate(
     preflight(recipe, name or recipe.name)
     _quiet()
     prepared = run_stage(stage_spec(recipe, "prepare", resolve_home(home), {}))
-    from alignflow.evaluation.measure import intervals, load_job, measure, responses
-    from alignflow.models.loading import load_tokenizer, read_base
+    from alignflow.evaluation import intervals, load_job, measure, responses
+    from alignflow.models import load_tokenizer, read_base
 
     job = load_job(prepared.directory, recipe.evaluation, recipe.seed)
     record = read_base(prepared.directory) if is_adapter(directory) else None
@@ -134,7 +133,7 @@ def evaluate(
 
 def _loaded(directory: Path, base: BaseModel | None, dtype: str, quantization: str | None) -> Any:
     """The adapter on its base, ready to answer; the merged model where no base is given."""
-    from alignflow.models.loading import load_adapter, load_base, load_merged
+    from alignflow.models import load_adapter, load_base, load_merged
 
     if base is None:
         return load_merged(directory)

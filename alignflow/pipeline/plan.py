@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alignflow.data.lengths import limits_of
+from alignflow.data import limits_of
 from alignflow.errors import RecipeError
 from alignflow.evaluation import judging_files, own_file
 from alignflow.files import digest_json, sha256_file
@@ -18,28 +18,30 @@ from alignflow.recipe import (
     PPOSection,
     PretrainSection,
     Recipe,
-    RewardedSection,
-)
-from alignflow.recipe.names import is_builtin, is_hub_id, is_ledger, matching_files
-from alignflow.recipe.resolve import (
     Resolved,
+    RewardedSection,
     digest_adapter,
     hub_commit,
+    is_builtin,
+    is_hub_id,
+    is_ledger,
+    matching_files,
     resolve_base_model,
     resolve_function,
 )
 from alignflow.settings import has_ledger
-from alignflow.stages.artifacts import Artifact
-from alignflow.stages.device import resolve_dtype
-from alignflow.stages.params import (
+from alignflow.stages import (
+    Artifact,
     EvaluateParams,
+    InputRef,
     MergeParams,
     PrepareParams,
     ResolvedModel,
     StageParams,
+    StageSpec,
     TrainingParams,
+    resolve_dtype,
 )
-from alignflow.stages.spec import InputRef, StageSpec
 
 BASE_PARTS = ("base_model.json", "tokenizer")
 

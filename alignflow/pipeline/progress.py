@@ -25,7 +25,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from alignflow.stages.spec import StageOutcome, StageSpec
+from alignflow.stages import StageOutcome, StageSpec
 
 MEGABYTE = 10**6
 logger = logging.getLogger(__name__)

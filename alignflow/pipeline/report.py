@@ -20,8 +20,15 @@ from alignflow.evaluation import is_rate
 from alignflow.files import atomic_write_json, atomic_write_text, digest_json
 from alignflow.pipeline.report_page import loss_curves, render_cell, render_page
 from alignflow.recipe import METHODS, Recipe
-from alignflow.stages.layout import ADAPTER, MODEL
-from alignflow.stages.spec import Record, RowAccount, StageOutcome, StageResult, StageState
+from alignflow.stages import (
+    ADAPTER,
+    MODEL,
+    Record,
+    RowAccount,
+    StageOutcome,
+    StageResult,
+    StageState,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

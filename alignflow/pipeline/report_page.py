@@ -9,13 +9,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
-from alignflow.data.groups import PARAPHRASE
+from alignflow.data import PARAPHRASE
 from alignflow.errors import ArtifactError
 from alignflow.evaluation import is_rate, leading_figures, lower_is_better
 from alignflow.pipeline.plot import line_plot
 from alignflow.recipe import Recipe
-from alignflow.stages.artifacts import Artifact, read_manifest
-from alignflow.stages.events import EVENTS_FILE, metric_history, read_events
+from alignflow.stages import EVENTS_FILE, Artifact, metric_history, read_events, read_manifest
 
 PAGE, CELL = "report.html.j2", "report_cell.html.j2"
 MODELS = ("base", "sft", "aligned", "merged")

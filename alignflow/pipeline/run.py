@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from alignflow.checking.checked import preflight
+from alignflow.checking import preflight
 from alignflow.errors import AlignflowError
 from alignflow.merging import require_certificate
 from alignflow.pipeline.driver import IN_PROCESS, Driver
@@ -20,13 +20,19 @@ from alignflow.pipeline.progress import observed_by, shown_on, tell
 from alignflow.pipeline.report import Report, build_report, write_report
 from alignflow.recipe import PPOSection, Recipe
 from alignflow.settings import resolve_home
-from alignflow.stages import forkserver
-from alignflow.stages.artifacts import Artifact, find, work_directory
-from alignflow.stages.events import EVENTS_FILE, read_events
-from alignflow.stages.launch import next_attempt
-from alignflow.stages.spec import StageOutcome, StageSpec
+from alignflow.stages import (
+    EVENTS_FILE,
+    Artifact,
+    StageOutcome,
+    StageSpec,
+    find,
+    forkserver,
+    next_attempt,
+    read_events,
+    work_directory,
+)
 from alignflow.tracking import Tracker, mlflow_run_of
-from alignflow.training.reward_gate import weakness
+from alignflow.training import weakness
 
 AnyRun = TypeVar("AnyRun", bound="PipelineRun")
 

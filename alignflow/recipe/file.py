@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from yaml.nodes import MappingNode, Node, SequenceNode
 
 from alignflow.errors import RecipeError
-from alignflow.recipe import Recipe
+from alignflow.recipe.root import Recipe
 
 LARGEST_BYTES = 256 * 1024
 DEEPEST = 20

@@ -1,1 +1,5 @@
 """Prefect's and MLflow's servers on this machine, and what is deployed on them."""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from alignflow.errors import RecipeError, StageError
-from alignflow.stages.process import die_with, start_module
+from alignflow.stages import die_with, start_module
 
 PR_SET_CHILD_SUBREAPER = 36
 START_SECONDS = 300.0

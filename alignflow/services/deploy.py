@@ -11,13 +11,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from alignflow.checking.findings import raise_errors
-from alignflow.checking.rules import recipe_findings
+from alignflow.checking import raise_errors, recipe_findings
 from alignflow.errors import RecipeError
-from alignflow.ledger.inbox import default_inbox
-from alignflow.recipe import DATA_PARTS, METHODS, TRAINING_STAGES, Recipe, require_retrain
-from alignflow.recipe.file import load_recipe
-from alignflow.recipe.names import DATA_SUFFIXES
+from alignflow.ledger import default_inbox
+from alignflow.recipe import (
+    DATA_PARTS,
+    DATA_SUFFIXES,
+    METHODS,
+    TRAINING_STAGES,
+    Recipe,
+    load_recipe,
+    require_retrain,
+)
 from alignflow.settings import Settings
 
 WORK_POOL = "alignflow"

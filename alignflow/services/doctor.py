@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from alignflow.checking.needs import (
+from alignflow.checking import (
     GIB,
     LIBRARIES_BYTES,
     NF4_BYTES,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from alignflow.errors import StageError
 from alignflow.services.children import answers, end_group
-from alignflow.stages.process import start_module, wait_for_death
+from alignflow.stages import start_module, wait_for_death
 
 # The names by which Prefect's own temporary server says that it is one.
 EPHEMERAL = {

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from alignflow.merging import require_certificate
-from alignflow.stages.artifacts import Artifact, verify
-from alignflow.stages.layout import MODEL
+from alignflow.stages import MODEL, Artifact, verify
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignflow.files import atomic_write_json
-from alignflow.recipe import Recipe, TuningSection
-from alignflow.recipe.names import is_ledger
+from alignflow.recipe import Recipe, TuningSection, is_ledger
 from alignflow.settings import without_password
-from alignflow.stages.artifacts import Artifact, artifact_directory
-from alignflow.stages.events import EVENTS_FILE, metric_history, read_events
-from alignflow.stages.layout import ADAPTER
-from alignflow.stages.spec import StageSpec, library_versions
+from alignflow.stages import (
+    ADAPTER,
+    EVENTS_FILE,
+    Artifact,
+    StageSpec,
+    artifact_directory,
+    library_versions,
+    metric_history,
+    read_events,
+)
 from alignflow.tracking.connection import Connection, is_server, tracking_uri
 from alignflow.tracking.registration import new_version
 from alignflow.tracking.run_log import RunLog, flattened
@@ -80,7 +85,7 @@ class StageRecord(NamedTuple):
             path = artifact.spec.paths.get(name)
             rows = None
             if is_ledger(name) and path and Path(path).exists():
-                from alignflow.ledger.snapshot_files import described
+                from alignflow.ledger import described
 
                 digest, rows = described(Path(path))
             log.data(name[:500], str(digest), path or name, "source", rows)

@@ -18,8 +18,7 @@ from typing import Any, Self
 from alignflow.errors import AlignflowError, CertificateError
 from alignflow.files import digest_json
 from alignflow.recipe import Recipe
-from alignflow.stages.artifacts import Artifact, read_manifest
-from alignflow.stages.spec import StageOutcome, StageSpec, library_versions
+from alignflow.stages import Artifact, StageOutcome, StageSpec, library_versions, read_manifest
 from alignflow.tracking.connection import Connection, is_server, tracking_uri
 from alignflow.tracking.run_log import RunLog, flattened
 from alignflow.tracking.stage_record import StageRecord

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alignflow.recipe import RewardedSection
-from alignflow.stages.spec import StageResult
+from alignflow.stages import StageResult
 
 
 def weakness(result: StageResult, section: RewardedSection) -> str | None:

@@ -15,6 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
+
+from alignflow.data.forms import first_user_turn
+from alignflow.ledger.schema import prompts, ratings, rows, texts
+from alignflow.ledger.store import opened, reading
+from alignflow.settings import has_ledger
 
 USER = "postgres"
 
@@ -122,3 +128,22 @@ def content(home: Path, name: str = "default") -> dict[str, Any]:
             )
             for entry in found
         }
+
+
+def held_out_prompts(home: Path) -> set[str]:
+    """First user turns, normalised, that must not be trained on, as the ledger's tables say."""
+    if not has_ledger(home):
+        return set()
+    asked = (
+        select(texts.c.prompt)
+        .join(rows, rows.c.key == texts.c.row)
+        .where(rows.c.held_out.is_(True))
+    )
+    rated = (
+        select(ratings.c.prompt)
+        .join(prompts, prompts.c.hash == ratings.c.prompt_hash)
+        .where(prompts.c.held_out.is_(True), ratings.c.prompt.is_not(None))
+    )
+    with opened(home, create=False) as engine, reading(engine) as connection:
+        said = connection.execute(asked.union(rated)).scalars()
+        return {first_user_turn(json.loads(prompt)) for prompt in said}

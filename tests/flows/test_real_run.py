@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fake_runs import new_home
 
-from alignflow.merging import read_certificate
+from alignflow.merging.certificate import read_certificate
 from alignflow.recipe import Recipe
 from alignflow.stages.spec import RowAccount
 from flows.finetune import finetune

@@ -23,11 +23,11 @@ from alignflow.files import digest_directory
 from alignflow.merging import (
     AdapterStep,
     MergeOptions,
-    MergePlan,
     merge,
     plan,
-    read_certificate,
 )
+from alignflow.merging.certificate import read_certificate
+from alignflow.merging.planning import MergePlan
 from alignflow.merging.verifying import comparison
 from alignflow.merging.verifying.comparison import verify
 

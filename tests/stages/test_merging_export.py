@@ -10,8 +10,8 @@ from merging_cases import by_peft, differing, family, write_adapter, write_base
 
 from alignflow.commands.cli import exit_code_of
 from alignflow.errors import StageError
-from alignflow.merging import trained_on_nf4
 from alignflow.merging.export import export_model
+from alignflow.merging.planning import trained_on_nf4
 
 CONVERTER = """
 import argparse, pathlib

@@ -12,8 +12,7 @@ from random import Random
 import pytest
 
 from alignflow import builtin
-from alignflow.builtin.freight import judge as judging
-from alignflow.builtin.freight.judge import judge
+from alignflow.builtin.freight.judge import database, judge
 from alignflow.builtin.freight.phrases import (
     HELD_OUT_TEMPLATES,
     PRETRAINING_TEMPLATES,
@@ -85,7 +84,7 @@ def test_words_inside_a_string_are_not_statements() -> None:
 
 
 def test_the_database_itself_refuses_to_be_modified() -> None:
-    connection = judging.database(1)
+    connection = database(1)
     with pytest.raises(Exception, match=r"not authorized|readonly"):
         connection.execute("DELETE FROM trucks")
     assert connection.execute("SELECT COUNT(*) FROM trucks").fetchone() == (60,)

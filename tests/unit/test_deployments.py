@@ -14,10 +14,9 @@ from fake_runs import fake_recipe
 from pydantic import TypeAdapter
 
 from alignflow.errors import RecipeError
-from alignflow.ledger.store import has_ledger
 from alignflow.recipe import DATA_PARTS
 from alignflow.services.deploy import WORK_POOL, check_recipe, passed_on, with_absolute_paths
-from alignflow.settings import Settings, without_password
+from alignflow.settings import Settings, has_ledger, without_password
 from alignflow.stages.environment import stage_environment
 
 ROOT = Path(__file__).parents[2]

@@ -29,9 +29,11 @@ from alignflow.evaluation.statistics import (
     smallest_detectable_win_rate,
     wins_needed,
 )
-from alignflow.gate import JudgedWins, gate, power_of
+from alignflow.gate import power_of
+from alignflow.gate.decision import gate
 from alignflow.gate.judge import JudgementCache, PairJudge, judge_of
 from alignflow.gate.power import alpha_of
+from alignflow.gate.primary import JudgedWins
 from alignflow.recipe import GateSection, JudgeSection
 
 QUICK = GateSection(bootstrap_resamples=400)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ledger_cases import row, swapped, write
+from ledger_cases import held_out_prompts, row, swapped, write
 
 from alignflow.errors import DataError, RecipeError
-from alignflow.ledger import add, held_out_prompts, quarantined, renew_holdout, show, status
+from alignflow.ledger import add, quarantined, renew_holdout, show, status
 
 GOOD = [row(number) for number in range(40)]
 

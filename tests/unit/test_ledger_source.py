@@ -10,11 +10,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from ledger_cases import row, write
+from ledger_cases import held_out_prompts, row, write
 
 from alignflow.commands.cli import exit_code_of
 from alignflow.errors import DataError
-from alignflow.ledger import add, freeze, held_out_prompts, renew_holdout
+from alignflow.ledger import add, freeze, renew_holdout
 from alignflow.pipeline.plan import stage_spec
 from alignflow.recipe import Recipe
 from alignflow.stages.events import EventWriter

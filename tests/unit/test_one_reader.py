@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ledger_cases import row, write
+from ledger_cases import held_out_prompts, row, write
 
 from alignflow.builtin import base_model_directory
 from alignflow.checking import rows as check_rows
@@ -19,7 +19,7 @@ from alignflow.data.feedback import Rating, preference_pair, preferences_of
 from alignflow.data.forms import BadRow, normalised
 from alignflow.data.reading import RawRow, json_object, read_source
 from alignflow.data.rows import PARTS, Rules, outcome_of
-from alignflow.ledger import add, held_out_prompts, renew_holdout
+from alignflow.ledger import add, renew_holdout
 from alignflow.ledger.batches import parsed
 from alignflow.ledger.parsing import Line
 from alignflow.pipeline.plan import stage_spec

@@ -8,9 +8,8 @@ from functools import cache
 from random import Random
 
 from alignflow.builtin.freight.world import REFUSAL, TABLES
-from alignflow.sql import Limits, Rows, Rules, SqliteDatabase, Target, Verdict
+from alignflow.sql import Limits, Rows, Rules, SqliteDatabase, Target, Verdict, read_only
 from alignflow.sql import judge as judge_sql
-from alignflow.sql.databases import read_only
 
 DATABASE_SEEDS = (101, 202)
 ROWS_PER_TABLE = 60

@@ -3,7 +3,7 @@
 import alignflow.evaluation.about as about
 from alignflow.evaluation import module
 from alignflow.evaluation.execution import execution_judge
-from alignflow.recipe.judging import ExecutionArguments
+from alignflow.recipe import ExecutionArguments
 
 ABOUT = about.MetricAbout(
     name="execution_accuracy",

@@ -7,7 +7,7 @@ from jsonschema.validators import validator_for
 
 from alignflow.evaluation import module
 from alignflow.evaluation.about import MetricAbout
-from alignflow.recipe.judging import MetricArguments
+from alignflow.recipe import MetricArguments
 
 
 class JsonArguments(MetricArguments):

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from alignflow.errors import ArtifactError
-from alignflow.models.headers import FLOATS, Located, read_header
-from alignflow.recipe.tuning import names_module
+from alignflow.models import FLOATS, Located, read_header
+from alignflow.recipe import names_module
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

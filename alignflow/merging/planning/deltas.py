@@ -13,7 +13,7 @@ from alignflow.merging.planning import names
 from alignflow.merging.planning.adapter import Adapter, Factors, scaling_of
 from alignflow.merging.planning.draft import Draft
 from alignflow.merging.planning.merge_plan import AddBias, AddDelta, AddDora, AddFused, Layout
-from alignflow.models.headers import Located
+from alignflow.models import Located
 
 
 def add_delta(draft: Draft, adapter: Adapter, name: str, factors: Factors) -> None:

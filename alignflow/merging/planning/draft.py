@@ -10,7 +10,7 @@ from typing import Any
 from alignflow.errors import ArtifactError
 from alignflow.merging.planning import names
 from alignflow.merging.planning.merge_plan import MergeOptions, Round, ShardPlan, TensorPlan
-from alignflow.models.headers import FLOATS, Located
+from alignflow.models import FLOATS, Located
 
 CODES = {name: code for code, name in FLOATS.items()}
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from alignflow.merging.certificate import Limits
 from alignflow.merging.planning.adapter import AdapterStep, Factors
-from alignflow.models.headers import DTYPE_BYTES, FLOATS, Located
+from alignflow.models import DTYPE_BYTES, FLOATS, Located
 
 
 @dataclass(frozen=True)

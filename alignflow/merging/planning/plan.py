@@ -31,7 +31,7 @@ from alignflow.merging.planning.merge_plan import (
     TensorPlan,
 )
 from alignflow.merging.planning.trained_on import check_recorded_base
-from alignflow.models.headers import INDEX_FILE, Located, read_checkpoint
+from alignflow.models import INDEX_FILE, Located, read_checkpoint
 
 PLAN_VERSION = 1
 

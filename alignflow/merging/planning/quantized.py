@@ -11,8 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from alignflow.errors import ArtifactError
-from alignflow.models.adapters import HEADS
-from alignflow.models.loading import quiet, quiet_libraries
+from alignflow.models import HEADS, quiet, quiet_libraries
 
 
 def empty_model(base: Path) -> Any:

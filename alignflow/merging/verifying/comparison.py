@@ -13,17 +13,15 @@ import torch
 from torch import Tensor
 
 from alignflow.merging.certificate import Figures
-from alignflow.merging.planning.adapter import AdapterStep
-from alignflow.merging.planning.plan import model_config
+from alignflow.merging.planning import AdapterStep, model_config
 from alignflow.merging.verifying.reference import (
     adapted,
     as_merged,
     streamed_logits,
     streamed_model,
 )
-from alignflow.models.headers import read_tensors
-from alignflow.models.loading import BaseModel, device, load_base, load_merged, quiet
-from alignflow.stages.device import available_bytes
+from alignflow.models import BaseModel, device, load_base, load_merged, quiet, read_tensors
+from alignflow.stages import available_bytes
 
 PROBE_TEXTS = (
     "The quick brown fox jumps over the lazy dog, and the dog does not mind.",

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from alignflow.merging.planning.adapter import Factors
-from alignflow.merging.planning.merge_plan import (
+from alignflow.merging.planning import (
     AddBias,
     AddDelta,
     AddDora,
     AddFused,
     Dequantized,
+    Factors,
     Operation,
     PutRows,
     Round,

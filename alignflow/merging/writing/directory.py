@@ -10,9 +10,9 @@ from typing import Any
 from alignflow.errors import ArtifactError, DiskSpaceError
 from alignflow.files import atomic_write_json, fsync_file
 from alignflow.merging.certificate import CERTIFICATE_FILE
-from alignflow.merging.planning.merge_plan import MergeOptions, MergePlan
+from alignflow.merging.planning import MergeOptions, MergePlan
 from alignflow.merging.writing.shards import STATE
-from alignflow.models.headers import INDEX_FILE
+from alignflow.models import INDEX_FILE
 
 CARRIED = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".py", ".vocab", ".bpe"}
 """Suffixes of a model's small files."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from alignflow.models.headers import FLOATS, Located
+from alignflow.models import FLOATS, Located
 
 
 def torch_dtype(code: str) -> torch.dtype:

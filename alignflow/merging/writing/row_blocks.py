@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignflow.merging.planning.merge_plan import AddDelta, Operation, PutRows, Round, TensorPlan
+from alignflow.merging.planning import AddDelta, Operation, PutRows, Round, TensorPlan
 from alignflow.merging.writing.reader import Reader, torch_dtype
 
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from alignflow.errors import DiskSpaceError
 from alignflow.files import atomic_write_json, fsync_directory, sha256_file
-from alignflow.merging.planning.merge_plan import MergeOptions, MergePlan, ShardPlan
+from alignflow.merging.planning import MergeOptions, MergePlan, ShardPlan
 from alignflow.merging.writing.direct_file import DirectFile
-from alignflow.models.headers import FLOATS, header_bytes
+from alignflow.models import FLOATS, header_bytes
 
 if TYPE_CHECKING:
     from alignflow.merging.writing.arithmetic import Arithmetic

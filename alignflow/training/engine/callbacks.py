@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from alignflow.errors import NumericsError
-from alignflow.stages.events import EventWriter
+from alignflow.stages import EventWriter
 from alignflow.training.engine.checkpoints import certify, rotate
 
 LEFT_OUT = ("epoch", "total_flos")

@@ -18,9 +18,8 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import TrainingArguments
 
-from alignflow.models.loading import quiet
-from alignflow.stages.events import EventWriter
-from alignflow.stages.spec import RowAccount, StageResult, StageSpec
+from alignflow.models import quiet
+from alignflow.stages import EventWriter, RowAccount, StageResult, StageSpec
 from alignflow.training.engine.arguments import training_arguments
 from alignflow.training.engine.initialization import make_ready
 from alignflow.training.engine.job import AnySection, Job, read_job

@@ -20,9 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from alignflow.errors import DataError, StageError
-from alignflow.models.loading import quiet, trainable_in
-from alignflow.stages.events import EventWriter
-from alignflow.stages.layout import EVA_FILE
+from alignflow.models import quiet, trainable_in
+from alignflow.stages import EVA_FILE, EventWriter
 from alignflow.training.engine.job import Job
 from alignflow.training.engine.loop import memory_errors
 from alignflow.training.engine.trainer import QuietTrainer, ThinTrainer

@@ -8,12 +8,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from transformers import set_seed
 
-from alignflow.models.loading import BaseModel, base_of, load_tokenizer, quiet_libraries
+from alignflow.models import BaseModel, base_of, load_tokenizer, quiet_libraries
 from alignflow.recipe import TrainingSection, TuningSection
-from alignflow.stages.events import EventWriter
-from alignflow.stages.layout import CHECKPOINTS, Prepared
-from alignflow.stages.params import TrainingParams
-from alignflow.stages.spec import StageSpec
+from alignflow.stages import CHECKPOINTS, EventWriter, Prepared, StageSpec, TrainingParams
 
 AnySection = TypeVar("AnySection", bound=TrainingSection)
 

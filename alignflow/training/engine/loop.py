@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PrinterCallback
 
 from alignflow.errors import OutOfMemory, Preempted, StageError, is_out_of_memory
-from alignflow.models.loading import quiet
+from alignflow.models import quiet
 from alignflow.training.engine.callbacks import Certify, Report, StopOnTerminate, check_weights
 from alignflow.training.engine.checkpoints import newest_whole, step_of
 from alignflow.training.engine.job import Job

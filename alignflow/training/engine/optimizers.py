@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import Trainer
 
-from alignflow.models.loading import device
+from alignflow.models import device
 from alignflow.recipe import TrainingSection
 from alignflow.training.engine.stochastic_rounding import StochasticRounding
 

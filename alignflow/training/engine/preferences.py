@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from alignflow.evaluation import interval
-from alignflow.stages.spec import RowAccount
+from alignflow.stages import RowAccount
 from alignflow.training.engine.fit import Measured, Method, scores
 from alignflow.training.engine.job import AnySection, Job
 from alignflow.training.engine.rows import Row, account, rows_within

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, pad
 
-from alignflow.stages.spec import RowAccount
+from alignflow.stages import RowAccount
 from alignflow.training.engine.arguments import gradient_checkpointing
 from alignflow.training.engine.job import AnySection
 from alignflow.training.engine.preferences import OnPairs, labelled_logps, longest, pair_rows

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from alignflow.errors import DataError
-from alignflow.stages.spec import RowAccount
+from alignflow.stages import RowAccount
 from alignflow.training.engine.job import Job
 
 Row = dict[str, Any]

@@ -12,8 +12,8 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
 from alignflow.files import atomic_write_json
-from alignflow.models.loading import BaseModel, quiet
-from alignflow.stages.layout import ADAPTER, MODEL
+from alignflow.models import BaseModel, quiet
+from alignflow.stages import ADAPTER, MODEL
 from alignflow.training.engine.arguments import gradient_checkpointing
 from alignflow.training.engine.job import Job
 

@@ -9,9 +9,8 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from alignflow.errors import ArtifactError
-from alignflow.models.adapters import new_adapter
-from alignflow.models.loading import check_adapter, load_adapter, load_base, load_policy, quiet
-from alignflow.stages.layout import ADAPTER, MODEL
+from alignflow.models import check_adapter, load_adapter, load_base, load_policy, new_adapter, quiet
+from alignflow.stages import ADAPTER, MODEL
 from alignflow.training.engine.job import Job
 
 

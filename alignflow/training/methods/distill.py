@@ -16,14 +16,13 @@ from typing import Any, ClassVar
 from trl.trainer.distillation_config import DistillationConfig
 from trl.trainer.distillation_trainer import DistillationTrainer
 
-from alignflow.data.base import fetch_base
-from alignflow.data.plain_tokenizer import vocabulary_problem
+from alignflow.data import fetch_base, vocabulary_problem
 from alignflow.errors import RecipeError
-from alignflow.models.loading import BaseModel, load_base
-from alignflow.recipe.online import DistillSection
-from alignflow.stages.params import TrainingParams
-from alignflow.training.engine.job import Job
-from alignflow.training.rl.online import OnlineTrainer, OnPrompts
+from alignflow.models import BaseModel, load_base
+from alignflow.recipe import DistillSection
+from alignflow.stages import TrainingParams
+from alignflow.training.engine import Job
+from alignflow.training.rl import OnlineTrainer, OnPrompts
 
 REVERSE_KL = 1.0
 

@@ -13,7 +13,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from alignflow.recipe import GRPOSection
-from alignflow.training.rl.online import OnlineTrainer, Rewarded
+from alignflow.training.rl import OnlineTrainer, Rewarded
 
 
 class Trainer(OnlineTrainer, GRPOTrainer):

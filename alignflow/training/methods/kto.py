@@ -20,14 +20,21 @@ from torch import Tensor
 from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference, KTOTrainer
 
-from alignflow.models.loading import quiet
+from alignflow.models import quiet
 from alignflow.recipe import KTOSection
-from alignflow.stages.spec import RowAccount
-from alignflow.training.engine.fit import Measured, Method, scores
-from alignflow.training.engine.preferences import pair_rows, response_logps
-from alignflow.training.engine.rows import Row, account, rows_within
-from alignflow.training.engine.starting import starting_policy
-from alignflow.training.engine.trainer import ThinTrainer
+from alignflow.stages import RowAccount
+from alignflow.training.engine import (
+    Measured,
+    Method,
+    Row,
+    ThinTrainer,
+    account,
+    pair_rows,
+    response_logps,
+    rows_within,
+    scores,
+    starting_policy,
+)
 
 
 class Collator(DataCollatorForUnpairedPreference):

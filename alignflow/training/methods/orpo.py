@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignflow.recipe import ORPOSection
-from alignflow.training.engine.reference_free import ReferenceFree
-from alignflow.training.engine.rows import Row, demonstration_rows
+from alignflow.training.engine import ReferenceFree, Row, demonstration_rows
 
 
 class ORPO(ReferenceFree[ORPOSection]):

@@ -19,34 +19,46 @@ import torch
 from trl.trainer.utils import disable_dropout_in_model
 
 from alignflow.errors import Preempted
-from alignflow.models.loading import quiet
+from alignflow.models import quiet
 from alignflow.recipe import PPOSection
-from alignflow.stages.events import EventWriter
-from alignflow.stages.spec import RowAccount, StageResult, StageSpec
-from alignflow.training.engine.arguments import gradient_checkpointing, micro_batch_size
-from alignflow.training.engine.callbacks import StopOnTerminate
-from alignflow.training.engine.job import Job, read_job
-from alignflow.training.engine.rows import account, prepared_rows
-from alignflow.training.engine.saving import parameters, save
-from alignflow.training.engine.starting import continue_from_champion, sft_source
-from alignflow.training.rl import ppo_math
-from alignflow.training.rl.chosen import chosen_responses
-from alignflow.training.rl.online import demand_good_reward
-from alignflow.training.rl.ppo_state import (
+from alignflow.stages import EventWriter, RowAccount, StageResult, StageSpec
+from alignflow.training.engine import (
+    Job,
+    StopOnTerminate,
+    account,
+    continue_from_champion,
+    gradient_checkpointing,
+    micro_batch_size,
+    parameters,
+    prepared_rows,
+    read_job,
+    save,
+    sft_source,
+)
+from alignflow.training.rl import (
+    Prompt,
+    Prompts,
+    Roles,
+    SeparateModels,
+    Setting,
+    SharedBase,
     State,
+    Watch,
+    adapted_kl_coef,
+    chosen_responses,
+    demand_good_reward,
+    describe,
+    load_rewards,
+    make_optimizer,
+    optimize,
     put_weights,
+    read_prompts,
     resume,
+    roll_out,
     save_checkpoint,
     save_weights,
+    set_rates,
 )
-from alignflow.training.rl.ppo_step import make_optimizer, optimize, set_rates
-from alignflow.training.rl.prompts import Prompts, read_prompts
-from alignflow.training.rl.reward_sources import load_rewards
-from alignflow.training.rl.roles import Roles
-from alignflow.training.rl.rollouts import Prompt, Setting, roll_out
-from alignflow.training.rl.separate_models import SeparateModels
-from alignflow.training.rl.shared_base import SharedBase
-from alignflow.training.rl.watch import Watch, describe
 
 BEST = "best"
 """Folder of the work directory that keeps the best policy so far."""
@@ -189,7 +201,7 @@ def update(
     metrics = optimize(setting, optimizer, rollout, generator)
     if section.target_kl is not None:
         kl, horizon = rollout.metrics["objective/kl"], section.kl_horizon
-        state.kl_coef = ppo_math.adapted_kl_coef(
+        state.kl_coef = adapted_kl_coef(
             state.kl_coef, kl, section.target_kl, horizon, section.batch_size
         )
     return {

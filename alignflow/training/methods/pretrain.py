@@ -21,18 +21,23 @@ from typing import Any
 from alignflow.errors import CertificateError
 from alignflow.files import atomic_write_json, digest_directory
 from alignflow.merging import CERTIFICATE_FILE, AdapterStep, MergeOptions, merge
-from alignflow.models.loading import quiet
-from alignflow.models.scoring import text_losses
+from alignflow.models import quiet, text_losses
 from alignflow.recipe import PretrainSection
-from alignflow.stages.layout import ADAPTER, MODEL
-from alignflow.stages.spec import RowAccount
-from alignflow.training.engine.fit import Measured
-from alignflow.training.engine.job import Job
-from alignflow.training.engine.packing import PackedCollator, packed, with_replay
-from alignflow.training.engine.rows import Row, prepared_rows, read_rows
-from alignflow.training.engine.saving import save, save_adapter
-from alignflow.training.engine.starting import base_to_tune
-from alignflow.training.engine.supervised import Supervised
+from alignflow.stages import ADAPTER, MODEL, RowAccount
+from alignflow.training.engine import (
+    Job,
+    Measured,
+    PackedCollator,
+    Row,
+    Supervised,
+    base_to_tune,
+    packed,
+    prepared_rows,
+    read_rows,
+    save,
+    save_adapter,
+    with_replay,
+)
 
 PROBES = 16
 """Held-out documents that the merged model is compared with base plus adapter on."""

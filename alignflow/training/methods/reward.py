@@ -19,13 +19,9 @@ from torch import Tensor
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
-from alignflow.models.adapters import new_adapter
-from alignflow.models.loading import check_adapter, load_scorer, quiet
+from alignflow.models import check_adapter, load_scorer, new_adapter, quiet
 from alignflow.recipe import RewardSection
-from alignflow.training.engine.preferences import OnPairs
-from alignflow.training.engine.rows import Row
-from alignflow.training.engine.starting import sft_source
-from alignflow.training.engine.trainer import ThinTrainer
+from alignflow.training.engine import OnPairs, Row, ThinTrainer, sft_source
 
 
 class Trainer(ThinTrainer, RewardTrainer):

@@ -12,7 +12,7 @@ from trl.trainer.rloo_config import RLOOConfig
 from trl.trainer.rloo_trainer import RLOOTrainer
 
 from alignflow.recipe import RLOOSection
-from alignflow.training.rl.online import OnlineTrainer, Rewarded
+from alignflow.training.rl import OnlineTrainer, Rewarded
 
 
 class Trainer(OnlineTrainer, RLOOTrainer):

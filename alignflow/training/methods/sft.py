@@ -13,10 +13,8 @@ from functools import cached_property
 from typing import Any
 
 from alignflow.recipe import SFTSection
-from alignflow.stages.spec import RowAccount
-from alignflow.training.engine.fit import Measured
-from alignflow.training.engine.rows import Row, account, demonstration_rows
-from alignflow.training.engine.supervised import Supervised
+from alignflow.stages import RowAccount
+from alignflow.training.engine import Measured, Row, Supervised, account, demonstration_rows
 
 
 class SFT(Supervised[SFTSection]):

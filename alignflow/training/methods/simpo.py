@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignflow.recipe import SimPOSection
-from alignflow.training.engine.reference_free import ReferenceFree
+from alignflow.training.engine import ReferenceFree
 
 
 class SimPO(ReferenceFree[SimPOSection]):

@@ -9,9 +9,7 @@ PPO-ptx, Ouyang et al. 2022, arXiv:2203.02155, eq. 2, where the text is that of 
 from __future__ import annotations
 
 from alignflow.recipe import PPOSection
-from alignflow.training.engine.job import Job
-from alignflow.training.engine.preferences import pair_rows
-from alignflow.training.engine.token_logps import token_statistics
+from alignflow.training.engine import Job, pair_rows, token_statistics
 from alignflow.training.rl.roles import Sequences
 from alignflow.training.rl.rollouts import Chosen, Setting
 

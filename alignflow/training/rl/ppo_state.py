@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignflow.errors import ArtifactError
-from alignflow.stages.events import EventWriter
-from alignflow.training.engine.checkpoints import certify, is_whole, newest_whole, rotate, step_of
+from alignflow.stages import EventWriter
+from alignflow.training.engine import certify, is_whole, newest_whole, rotate, step_of
 from alignflow.training.rl.reward_sources import RewardScale
 from alignflow.training.rl.roles import Roles
 from alignflow.training.rl.watch import Watched

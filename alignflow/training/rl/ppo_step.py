@@ -9,8 +9,7 @@ import torch
 
 from alignflow.errors import NumericsError
 from alignflow.recipe import PPOSection
-from alignflow.training.engine.optimizers import new_optimizer, split_factors
-from alignflow.training.engine.token_logps import token_statistics
+from alignflow.training.engine import new_optimizer, split_factors, token_statistics
 from alignflow.training.rl import ppo_math
 from alignflow.training.rl.chosen import nll_step
 from alignflow.training.rl.roles import Roles

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from alignflow.errors import DataError
-from alignflow.stages.spec import RowAccount
-from alignflow.training.engine.job import Job
-from alignflow.training.engine.rows import account, prepared_rows, read_rows
+from alignflow.stages import RowAccount
+from alignflow.training.engine import Job, account, prepared_rows, read_rows
 from alignflow.training.rl.rollouts import Prompt
 
 

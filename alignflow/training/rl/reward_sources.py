@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from alignflow.errors import DataError, EvaluationError, RecipeError
-from alignflow.evaluation.execution import execution_judge
-from alignflow.recipe.judging import ExecutionArguments
-from alignflow.recipe.rewards import EXECUTION, REWARD_MODEL, RewardTerm
+from alignflow.evaluation import execution_judge
+from alignflow.recipe import EXECUTION, REWARD_MODEL, ExecutionArguments, RewardTerm
 
 RewardFunction = Callable[[list[str], list[str], list[str | None]], Tensor]
 """(prompts, responses, targets) -> scores, [B] in float32."""

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from alignflow.models.loading import BaseModel, load_policy, load_reward_model
-from alignflow.training.engine.token_logps import Head
+from alignflow.models import BaseModel, load_policy, load_reward_model
+from alignflow.training.engine import Head
 from alignflow.training.rl.roles import Roles, Sequences, backbone_states, scalar_head
 
 

@@ -1,0 +1,15 @@
+from .checked import Check as Check
+from .checked import check as check
+from .checked import check_file as check_file
+from .checked import preflight as preflight
+from .findings import raise_errors as raise_errors
+from .model_files import read_config as read_config
+from .model_files import refusals as refusals
+from .needs import GIB as GIB
+from .needs import LIBRARIES_BYTES as LIBRARIES_BYTES
+from .needs import NF4_BYTES as NF4_BYTES
+from .needs import gib as gib
+from .needs import memory_available as memory_available
+from .needs import nearest_directory as nearest_directory
+from .rows import SourceRows as SourceRows
+from .rules import recipe_findings as recipe_findings

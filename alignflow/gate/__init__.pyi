@@ -1,0 +1,11 @@
+from .contest import Contestants as Contestants
+from .contest import contest as contest
+from .contest import decides as decides
+from .contest import number_of_prompts as number_of_prompts
+from .contest import questions as questions
+from .judge import judge_spec as judge_spec
+from .power import Power as Power
+from .power import power_of as power_of
+from .verdict import Decision as Decision
+from .verdict import Verdict as Verdict
+from .verdict import as_page as as_page

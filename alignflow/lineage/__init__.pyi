@@ -1,0 +1,15 @@
+from .by_hand import Moved as Moved
+from .by_hand import promote_by_hand as promote_by_hand
+from .by_hand import roll_back_by_hand as roll_back_by_hand
+from .gating import agreed as agreed
+from .gating import gated as gated
+from .look import Waiting as Waiting
+from .look import look as look
+from .registry import Registry as Registry
+from .retrain import retrain as retrain
+from .run import RetrainRun as RetrainRun
+from .settling import begin_lineage as begin_lineage
+from .settling import project as project
+from .settling import register as register
+from .settling import repair as repair
+from .settling import settle as settle

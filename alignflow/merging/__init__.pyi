@@ -1,0 +1,13 @@
+from .certificate import CERTIFICATE_FILE as CERTIFICATE_FILE
+from .certificate import Certificate as Certificate
+from .certificate import require_certificate as require_certificate
+from .certified_merge import merge as merge
+from .export import check_export as check_export
+from .export import demand_room as demand_room
+from .export import export_model as export_model
+from .planning import AdapterStep as AdapterStep
+from .planning import MergeOptions as MergeOptions
+from .planning import check_base as check_base
+from .planning import plan as plan
+from .request import demand_passed as demand_passed
+from .request import merge_request as merge_request

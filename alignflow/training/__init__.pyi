@@ -1,0 +1,1 @@
+from .reward_gate import weakness as weakness
