@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 import torch
 
 from alignflow.builtin import rows
-from alignflow.builtin.freight.judge import judge
-from alignflow.models.generate import answers, respond
-from alignflow.models.loading import load_policy, load_tokenizer, read_base
+from alignflow.builtin.freight import judge
+from alignflow.models import answers, load_policy, load_tokenizer, read_base, respond
 
 MAX_NEW_TOKENS = 40
 HALVINGS = 7

@@ -22,9 +22,13 @@ from alignflow.checking.needs import Needs, need_findings, needs_of
 from alignflow.checking.rows import SourceRows, is_elsewhere, row_findings, source_findings
 from alignflow.checking.rules import recipe_findings
 from alignflow.checking.template import Example, template_findings
-from alignflow.data.base import template_in_force
-from alignflow.data.plain_tokenizer import has_tokenizer, vocabulary_problem
-from alignflow.data.template import load_template, special_tokens
+from alignflow.data import (
+    has_tokenizer,
+    load_template,
+    special_tokens,
+    template_in_force,
+    vocabulary_problem,
+)
 from alignflow.errors import AlignflowError
 from alignflow.files import digest_directory
 from alignflow.recipe import Recipe, is_hub_id, load_recipe

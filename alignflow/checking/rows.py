@@ -12,11 +12,8 @@ from pydantic import Field
 
 from alignflow.checking.findings import Finding, advice, error, note, raised, warning
 from alignflow.checking.sandbox import GIB, run_limited
-from alignflow.data.base import template_in_force
-from alignflow.data.lengths import LIMITED_PARTS, limits_of, readers_of, within_context
-from alignflow.data.plain_tokenizer import PlainTokenizer, has_tokenizer
-from alignflow.data.reading import RawRow, read_source
-from alignflow.data.rows import (
+from alignflow.data import (
+    LIMITED_PARTS,
     TOO_LONG,
     Encoder,
     PlainTokenizer,
@@ -26,18 +23,26 @@ from alignflow.data.rows import (
     account_of,
     has_tokenizer,
     limits_of,
-    load_template,
     nothing_left,
     outcome_of,
     read_source,
     readers_of,
     rules_of,
+    template_in_force,
     within_context,
 )
-from alignflow.data.tokens import Encoder
 from alignflow.errors import AlignflowError, DataError
-from alignflow.recipe import DATA_PARTS, DataSection, DataSource, ModelSource, Recipe
-from alignflow.recipe.names import is_builtin, is_hub_id, is_ledger, matching_files
+from alignflow.recipe import (
+    DATA_PARTS,
+    DataSection,
+    DataSource,
+    ModelSource,
+    Recipe,
+    is_builtin,
+    is_hub_id,
+    is_ledger,
+    matching_files,
+)
 from alignflow.settings import has_ledger
 from alignflow.stages import Record, RowAccount
 

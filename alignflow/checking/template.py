@@ -8,20 +8,21 @@ from typing import Any
 
 from alignflow.checking.findings import Finding, error, note, raised, warning
 from alignflow.checking.sandbox import GIB, run_limited
-from alignflow.data.base import template_in_force
-from alignflow.data.contract import ResponseContract
-from alignflow.data.plain_tokenizer import PlainTokenizer, has_tokenizer
-from alignflow.data.template import (
+from alignflow.data import (
     ChatTemplate,
     Message,
+    PlainTokenizer,
+    ResponseContract,
     TemplateRejects,
+    contract_of_tokenizer,
+    has_tokenizer,
     special_tokens,
+    template_in_force,
     tokenizer_config,
 )
-from alignflow.data.tokens import contract_of_tokenizer
 from alignflow.errors import AlignflowError, DataError
 from alignflow.recipe import ModelSource
-from alignflow.stages.spec import Record
+from alignflow.stages import Record
 
 SECONDS, MEMORY_BYTES = 5.0, 1 * GIB
 FIELD = "base_model.chat_template"

@@ -1,4 +1,8 @@
+from .base import Spoken as Spoken
 from .base import fetch_base as fetch_base
+from .base import spoken as spoken
+from .base import template_in_force as template_in_force
+from .contract import ResponseContract as ResponseContract
 from .feedback import Observation as Observation
 from .feedback import Preference as Preference
 from .feedback import Rating as Rating
@@ -37,4 +41,7 @@ from .template import Message as Message
 from .template import TemplateRejects as TemplateRejects
 from .template import load_template as load_template
 from .template import special_tokens as special_tokens
+from .template import tokenizer_config as tokenizer_config
 from .tokens import Encoder as Encoder
+from .tokens import contract_of_tokenizer as contract_of_tokenizer
+from .tokens import special_of as special_of

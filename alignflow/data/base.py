@@ -20,8 +20,7 @@ from alignflow.data.tokens import contract_of_tokenizer
 from alignflow.errors import DataError, RecipeError
 from alignflow.files import atomic_write_json, digest_directory, file_stamps
 from alignflow.recipe import ModelSource
-from alignflow.stages.layout import Prepared
-from alignflow.stages.params import NamedModel, ResolvedModel
+from alignflow.stages import NamedModel, Prepared, ResolvedModel
 
 MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from alignflow.data.template import ChatTemplate, TemplateRejects, ending_of
-from alignflow.stages.spec import Record
+from alignflow.stages import Record
 
 FIELD = "alignflow_response"
 """Of `tokenizer_config.json`."""

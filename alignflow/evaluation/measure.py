@@ -23,8 +23,7 @@ from alignflow.evaluation.metric_modules import (
     load_module,
 )
 from alignflow.evaluation.statistics import interval
-from alignflow.models.generate import Response, answers, respond
-from alignflow.models.scoring import text_losses
+from alignflow.models import Response, answers, respond, text_losses
 from alignflow.recipe import EvaluationSection
 from alignflow.stages import Prepared, Record
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alignflow.data.base import Spoken, fetch_base, spoken
+from alignflow.data import Spoken, fetch_base, spoken
 from alignflow.gate.judge import (
     MODEL_FIELD,
     REPLY_TOKENS,
@@ -18,13 +18,9 @@ from alignflow.gate.judge import (
     question,
     read_questions,
 )
-from alignflow.models.generate import answers, respond
-from alignflow.models.loading import BaseModel, load_base
+from alignflow.models import BaseModel, answers, load_base, respond
 from alignflow.recipe import ModelSource
-from alignflow.stages.events import EventWriter
-from alignflow.stages.layout import JUDGEMENTS_FILE
-from alignflow.stages.params import JudgeParams
-from alignflow.stages.spec import StageResult, StageSpec
+from alignflow.stages import JUDGEMENTS_FILE, EventWriter, JudgeParams, StageResult, StageSpec
 
 BATCH_SIZE = 16
 

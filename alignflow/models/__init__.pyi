@@ -1,7 +1,7 @@
 from .adapters import HEADS as HEADS
 from .adapters import new_adapter as new_adapter
 from .generate import Response as Response
-from .generate import decode as decode
+from .generate import answers as answers
 from .generate import padded as padded
 from .generate import respond as respond
 from .headers import DTYPE_BYTES as DTYPE_BYTES

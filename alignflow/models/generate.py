@@ -19,8 +19,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache
 
-from alignflow.data.contract import ResponseContract
-from alignflow.data.tokens import special_of
+from alignflow.data import ResponseContract, special_of
 from alignflow.errors import EvaluationError
 from alignflow.models.cache import BlockLayer, block_cache, can_join, joined
 

@@ -7,20 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from alignflow.checking.checked import preflight
-from alignflow.checking.findings import raise_errors
-from alignflow.checking.model_files import read_config, refusals
-from alignflow.data.base import fetch_base, spoken
-from alignflow.data.template import ChatTemplate, TemplateRejects
+from alignflow.checking import preflight, raise_errors, read_config, refusals
+from alignflow.data import ChatTemplate, TemplateRejects, fetch_base, spoken
 from alignflow.errors import ArtifactError, DataError, RecipeError
 from alignflow.pipeline.plan import stage_spec
 from alignflow.recipe import METHODS, ModelSource, Recipe, TuningSection, resolve_base_model
 from alignflow.settings import resolve_home
-from alignflow.stages.device import resolve_dtype
-from alignflow.stages.environment import NO_TELEMETRY, QUIET_LIBRARIES, SLEEPING_THREADS
-from alignflow.stages.launch import run_stage
-from alignflow.stages.params import NamedModel
-from alignflow.stages.spec import Record
+from alignflow.stages import (
+    NO_TELEMETRY,
+    QUIET_LIBRARIES,
+    SLEEPING_THREADS,
+    NamedModel,
+    Record,
+    resolve_dtype,
+    run_stage,
+)
 
 if TYPE_CHECKING:
     from alignflow.merging import Certificate
@@ -168,8 +169,7 @@ def generate(
     """
     directory = require_model(Path(model))
     _quiet()
-    from alignflow.models.generate import answers, respond
-    from alignflow.models.loading import BaseModel
+    from alignflow.models import BaseModel, answers, respond
 
     place, record = directory, None
     if is_adapter(directory):

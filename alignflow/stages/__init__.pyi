@@ -16,6 +16,7 @@ from .device import resolve_dtype as resolve_dtype
 from .environment import NO_TELEMETRY as NO_TELEMETRY
 from .environment import QUIET_LIBRARIES as QUIET_LIBRARIES
 from .environment import SECRETS_OF_OTHERS as SECRETS_OF_OTHERS
+from .environment import SLEEPING_THREADS as SLEEPING_THREADS
 from .environment import prefect_environment as prefect_environment
 from .events import EVENTS_FILE as EVENTS_FILE
 from .events import EventWriter as EventWriter

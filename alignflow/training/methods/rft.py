@@ -19,16 +19,17 @@ from typing import Any, NamedTuple
 
 from alignflow.errors import DataError
 from alignflow.files import read_certified, write_certified
-from alignflow.models.generate import respond
-from alignflow.recipe.online import RFTSection
-from alignflow.stages.spec import RowAccount
-from alignflow.training.engine.fit import Measured
-from alignflow.training.engine.job import Job
-from alignflow.training.engine.rows import Row
-from alignflow.training.engine.supervised import Supervised
-from alignflow.training.rl.online import demand_good_reward, reward_functions
-from alignflow.training.rl.prompts import Prompts, read_prompts
-from alignflow.training.rl.rollouts import Prompt
+from alignflow.models import respond
+from alignflow.recipe import RFTSection
+from alignflow.stages import RowAccount
+from alignflow.training.engine import Job, Measured, Row, Supervised
+from alignflow.training.rl import (
+    Prompt,
+    Prompts,
+    demand_good_reward,
+    read_prompts,
+    reward_functions,
+)
 
 SAMPLES_FILE = "samples.json"
 """In the stage's work directory."""

@@ -12,17 +12,10 @@ from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 from alignflow.errors import DataError
-from alignflow.models.generate import answers
-from alignflow.models.loading import load_reward_model
-from alignflow.models.scoring import reward_scores
-from alignflow.recipe import OnlineSection
-from alignflow.recipe.online import SampledSection
-from alignflow.recipe.rewards import REWARD_MODEL
-from alignflow.stages.artifacts import read_manifest
-from alignflow.stages.spec import RowAccount
-from alignflow.training.engine.fit import Measured, Method
-from alignflow.training.engine.job import Job
-from alignflow.training.engine.trainer import QuietTrainer
+from alignflow.models import answers, load_reward_model, reward_scores
+from alignflow.recipe import REWARD_MODEL, OnlineSection, SampledSection
+from alignflow.stages import RowAccount, read_manifest
+from alignflow.training.engine import Job, Measured, Method, QuietTrainer
 from alignflow.training.reward_gate import weakness
 from alignflow.training.rl.prompts import Prompts, read_prompts
 from alignflow.training.rl.reward_sources import RewardFunction, load_rewards

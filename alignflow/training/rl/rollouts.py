@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from alignflow.errors import NumericsError
-from alignflow.models.generate import answers, respond
-from alignflow.recipe import PPOSection
-from alignflow.recipe.rewards import REWARD_MODEL
-from alignflow.training.engine.token_logps import token_statistics
+from alignflow.models import answers, respond
+from alignflow.recipe import REWARD_MODEL, PPOSection
+from alignflow.training.engine import token_statistics
 from alignflow.training.rl import ppo_math
 from alignflow.training.rl.reward_sources import RewardFunction, RewardScale, combined
 from alignflow.training.rl.roles import Roles, Sequences

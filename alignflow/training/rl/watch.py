@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 from alignflow.errors import DataError
 from alignflow.evaluation import compute_metric, load_metrics
-from alignflow.models.generate import answers, respond
-from alignflow.recipe import EvaluationSection
-from alignflow.recipe.rewards import WatchSection
+from alignflow.models import answers, respond
+from alignflow.recipe import EvaluationSection, WatchSection
 from alignflow.training.rl.rollouts import Prompt, Setting
 
 SEED = 977
