@@ -42,7 +42,6 @@ from .params import ResolvedModel as ResolvedModel
 from .params import StageParams as StageParams
 from .params import TrainingParams as TrainingParams
 from .process import die_with as die_with
-from .process import limit_threads as limit_threads
 from .process import load_stage as load_stage
 from .process import start_module as start_module
 from .process import wait_for_death as wait_for_death
