@@ -17,7 +17,7 @@ from alignflow.recipe import load_recipe
 from alignflow.stages import (
     EventWriter,
     find,
-    limit_threads,
+    set_threads,
     load_stage,
     publish,
     read_events,
@@ -46,7 +46,7 @@ def main() -> None:
         from alignflow.training.methods import ppo
 
         ppo.demand_good_reward = lambda *_: None
-    limit_threads(recipe.compute.threads)
+    set_threads(recipe.compute.threads)
     work = work_directory(home, wanted, spec.key)
     (work / "output").mkdir(parents=True, exist_ok=True)
     before = memory_mib("VmRSS")

@@ -53,3 +53,4 @@ from .spec import StageResult as StageResult
 from .spec import StageSpec as StageSpec
 from .spec import StageState as StageState
 from .spec import library_versions as library_versions
+from .process import set_threads as set_threads
