@@ -17,10 +17,10 @@ from alignflow.recipe import load_recipe
 from alignflow.stages import (
     EventWriter,
     find,
-    set_threads,
     load_stage,
     publish,
     read_events,
+    set_threads,
     work_directory,
 )
 

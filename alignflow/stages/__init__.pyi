@@ -43,6 +43,7 @@ from .params import StageParams as StageParams
 from .params import TrainingParams as TrainingParams
 from .process import die_with as die_with
 from .process import load_stage as load_stage
+from .process import set_threads as set_threads
 from .process import start_module as start_module
 from .process import wait_for_death as wait_for_death
 from .spec import InputRef as InputRef
@@ -53,4 +54,3 @@ from .spec import StageResult as StageResult
 from .spec import StageSpec as StageSpec
 from .spec import StageState as StageState
 from .spec import library_versions as library_versions
-from .process import set_threads as set_threads
