@@ -44,7 +44,7 @@ def small_recipe(method: str = "dpo", section: dict[str, Any] = SHORT) -> Recipe
             "data": {
                 "sft": "builtin:freight-sft",
                 "preferences": {"source": "builtin:freight-preferences", "weight": 0.1},
-                "prompts": "builtin:freight-prompts",
+                "prompts": {"source": "builtin:freight-prompts", "weight": 0.1},
                 "evaluation": "builtin:freight-evaluation",
                 "general": {"source": "builtin:freight-general", "weight": 0.1},
             },
