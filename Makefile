@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install quickstart lint types check test-quick every-test test fix lock clean
+.PHONY: help install quickstart lint types check test-quick every-test test models fix lock clean
 
 help:
 	@echo "make quickstart   install into $(VENV) and train, align, evaluate and merge a small model"
 	@echo "make test-quick   lint and the tests that need neither training nor a server: for every save"
 	@echo "make test         install what tests need, then lint, types and every test: before a commit"
+	@echo "make models       every architecture with a published chat template, and docs/models.md's table"
 	@echo "make check        lint and types only      make fix   format and mend what can be mended"
 	@echo "make lock         rewrite constraints.txt from what is installed"
 
@@ -57,6 +58,11 @@ every-test: $(VENV)/installed-test
 test: lint
 	@# types beside the tests: they take one core most of a minute
 	$(MAKE) --no-print-directory --jobs 2 types every-test
+
+models: $(VENV)/installed-test
+	@rm -f $(VENV)/models.jsonl
+	ALIGNFLOW_MODELS_TABLE=$(VENV)/models.jsonl OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "models or not models" tests/models
+	$(BIN)/python benchmarks/models_table.py $(VENV)/models.jsonl
 
 fix: $(VENV)/installed-test
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,204 @@
+"""Architectures at toy size, each with a chat template that models are published with.
+
+A pair goes the whole way (prepare, SFT, reward model, DPO, generation that stops where it was taught
+to, merge, the same answers from what was merged), or `check` refuses it and says why. `make test` does
+a few, `make models` all, and prints the table into docs/models.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import chat_templates
+import pytest
+from stage_runs import make_spec, prepare_spec, question, run_and_publish, write_lines
+from toy_architectures import REAL, save_toy
+
+from alignflow.checking.toy_trial import try_out
+from alignflow.data import ResponseContract
+from alignflow.errors import AlignflowError
+from alignflow.models import load_merged, load_policy, load_tokenizer, read_base, respond
+from alignflow.recipe import EvaluationSection, MergeSection, TuningSection
+from alignflow.stages import Artifact, StageSpec
+
+OWN = {
+    "cohere": "cohere",
+    "cohere2": "cohere2",
+    "deepseek_v3": "deepseekv3",
+    "gemma": "gemma",
+    "gemma2": "gemma",
+    "gemma3_text": "gemma3",
+    "gemma4_text": "gemma4_v5",
+    "glm4": "glm4moe",
+    "glm4_moe": "glm4moe",
+    "gpt_oss": "gptoss",
+    "lfm2": "lfm2",
+    "llama": "llama3_2",
+    "mistral": "llama3",
+    "nemotron_h": "nemotron_3_nano",
+    "phi3": "phi3_5",
+    "qwen2": "qwen2_5",
+    "qwen3": "qwen3",
+    "qwen3_5_text": "qwen3_5_think",
+    "qwen3_moe": "qwen3_6",
+    "qwen3_next": "qwen3_instruct_2507",
+}
+"""Templates of an architecture's own family; the others take turns with those that are left."""
+QUICK = ("llama", "gemma2", "gpt2", "qwen3_moe", "qwen3_next", "mamba2", "gpt_oss", "falcon_h1")
+ANSWERS = ("It is red.", "It is blue.", "It is green.", "It is gold.")
+STEPS = {"max_steps": 2, "batch_size": 4, "max_length": 4096}
+TABLE = os.environ.get("ALIGNFLOW_MODELS_TABLE")
+"""File that the outcomes are appended to, a JSON line each."""
+
+
+@cache
+def pairs() -> dict[str, str]:
+    """A template for each architecture."""
+    spare = [name for name in chat_templates.names() if name not in OWN.values()]
+    rest = [name for name in REAL if name not in OWN]
+    return OWN | {name: spare[place % len(spare)] for place, name in enumerate(rest)}
+
+
+class Life(NamedTuple):
+    """What became of a pair."""
+
+    closes: str
+    """The token that ended its answers."""
+    merged_alike: int
+    """Answers that are the same before and after the merge."""
+
+
+def live(base: Path, template: str, folder: Path) -> Life:
+    """Everything that a recipe does with a base model, on few rows and steps."""
+    prepared = run_and_publish(preparing(base, template, folder))
+    sft = run_and_publish(make_spec(prepared, folder, "sft", **STEPS))
+    run_and_publish(make_spec(prepared, folder, "reward", sft=sft, **STEPS))
+    dpo = run_and_publish(make_spec(prepared, folder, "dpo", sft=sft, **STEPS))
+    merged = run_and_publish(merging(folder, prepared, sft, dpo))
+    tokenizer = load_tokenizer(prepared.directory)
+    record = read_base(prepared.directory)
+    adapted = load_policy(record, dpo.directory, dtype="float32", quantization=None)
+    whole = load_merged(merged.directory / "model")
+    prompts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": question(number)}],
+            add_generation_prompt=True,
+            return_dict=False,
+        )
+        for number in range(4)
+    ]
+    free = [
+        respond(model, tokenizer, prompts, max_new_tokens=8, batch_size=3)
+        for model in (adapted, whole)
+    ]
+    contract = ResponseContract.kept_with(load_tokenizer(prepared.directory))
+    assert contract is not None
+    closes = contract.closes[0]
+    end = tokenizer.convert_tokens_to_ids(closes)
+    for model in (adapted, whole):
+        with forced(model, end):
+            for answer in respond(model, tokenizer, prompts[:2], max_new_tokens=8):
+                assert answer.ended and answer.ids[-1] == end
+    beside = json.loads((merged.directory / "model" / "generation_config.json").read_text())
+    ends = beside["eos_token_id"]
+    assert end in (ends if isinstance(ends, list) else [ends])
+    return Life(closes, sum(a.ids == b.ids for a, b in zip(*free, strict=True)))
+
+
+def preparing(base: Path, template: str, folder: Path) -> StageSpec:
+    asked = range(8)
+    rows = {
+        "sft": [{"prompt": question(n), "completion": ANSWERS[n % 4]} for n in asked],
+        "preferences": [
+            {"prompt": question(n), "chosen": ANSWERS[n % 4], "rejected": "No idea."} for n in asked
+        ],
+        "evaluation": [{"prompt": question(n), "target": "red"} for n in range(20, 22)],
+    }
+    files = {part: write_lines(folder / f"{part}.jsonl", given) for part, given in rows.items()}
+    spec = prepare_spec(folder, base, files)
+    model = spec.params["base_model"]
+    model["template_arguments"] = chat_templates.ARGUMENTS.get(template, {})
+    limits = {"sft": 4096, "preferences": 4096, "ratings": None, "prompts": None}
+    return spec.model_copy(update={"params": {**spec.params, "limits": limits}})
+
+
+def merging(folder: Path, prepared: Artifact, sft: Artifact, dpo: Artifact) -> StageSpec:
+    evaluation = EvaluationSection(metrics=["exact_match"], max_new_tokens=4, bootstrap_resamples=100)
+    return StageSpec(
+        stage="merge",
+        home=str(folder),
+        seed=0,
+        params={
+            "tuning": TuningSection(rank=4).model_dump(mode="json"),
+            "dtype": "float32",
+            "section": MergeSection(dtype="float32").model_dump(mode="json"),
+            "evaluation": evaluation.model_dump(mode="json"),
+        },
+        inputs={"data": prepared.ref(), "sft": sft.ref(), "aligned": dpo.ref()},
+    )
+
+
+class forced:
+    """Makes a model prefer one token from its third on: it learnt nothing in two steps."""
+
+    def __init__(self, model: Any, token: int) -> None:
+        self.model, self.token, self.calls = model, token, 0
+
+    def __enter__(self) -> None:
+        self.hook = self.model.register_forward_hook(self._prefer)
+
+    def __exit__(self, *_: object) -> None:
+        self.hook.remove()
+
+    def _prefer(self, _module: Any, _inputs: Any, output: Any) -> Any:
+        self.calls += 1
+        if self.calls > 2:
+            output.logits[:, -1, self.token] += 1e4
+        return output
+
+
+def refused(base: Path, template: str) -> str | None:
+    """Why `check` refuses the pair, if it does."""
+    from alignflow.checking import template_findings
+    from alignflow.recipe import ModelSource
+
+    arguments = chat_templates.ARGUMENTS.get(template, {})
+    model = ModelSource(source=str(base), template_arguments=arguments)
+    _, findings = template_findings(base, model, needed=True)
+    errors = [finding.line for finding in findings if finding.level == "error"]
+    answer = try_out({"directory": str(base), "attention": None})
+    errors += [f"{name}: {problem}" for name, problem in answer.get("failed", {}).items()]
+    return "; ".join(errors) or None
+
+
+def cases() -> Iterator[Any]:
+    for name in REAL:
+        marks = () if name in QUICK else pytest.mark.models
+        yield pytest.param(name, id=f"{name}-{pairs()[name]}", marks=marks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", cases())
+def test_a_model_goes_the_whole_way_or_is_refused_by_name(
+    architecture: str, tmp_path: Path
+) -> None:
+    template = pairs()[architecture]
+    tokenizer = chat_templates.tokenizer(chat_templates.source(template))
+    base = save_toy(architecture, tmp_path / "base", tokenizer)
+    why = refused(base, template)
+    life = None
+    if why is None:
+        life = live(base, template, tmp_path)
+        assert life.merged_alike == 4
+    else:
+        with pytest.raises((AlignflowError, ValueError, RuntimeError, NotImplementedError)):
+            live(base, template, tmp_path)
+    if TABLE:
+        line = {"architecture": architecture, "template": template, "refused": why}
+        with Path(TABLE).open("a") as file:
+            file.write(json.dumps(line | {"closes": life and life.closes}) + "\n")
