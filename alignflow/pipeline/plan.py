@@ -182,10 +182,16 @@ def _train(recipe: Recipe, stage: str, artifacts: Mapping[str, Artifact]) -> Wor
         fields.setdefault("models", {})[field] = record
         if resolved.path:
             paths[field] = resolved.path
-    params = TrainingParams(section=section.model_dump(mode="json"), **fields)
+    params = TrainingParams(section=section.model_dump(mode="json"), **fields, **_versions(stage))
     data = artifacts["prepare"].ref((*BASE_PARTS, *recipe.parts_read(stage)))
     models = {role: artifacts[role].ref() for role in before if role in artifacts}
     return params, {"data": data, **models}, paths
+
+
+def _versions(stage: str) -> dict[str, Any]:
+    """The field `versions` of `TrainingParams`; nothing where all are the first."""
+    version = TRAINING_STAGES[stage].version
+    return {"versions": {stage: version}} if version > 1 else {}
 
 
 def judged_by(recipe: Recipe) -> dict[str, str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from datasets import Dataset
 from torch import Tensor
 from trl.trainer.dpo_config import DPOConfig
@@ -21,22 +22,18 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from alignflow.files import digest_directory
 from alignflow.models import quiet, trainable_in
 from alignflow.recipe import DPOSection
-from alignflow.stages import library_versions
-from alignflow.training.engine import (
-    Job,
-    OnPairs,
-    ReferenceCache,
-    Row,
-    ThinTrainer,
-    batches,
-    drop_reference,
-    memory_errors,
-    response_logps,
-    sft_source,
-)
+from alignflow.stages.spec import library_versions
+from alignflow.training.engine.fit import batches
+from alignflow.training.engine.job import Job
+from alignflow.training.engine.loop import memory_errors
+from alignflow.training.engine.preferences import OnPairs, response_logps
+from alignflow.training.engine.reference import ReferenceCache
+from alignflow.training.engine.rows import Row
+from alignflow.training.engine.starting import drop_reference, sft_source
+from alignflow.training.engine.trainer import RowMeansTrainer
 
 
-class Trainer(ThinTrainer, DPOTrainer):
+class Trainer(RowMeansTrainer, DPOTrainer):
     """TRL's, on pairs that are token ids and carry their reference log-probabilities."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
@@ -44,6 +41,21 @@ class Trainer(ThinTrainer, DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset
+
+    def counts(self, batch: dict[str, Any]) -> list[int | Tensor]:
+        """Rows, and tokens of the SFT term."""
+        chosen, _ = batch["completion_mask"][:, 1:].chunk(2)
+        return [*super().counts(batch), chosen.sum()]
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **given: Any) -> Any:
+        """The SFT term is a mean over the tokens of the update, where TRL has the micro-batch's."""
+        shares = torch.tensor(self.counts(inputs), device=self.args.device)
+        rows, tokens = shares / given["num_items_in_batch"]
+        self.loss_weights = [
+            weight * tokens / rows if name == "sft" else weight
+            for name, weight in zip(self.loss_types, self.args.loss_weights, strict=True)
+        ]
+        return super().compute_loss(model, inputs, **given)
 
 
 class DPO(OnPairs[DPOSection]):

@@ -22,19 +22,12 @@ from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference, KTOTraine
 
 from alignflow.models import quiet
 from alignflow.recipe import KTOSection
-from alignflow.stages import RowAccount
-from alignflow.training.engine import (
-    Measured,
-    Method,
-    Row,
-    ThinTrainer,
-    account,
-    pair_rows,
-    response_logps,
-    rows_within,
-    scores,
-    starting_policy,
-)
+from alignflow.stages.spec import RowAccount
+from alignflow.training.engine.fit import Measured, Method, scores
+from alignflow.training.engine.preferences import pair_rows, response_logps
+from alignflow.training.engine.rows import Row, account, rows_within
+from alignflow.training.engine.starting import starting_policy
+from alignflow.training.engine.trainer import RowMeansTrainer
 
 
 class Collator(DataCollatorForUnpairedPreference):
@@ -49,7 +42,7 @@ class Collator(DataCollatorForUnpairedPreference):
         return super().torch_call(moved)
 
 
-class Trainer(ThinTrainer, KTOTrainer):
+class Trainer(RowMeansTrainer, KTOTrainer):
     """TRL's, on responses that are token ids already."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:

@@ -21,10 +21,13 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from alignflow.models import check_adapter, load_scorer, new_adapter, quiet
 from alignflow.recipe import RewardSection
-from alignflow.training.engine import OnPairs, Row, ThinTrainer, sft_source
+from alignflow.training.engine.preferences import OnPairs
+from alignflow.training.engine.rows import Row
+from alignflow.training.engine.starting import sft_source
+from alignflow.training.engine.trainer import RowMeansTrainer
 
 
-class Trainer(ThinTrainer, RewardTrainer):
+class Trainer(RowMeansTrainer, RewardTrainer):
     """TRL's, on pairs that are token ids already."""
 
 
