@@ -16,12 +16,13 @@ from alignflow.merging.certificate import Figures
 from alignflow.merging.planning import AdapterStep, model_config
 from alignflow.merging.verifying.reference import (
     adapted,
-    as_merged,
     streamed_logits,
     streamed_model,
 )
-from alignflow.models import BaseModel, device, load_base, load_merged, quiet, read_tensors
-from alignflow.stages import available_bytes
+from alignflow.models.adapter_fit import with_vocabulary
+from alignflow.models.headers import read_tensors
+from alignflow.models.loading import BaseModel, device, load_base, load_merged, quiet
+from alignflow.stages.device import available_bytes
 
 PROBE_TEXTS = (
     "The quick brown fox jumps over the lazy dog, and the dog does not mind.",
@@ -129,7 +130,7 @@ def _reference(
     """Base plus adapters, and the seconds that the plain base takes for a forward pass."""
     record = BaseModel(path=str(base), source=str(base), digest="")
     model: Any = load_base(record, dtype="float32", quantization=quantization).eval()
-    model = as_merged(model, merged)
+    model = with_vocabulary(model, merged)
     seconds = None if quantization else _seconds(model, ids)
     for number, step in enumerate(adapters):
         if number:

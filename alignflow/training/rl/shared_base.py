@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from alignflow.errors import ArtifactError
-from alignflow.models import (
+from alignflow.models.adapters import new_adapter, put_adapter
+from alignflow.models.loading import (
     BaseModel,
     check_adapter,
     load_adapter,
@@ -25,8 +26,8 @@ from alignflow.models import (
     trainable_in,
 )
 from alignflow.recipe import TuningSection
-from alignflow.stages import ADAPTER
-from alignflow.training.engine import Head
+from alignflow.stages.layout import ADAPTER, ADAPTER_WEIGHTS
+from alignflow.training.engine.token_logps import Head
 from alignflow.training.rl.roles import Roles, Sequences, backbone_states, scalar_head
 
 POLICY, REFERENCE, REWARD, VALUE = "default", "reference", "reward", "value"
@@ -96,22 +97,31 @@ class SharedBase(Roles):
         """Adds the adapter in a directory; returns the weights of its score heads."""
         check_adapter(directory, base)
         config: Any = LoraConfig.from_pretrained(str(directory))
-        state = load_file(str(directory / "adapter_model.safetensors"))
+        state = load_file(str(directory / ADAPTER_WEIGHTS))
         heads = [state.pop(key) for key in list(state) if key.endswith("score.weight")]
-        self._add_state(name, config, state)
+        self._demand_shared(directory, state)
+        self._add_empty(name, config)
+        put_adapter(self.model, state, directory, name)
         return heads
 
-    def _add_state(self, name: str, config: Any, state: dict[str, Tensor]) -> None:
+    def _demand_shared(self, directory: Path, state: dict[str, Tensor]) -> None:
+        """Refuses an adapter that replaces weights of the base by others than are there."""
+        held = self.model.state_dict()
+        for key, tensor in state.items():
+            if "lora_" in key:
+                continue
+            if key not in held or not torch.equal(held[key], tensor.to(held[key])):
+                raise ArtifactError(
+                    f"The adapter in {directory} replaces weights of the base ({key}), which PPO's "
+                    "adapters share. Merge the adapter that all start from (`alignflow merge`), and "
+                    "name the result as base_model."
+                )
+
+    def _add_empty(self, name: str, config: Any) -> None:
         config.task_type, config.modules_to_save = "CAUSAL_LM", None
         config.inference_mode, config.init_lora_weights = False, True
         with quiet():
             self.model.add_adapter(name, config)
-            outcome = set_peft_model_state_dict(self.model, state, adapter_name=name)
-        if outcome.unexpected_keys:
-            raise ArtifactError(
-                f"The {name} adapter's {outcome.unexpected_keys[0]} does not fit the policy's base."
-                " It was trained on another base; train all stages in one recipe."
-            )
 
     def _add_value(self, reward: Path | None, base: BaseModel) -> None:
         """A value adapter that starts from the reward model's, or from the policy's weights."""
@@ -121,7 +131,8 @@ class SharedBase(Roles):
         with quiet():
             state = get_peft_model_state_dict(self.model, adapter_name=POLICY)
         own: Any = self.model.peft_config[POLICY]
-        self._add_state(VALUE, LoraConfig(**own.to_dict()), dict(state))
+        self._add_empty(VALUE, LoraConfig(**own.to_dict()))
+        set_peft_model_state_dict(self.model, state, adapter_name=VALUE)
 
     def _activate(self, adapter: str) -> None:
         """Makes one adapter current. PEFT's switch also flips requires_grad, so it is set again."""
