@@ -28,8 +28,8 @@ class Formed(NamedTuple):
     """Of a row that must not ask what is judged."""
     document: str | None = None
     """Of a row that must not be a text that forgetting is measured on."""
-    responses: int = 0
-    """Assistant turns of a demonstration."""
+    text: str | None = None
+    """Of a row that has no turns, and must not hold what is judged."""
 
     @property
     def said(self) -> str:
@@ -59,16 +59,13 @@ def _document(fields: dict[str, Any]) -> Formed:
     return Formed(
         lambda encoder: [{"input_ids": encoder.document(text), "text": text}],
         document=text,
+        text=text,
     )
 
 
 def _demonstration(fields: dict[str, Any]) -> Formed:
     row = demonstration(fields)
-    return Formed(
-        lambda encoder: [part._asdict() for part in encoder.demonstrations(row)],
-        row.messages,
-        responses=sum(turn["role"] == "assistant" for turn in row.messages or []),
-    )
+    return Formed(lambda encoder: encoder.demonstration(row)._asdict(), row.messages, text=row.text)
 
 
 def _pair(fields: dict[str, Any]) -> Formed:
