@@ -18,6 +18,11 @@ from alignflow.recipe import (
     PPOSection,
     PretrainSection,
     Recipe,
+    RewardedSection,
+    TuningSection,
+)
+from alignflow.recipe.names import is_builtin, is_hub_id, is_ledger, matching_files
+from alignflow.recipe.resolve import (
     Resolved,
     RewardedSection,
     digest_adapter,
@@ -183,16 +188,18 @@ def _train(recipe: Recipe, stage: str, artifacts: Mapping[str, Artifact]) -> Wor
         fields.setdefault("models", {})[field] = record
         if resolved.path:
             paths[field] = resolved.path
-    params = TrainingParams(section=section.model_dump(mode="json"), **fields, **_versions(stage))
+    fields |= _versions(stage, fields["tuning"])
+    params = TrainingParams(section=section.model_dump(mode="json"), **fields)
     data = artifacts["prepare"].ref((*BASE_PARTS, *recipe.parts_read(stage)))
     models = {role: artifacts[role].ref() for role in before if role in artifacts}
     return params, {"data": data, **models}, paths
 
 
-def _versions(stage: str) -> dict[str, Any]:
+def _versions(stage: str, tuning: TuningSection) -> dict[str, Any]:
     """The field `versions` of `TrainingParams`; nothing where all are the first."""
-    version = TRAINING_STAGES[stage].version
-    return {"versions": {stage: version}} if version > 1 else {}
+    known = {stage: TRAINING_STAGES[stage].version, "qlora": 2 if tuning.mode == "qlora" else 1}
+    raised = {name: version for name, version in known.items() if version > 1}
+    return {"versions": raised} if raised else {}
 
 
 def judged_by(recipe: Recipe) -> dict[str, str]:
