@@ -67,7 +67,7 @@ class SharedBase(Roles):
         self.policy_head = self.reference_head = Head.of(self.model)
         width = self.model.config.get_text_config().hidden_size
         self.reward_head = scalar_head(width, self.model.device)
-        self.value_head = scalar_head(width, self.model.device)
+        self.value_head = scalar_head(width, self.model.device, bias=True)
         self.value_reads_policy = value_model == "policy"
         if reward is not None:
             self.reward_head.weight.data.copy_(self._add_scorer(REWARD, reward, base))
@@ -127,6 +127,7 @@ class SharedBase(Roles):
         """A value adapter that starts from the reward model's, or from the policy's weights."""
         if reward is not None:
             self.value_head.weight.data.copy_(self._add_scorer(VALUE, reward, base))
+            self.value_is_reward = True
             return
         with quiet():
             state = get_peft_model_state_dict(self.model, adapter_name=POLICY)
@@ -173,7 +174,11 @@ class SharedBase(Roles):
 
     def trainable_state(self) -> dict[str, Tensor]:
         kept = {name: p for name, p, wanted in self._wanted if wanted}
-        return {**kept, "value_head.weight": self.value_head.weight}
+        return {
+            **kept,
+            "value_head.weight": self.value_head.weight,
+            "value_head.bias": self.value_head.bias,
+        }
 
     def policy_state(self) -> dict[str, Tensor]:
         return {name: p for name, p, wanted in self._wanted if wanted and _belongs(name, POLICY)}
