@@ -11,7 +11,7 @@ from torch import nn
 
 from alignflow.errors import ArtifactError
 from alignflow.models.headers import Located, read_header, same_bytes
-from alignflow.stages.layout import ADAPTER_PREFIX, ADAPTER_WEIGHTS
+from alignflow.stages import ADAPTER_PREFIX, ADAPTER_WEIGHTS
 
 WITHIN = ("", "base_layer.", "token_adapter.base_layer.")
 """Where PEFT keeps the weight of a layer that it wraps."""

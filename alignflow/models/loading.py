@@ -22,10 +22,8 @@ from alignflow.builtin import base_model_directory
 from alignflow.errors import ArtifactError
 from alignflow.files import digest_directory, file_stamps
 from alignflow.models.adapter_fit import demand_all_keys, fit_vocabulary
-from alignflow.recipe.names import is_builtin
-from alignflow.recipe.tuning import MOVES_THE_BASE
-from alignflow.stages.layout import ADAPTER, MODEL
-from alignflow.stages.spec import Record, StageSpec
+from alignflow.recipe import MOVES_THE_BASE, is_builtin
+from alignflow.stages import ADAPTER, MODEL, Record, StageSpec
 
 LIBRARIES = ("trl", "peft", "accelerate", "bitsandbytes", "datasets", "torch")
 

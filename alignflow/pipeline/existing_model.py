@@ -11,8 +11,14 @@ from alignflow.checking import preflight, raise_errors, read_config, refusals
 from alignflow.data import ChatTemplate, TemplateRejects, fetch_base, spoken
 from alignflow.errors import ArtifactError, DataError, RecipeError
 from alignflow.pipeline.plan import stage_spec
-from alignflow.recipe import METHODS, ModelSource, Recipe, TuningSection
-from alignflow.recipe.resolve import local_directory, resolve_base_model
+from alignflow.recipe import (
+    METHODS,
+    ModelSource,
+    Recipe,
+    TuningSection,
+    local_directory,
+    resolve_base_model,
+)
 from alignflow.settings import resolve_home
 from alignflow.stages import (
     NO_TELEMETRY,

@@ -18,13 +18,9 @@ from alignflow.recipe import (
     PPOSection,
     PretrainSection,
     Recipe,
-    RewardedSection,
-    TuningSection,
-)
-from alignflow.recipe.names import is_builtin, is_hub_id, is_ledger, matching_files
-from alignflow.recipe.resolve import (
     Resolved,
     RewardedSection,
+    TuningSection,
     digest_adapter,
     hub_commit,
     is_builtin,

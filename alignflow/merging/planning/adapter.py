@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from alignflow.errors import ArtifactError
-from alignflow.models.headers import FLOATS, Located, read_header
-from alignflow.recipe.tuning import names_module
-from alignflow.stages.layout import ADAPTER_PREFIX, ADAPTER_WEIGHTS
+from alignflow.models import FLOATS, Located, read_header
+from alignflow.recipe import names_module
+from alignflow.stages import ADAPTER_PREFIX, ADAPTER_WEIGHTS
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", ADAPTER_WEIGHTS
 FACTORS = {

@@ -11,7 +11,7 @@ from alignflow.merging.planning.adapter import Adapter, Factors
 from alignflow.merging.planning.deltas import add_delta
 from alignflow.merging.planning.draft import Draft
 from alignflow.merging.planning.merge_plan import PutRows
-from alignflow.models.headers import Located, same_bytes
+from alignflow.models import Located, same_bytes
 
 
 def embedding_place(draft: Draft, name: str) -> Literal["embedding", "head"] | None:

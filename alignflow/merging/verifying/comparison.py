@@ -19,10 +19,16 @@ from alignflow.merging.verifying.reference import (
     streamed_logits,
     streamed_model,
 )
-from alignflow.models.adapter_fit import with_vocabulary
-from alignflow.models.headers import read_tensors
-from alignflow.models.loading import BaseModel, device, load_base, load_merged, quiet
-from alignflow.stages.device import available_bytes
+from alignflow.models import (
+    BaseModel,
+    device,
+    load_base,
+    load_merged,
+    quiet,
+    read_tensors,
+    with_vocabulary,
+)
+from alignflow.stages import available_bytes
 
 PROBE_TEXTS = (
     "The quick brown fox jumps over the lazy dog, and the dog does not mind.",

@@ -18,15 +18,23 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from alignflow.errors import ArtifactError
-from alignflow.merging.planning import names
-from alignflow.merging.planning.adapter import AdapterStep, read_adapter
-from alignflow.merging.planning.quantized import empty_model, quantized_modules
-from alignflow.merging.writing.arithmetic import dequantized
-from alignflow.merging.writing.reader import Reader
-from alignflow.models.adapter_fit import demand_all_keys, with_vocabulary
-from alignflow.models.generate import padded
-from alignflow.models.headers import FLOATS, Located, read_tensors
-from alignflow.models.loading import quiet
+from alignflow.merging.planning import (
+    AdapterStep,
+    empty_model,
+    names,
+    quantized_modules,
+    read_adapter,
+)
+from alignflow.merging.writing import Reader, dequantized
+from alignflow.models import (
+    FLOATS,
+    Located,
+    demand_all_keys,
+    padded,
+    quiet,
+    read_tensors,
+    with_vocabulary,
+)
 
 INSTEAD = "Verify on a machine whose memory holds the model in float32, or merge with --no-verify."
 NARROW = (torch.bfloat16, torch.float16)

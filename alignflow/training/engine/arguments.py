@@ -7,9 +7,9 @@ import math
 from typing import Any
 
 from alignflow.errors import RecipeError
-from alignflow.models.loading import device, quiet
+from alignflow.models import device, quiet
 from alignflow.recipe import TRAINING_STAGES, ComputeSection
-from alignflow.stages.device import first_micro_batch, largest_divisor
+from alignflow.stages import first_micro_batch, largest_divisor
 from alignflow.training.engine.job import Job
 from alignflow.training.engine.optimizers import transformers_name
 from alignflow.training.engine.reserved import RESERVED

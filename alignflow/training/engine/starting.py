@@ -8,9 +8,15 @@ from typing import Any
 from safetensors.torch import load_file
 
 from alignflow.errors import ArtifactError
-from alignflow.models.adapters import new_adapter, put_adapter
-from alignflow.models.loading import check_adapter, load_adapter, load_base, load_policy
-from alignflow.stages.layout import ADAPTER, ADAPTER_WEIGHTS, MODEL
+from alignflow.models import (
+    check_adapter,
+    load_adapter,
+    load_base,
+    load_policy,
+    new_adapter,
+    put_adapter,
+)
+from alignflow.stages import ADAPTER, ADAPTER_WEIGHTS, MODEL
 from alignflow.training.engine.job import Job
 
 

@@ -22,15 +22,19 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from alignflow.files import digest_directory
 from alignflow.models import quiet, trainable_in
 from alignflow.recipe import DPOSection
-from alignflow.stages.spec import library_versions
-from alignflow.training.engine.fit import batches
-from alignflow.training.engine.job import Job
-from alignflow.training.engine.loop import memory_errors
-from alignflow.training.engine.preferences import OnPairs, response_logps
-from alignflow.training.engine.reference import ReferenceCache
-from alignflow.training.engine.rows import Row
-from alignflow.training.engine.starting import drop_reference, sft_source
-from alignflow.training.engine.trainer import RowMeansTrainer
+from alignflow.stages import library_versions
+from alignflow.training.engine import (
+    Job,
+    OnPairs,
+    ReferenceCache,
+    Row,
+    RowMeansTrainer,
+    batches,
+    drop_reference,
+    memory_errors,
+    response_logps,
+    sft_source,
+)
 
 
 class Trainer(RowMeansTrainer, DPOTrainer):

@@ -22,12 +22,19 @@ from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference, KTOTraine
 
 from alignflow.models import quiet
 from alignflow.recipe import KTOSection
-from alignflow.stages.spec import RowAccount
-from alignflow.training.engine.fit import Measured, Method, scores
-from alignflow.training.engine.preferences import pair_rows, response_logps
-from alignflow.training.engine.rows import Row, account, rows_within
-from alignflow.training.engine.starting import starting_policy
-from alignflow.training.engine.trainer import RowMeansTrainer
+from alignflow.stages import RowAccount
+from alignflow.training.engine import (
+    Measured,
+    Method,
+    Row,
+    RowMeansTrainer,
+    account,
+    pair_rows,
+    response_logps,
+    rows_within,
+    scores,
+    starting_policy,
+)
 
 
 class Collator(DataCollatorForUnpairedPreference):

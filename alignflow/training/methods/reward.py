@@ -19,15 +19,18 @@ from torch import Tensor
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
-from alignflow.models.adapter_fit import fit_vocabulary
-from alignflow.models.adapters import HEADS, new_adapter, put_adapter
-from alignflow.models.loading import check_adapter, load_scorer, quiet
+from alignflow.models import (
+    HEADS,
+    check_adapter,
+    fit_vocabulary,
+    load_scorer,
+    new_adapter,
+    put_adapter,
+    quiet,
+)
 from alignflow.recipe import RewardSection
-from alignflow.stages.layout import ADAPTER_PREFIX, ADAPTER_WEIGHTS
-from alignflow.training.engine.preferences import OnPairs
-from alignflow.training.engine.rows import Row
-from alignflow.training.engine.starting import sft_source
-from alignflow.training.engine.trainer import RowMeansTrainer
+from alignflow.stages import ADAPTER_PREFIX, ADAPTER_WEIGHTS
+from alignflow.training.engine import OnPairs, Row, RowMeansTrainer, sft_source
 
 
 class Trainer(RowMeansTrainer, RewardTrainer):

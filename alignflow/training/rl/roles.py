@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from alignflow.training.engine.token_logps import Head
+from alignflow.training.engine import Head
 from alignflow.training.rl.reward_sources import RewardScale
 
 

@@ -15,19 +15,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from alignflow.errors import ArtifactError
-from alignflow.models.adapters import new_adapter, put_adapter
-from alignflow.models.loading import (
+from alignflow.models import (
     BaseModel,
     check_adapter,
     load_adapter,
     load_base,
     new_adapter,
+    put_adapter,
     quiet,
     trainable_in,
 )
 from alignflow.recipe import TuningSection
-from alignflow.stages.layout import ADAPTER, ADAPTER_WEIGHTS
-from alignflow.training.engine.token_logps import Head
+from alignflow.stages import ADAPTER, ADAPTER_WEIGHTS
+from alignflow.training.engine import Head
 from alignflow.training.rl.roles import Roles, Sequences, backbone_states, scalar_head
 
 POLICY, REFERENCE, REWARD, VALUE = "default", "reference", "reward", "value"
