@@ -39,10 +39,14 @@ def fit_vocabulary(model: Any, adapter: Path) -> bool:
         be saved with it.
 
     Raises:
-        ArtifactError: Of embedding and head it resizes only one, and they are not tied.
+        ArtifactError: It is not there, or of embedding and head, which are not tied, it resizes one.
     """
     file = adapter / ADAPTER_WEIGHTS
-    tensors = {tensor.name: tensor for tensor in read_header(file)} if file.is_file() else {}
+    if not file.is_file():
+        raise ArtifactError(
+            f"{adapter} holds no {ADAPTER_WEIGHTS}. Save the adapter with safetensors (PEFT's default)."
+        )
+    tensors = {tensor.name: tensor for tensor in read_header(file)}
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
     held = [_held(model, layer, tensors) for layer in layers if layer is not None]
     saved = [tensor for tensor in held if tensor is not None]

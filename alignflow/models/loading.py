@@ -173,9 +173,9 @@ def load_adapter(model: Any, directory: Path, base: BaseModel, *, trainable: boo
     replaces = fit_vocabulary(model, directory)
     try:
         with quiet():
-            loaded = PeftModel.from_pretrained(model, str(directory), is_trainable=trainable)
+            loaded: Any = PeftModel.from_pretrained(model, str(directory), is_trainable=trainable)
             outcome = loaded.load_adapter(str(directory), "default", is_trainable=trainable)
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, IndexError) as error:
         raise ArtifactError(
             f"The adapter in {directory} does not fit the base model {base.source}: "
             f"{str(error).splitlines()[0]}. Use an adapter of this base."

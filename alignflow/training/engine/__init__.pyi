@@ -43,4 +43,3 @@ from .token_logps import Head as Head
 from .token_logps import token_statistics as token_statistics
 from .trainer import QuietTrainer as QuietTrainer
 from .trainer import RowMeansTrainer as RowMeansTrainer
-from .trainer import ThinTrainer as ThinTrainer

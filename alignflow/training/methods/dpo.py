@@ -53,11 +53,12 @@ class Trainer(RowMeansTrainer, DPOTrainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **given: Any) -> Any:
         """The SFT term is a mean over the tokens of the update, where TRL has the micro-batch's."""
-        shares = torch.tensor(self.counts(inputs), device=self.args.device)
+        arguments: Any = self.args
+        shares = torch.tensor(self.counts(inputs), device=arguments.device)
         rows, tokens = shares / given["num_items_in_batch"]
         self.loss_weights = [
             weight * tokens / rows if name == "sft" else weight
-            for name, weight in zip(self.loss_types, self.args.loss_weights, strict=True)
+            for name, weight in zip(self.loss_types, arguments.loss_weights, strict=True)
         ]
         return super().compute_loss(model, inputs, **given)
 
