@@ -30,6 +30,8 @@ class Formed(NamedTuple):
     """Of a row that must not be a text that forgetting is measured on."""
     text: str | None = None
     """Of a row that has no turns, and must not hold what is judged."""
+    responses: int = 0
+    """Assistant turns of a demonstration."""
 
     @property
     def said(self) -> str:
@@ -65,7 +67,12 @@ def _document(fields: dict[str, Any]) -> Formed:
 
 def _demonstration(fields: dict[str, Any]) -> Formed:
     row = demonstration(fields)
-    return Formed(lambda encoder: encoder.demonstration(row)._asdict(), row.messages, text=row.text)
+    return Formed(
+        lambda encoder: [part._asdict() for part in encoder.demonstrations(row)],
+        row.messages,
+        text=row.text,
+        responses=sum(turn["role"] == "assistant" for turn in row.messages or []),
+    )
 
 
 def _pair(fields: dict[str, Any]) -> Formed:
