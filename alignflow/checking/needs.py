@@ -139,7 +139,7 @@ def _stage_need(
     head = 0 if name == "reward" else HEAD_TOKENS * (shape.vocabulary or USUAL_VOCABULARY) * 4
     batch = section.batch_size // (ppo.num_mini_batches if ppo else 1)
     allowed = first_micro_batch(recipe.compute, batch)
-    rows = largest_divisor(batch, allowed)
+    rows = largest_divisor(batch, allowed, TRAINING_STAGES[name].least_micro_batch)
     return StageNeed(
         stage=name,
         weights_bytes=weights,

@@ -14,6 +14,7 @@ from alignflow.errors import DataError
 from alignflow.evaluation import declared, text_metrics
 from alignflow.recipe import (
     DATA_PARTS,
+    TRAINING_STAGES,
     DPOSection,
     ORPOSection,
     PPOSection,
@@ -47,6 +48,7 @@ def recipe_findings(recipe: Recipe, *, small_model: bool) -> list[Finding]:
     return [
         *judging_findings(recipe),
         *_loss_findings(recipe.section_of("dpo")),
+        *_micro_batch_findings(recipe),
         *_reference_free_advice(recipe),
         *sampling_findings(recipe),
         *ppo_findings(recipe),
@@ -99,6 +101,18 @@ def _loss_findings(dpo: TrainingSection | None) -> Iterator[Finding]:
         yield advice(
             "dpo.beta", f"is {dpo.beta}; usual are 0.01 (drifts far) to 0.5 (stays close)."
         )
+
+
+def _micro_batch_findings(recipe: Recipe) -> Iterator[Finding]:
+    asked = recipe.compute.micro_batch_size
+    for name in recipe.training_sections:
+        least = TRAINING_STAGES[name].least_micro_batch
+        if asked != "auto" and asked < least:
+            yield error(
+                "compute.micro_batch_size",
+                f"is {asked}; {name} compares the rows of a micro-batch, at least {least}. Set "
+                f"{least}, or auto, which goes no lower when memory runs out.",
+            )
 
 
 def _reference_free_advice(recipe: Recipe) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from alignflow.errors import AlignflowError, RecipeError
 COMMANDS = {
     "run": ("run", "Prepares, fine-tunes, aligns, evaluates and merges as a recipe says."),
     "check": ("check", "Says what is wrong with a recipe before it costs anything."),
+    "preview": ("preview", "Shows rows as the model reads them."),
     "show": ("run", "Prints the report of a run again."),
     "evaluate": ("models", "Judges a model that exists already."),
     "generate": ("models", "Answers a prompt with a model that exists already."),

@@ -30,6 +30,7 @@ from .reading import json_object as json_object
 from .reading import parquet_rows as parquet_rows
 from .reading import read_source as read_source
 from .rows import TOO_LONG as TOO_LONG
+from .rows import Outcome as Outcome
 from .rows import Rules as Rules
 from .rows import SourceAccount as SourceAccount
 from .rows import account_of as account_of

@@ -273,6 +273,11 @@ def _ending_in_response(messages: list[Message]) -> list[Message]:
 def first_user_turn(messages: list[Message]) -> str:
     """Text that tells whether two rows ask the same: the first user turn, normalised."""
     text = next((entry["content"] for entry in messages if entry["role"] == "user"), "")
+    return same_question(text)
+
+
+def same_question(text: str) -> str:
+    """A user turn so that two which ask the same are equal."""
     return " ".join(unicodedata.normalize("NFKC", text).split()).casefold()
 
 

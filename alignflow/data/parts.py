@@ -28,6 +28,8 @@ class Formed(NamedTuple):
     """Of a row that must not ask what is judged."""
     document: str | None = None
     """Of a row that must not be a text that forgetting is measured on."""
+    text: str | None = None
+    """Of a row that has no turns, and must not hold what is judged."""
     responses: int = 0
     """Assistant turns of a demonstration."""
 
@@ -59,6 +61,7 @@ def _document(fields: dict[str, Any]) -> Formed:
     return Formed(
         lambda encoder: [{"input_ids": encoder.document(text), "text": text}],
         document=text,
+        text=text,
     )
 
 
@@ -67,6 +70,7 @@ def _demonstration(fields: dict[str, Any]) -> Formed:
     return Formed(
         lambda encoder: [part._asdict() for part in encoder.demonstrations(row)],
         row.messages,
+        text=row.text,
         responses=sum(turn["role"] == "assistant" for turn in row.messages or []),
     )
 

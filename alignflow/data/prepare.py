@@ -2,9 +2,9 @@
 
     sources -> rows -> conversations -> token ids -> training, held-out, evaluation, general
 
-A bad or too long row is dropped and counted by reason, never cut. Rows whose first user turn is an
-evaluation prompt's, or held out by the ledger, are dropped from training, whatever source they
-stand in.
+A bad or too long row is dropped and counted by reason, never cut. Rows in which a user turn is an
+evaluation prompt's first one, or held out by the ledger, are dropped from training, whatever source
+they stand in, and so are texts that hold one.
 """
 
 from __future__ import annotations

@@ -8,11 +8,11 @@ functions (`reading.json_object`, `forms.turns_of`, `feedback`).
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from alignflow.data.asked import Asked
 from alignflow.data.forms import UNREADABLE, BadRow, first_user_turn, one_row
 from alignflow.data.groups import falls_into
 from alignflow.data.parts import PARTS, Formed
@@ -40,8 +40,8 @@ class Rules(NamedTuple):
     limits: Mapping[str, int | None]
     """Longest row of a part, in tokens."""
     held_out_share: float
-    judged: frozenset[str]
-    """First user turns that must not be trained on, or their sha256."""
+    judged: Asked
+    """What must not be trained on."""
     measured: frozenset[str]
     """Texts that forgetting is measured on."""
 
@@ -79,10 +79,10 @@ def rules_of(
 
     `held_out` are sha256 of the first user turns that the ledger holds out; for the others see Rules.
     """
-    judged = {first_user_turn(row.prompt or []) for row in _forms("evaluation", data, read)}
+    judged = [first_user_turn(row.prompt or []) for row in _forms("evaluation", data, read)]
     measured = {row.document or "" for row in _forms("general", data, read)}
     share = data.held_out_share
-    return Rules(encoder, limits, share, frozenset(judged | {*held_out}), frozenset(measured))
+    return Rules(encoder, limits, share, Asked.of(judged, held_out), frozenset(measured))
 
 
 def _forms(part: str, data: DataSection, read: Read) -> Iterable[Formed]:
@@ -131,10 +131,8 @@ def _check_allowed(part: str, formed: Formed, rules: Rules) -> None:
         return
     if formed.document is not None and formed.document in rules.measured:
         raise BadRow(GENERAL_TEXT)
-    if formed.prompt is not None:
-        turn = first_user_turn(formed.prompt)
-        if turn in rules.judged or hashlib.sha256(turn.encode()).hexdigest() in rules.judged:
-            raise BadRow(EVALUATION_PROMPT)
+    if rules.judged.among(formed.prompt or []) or rules.judged.within(formed.text or ""):
+        raise BadRow(EVALUATION_PROMPT)
 
 
 def _is_held_out(part: str, row: RawRow, formed: Formed, share: float) -> bool:

@@ -144,6 +144,11 @@ class Encoder:
         text = self._prompt_text(messages)
         return PromptRow(text, self._encode(text))
 
+    def texts(self, ids: list[int]) -> list[str]:
+        """Text of each id, special tokens too; of a part of a character what stands for it."""
+        decode = (self._backend or self._tokenizer).decode
+        return [decode([token], skip_special_tokens=False) for token in ids]
+
     def _prompt_text(self, messages: list[Message]) -> str:
         return self._required_template().render(messages, add_generation_prompt=True)
 

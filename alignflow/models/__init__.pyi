@@ -1,5 +1,9 @@
+from .adapter_fit import demand_all_keys as demand_all_keys
+from .adapter_fit import fit_vocabulary as fit_vocabulary
+from .adapter_fit import with_vocabulary as with_vocabulary
 from .adapters import HEADS as HEADS
 from .adapters import new_adapter as new_adapter
+from .adapters import put_adapter as put_adapter
 from .generate import Response as Response
 from .generate import answers as answers
 from .generate import padded as padded
@@ -13,6 +17,7 @@ from .headers import header_bytes as header_bytes
 from .headers import read_checkpoint as read_checkpoint
 from .headers import read_header as read_header
 from .headers import read_tensors as read_tensors
+from .headers import same_bytes as same_bytes
 from .loading import BaseModel as BaseModel
 from .loading import base_of as base_of
 from .loading import check_adapter as check_adapter

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
-from alignflow.errors import RecipeError
+from alignflow.errors import ArtifactError, RecipeError
+from alignflow.models.adapter_fit import demand_all_keys
 from alignflow.models.loading import quiet
 from alignflow.models.loftq import start_from_quantization_error
 from alignflow.recipe import TARGET_PRESETS, TuningSection, names_module
@@ -46,6 +47,23 @@ def new_adapter(
         if tuning.initialization == "loftq":
             start_from_quantization_error(adapted, Path(model.name_or_path))
     return adapted
+
+
+def put_adapter(model: Any, state: dict[str, Any], source: Path, name: str = "default") -> None:
+    """Puts an adapter's tensors, which come from the directory `source`, into the one called `name`.
+
+    Raises:
+        ArtifactError: One has no place, or another shape than its place; or a place stays empty.
+    """
+    try:
+        with quiet():
+            outcome = set_peft_model_state_dict(model, state, adapter_name=name)
+    except (RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ArtifactError(
+            f"The adapter in {source} does not fit the model: {reason}. Use an adapter of this base."
+        ) from error
+    demand_all_keys(outcome, source, name)
 
 
 def _config(model: Any, tuning: TuningSection) -> Any:

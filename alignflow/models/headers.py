@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alignflow.errors import ArtifactError
+from alignflow.files import CHUNK_BYTES
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -146,3 +147,14 @@ def read_checkpoint(directory: Path) -> dict[str, list[Located]]:
 def read_tensors(directory: Path) -> dict[str, Located]:
     """Every tensor of a model by its name, file by file; see `read_checkpoint`."""
     return {tensor.name: tensor for held in read_checkpoint(directory).values() for tensor in held}
+
+
+def same_bytes(first: Located, second: Located) -> bool:
+    """Whether two tensors are equal, bit by bit, and of one type and shape."""
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    with first.path.open("rb") as one, second.path.open("rb") as two:
+        one.seek(first.begin)
+        two.seek(second.begin)
+        sizes = (min(CHUNK_BYTES, first.bytes - at) for at in range(0, first.bytes, CHUNK_BYTES))
+        return all(one.read(size) == two.read(size) for size in sizes)

@@ -21,6 +21,7 @@ from transformers import (
 from alignflow.builtin import base_model_directory
 from alignflow.errors import ArtifactError
 from alignflow.files import digest_directory, file_stamps
+from alignflow.models.adapter_fit import demand_all_keys, fit_vocabulary
 from alignflow.recipe import MOVES_THE_BASE, is_builtin
 from alignflow.stages import ADAPTER, MODEL, Record, StageSpec
 
@@ -163,20 +164,24 @@ def load_scorer(path: str, *, dtype: str, quantization: str | None) -> Any:
 
 
 def load_adapter(model: Any, directory: Path, base: BaseModel, *, trainable: bool = False) -> Any:
-    """`model` with the adapter in `directory`.
+    """`model` with the adapter in `directory`, and with the vocabulary that it was trained on.
 
     Raises:
         ArtifactError: The adapter is not there, or does not fit the model.
     """
     check_adapter(directory, base)
+    replaces = fit_vocabulary(model, directory)
     try:
         with quiet():
-            loaded = PeftModel.from_pretrained(model, str(directory), is_trainable=trainable)
-    except (RuntimeError, ValueError, KeyError) as error:
+            loaded: Any = PeftModel.from_pretrained(model, str(directory), is_trainable=trainable)
+            outcome = loaded.load_adapter(str(directory), "default", is_trainable=trainable)
+    except (RuntimeError, ValueError, KeyError, IndexError) as error:
         raise ArtifactError(
             f"The adapter in {directory} does not fit the base model {base.source}: "
             f"{str(error).splitlines()[0]}. Use an adapter of this base."
         ) from error
+    demand_all_keys(outcome, directory)
+    loaded.replaces_embeddings = replaces
     return loaded
 
 

@@ -8,6 +8,9 @@ from .existing_model import merge as merge
 from .existing_model import require_model as require_model
 from .plan import stage_spec as stage_spec
 from .plot import line_plot as line_plot
+from .preview import PreviewedRow as PreviewedRow
+from .preview import Tokens as Tokens
+from .preview import preview as preview
 from .progress import shown_on as shown_on
 from .progress import tell as tell
 from .report import Report as Report

@@ -11,7 +11,14 @@ from alignflow.checking import preflight, raise_errors, read_config, refusals
 from alignflow.data import ChatTemplate, TemplateRejects, fetch_base, spoken
 from alignflow.errors import ArtifactError, DataError, RecipeError
 from alignflow.pipeline.plan import stage_spec
-from alignflow.recipe import METHODS, ModelSource, Recipe, TuningSection, resolve_base_model
+from alignflow.recipe import (
+    METHODS,
+    ModelSource,
+    Recipe,
+    TuningSection,
+    local_directory,
+    resolve_base_model,
+)
 from alignflow.settings import resolve_home
 from alignflow.stages import (
     NO_TELEMETRY,
@@ -41,7 +48,7 @@ def base_of(directory: Path, given: str | None) -> ModelSource:
     """The base model of an adapter: as given, else as its files say.
 
     Raises:
-        RecipeError: Its files do not say.
+        RecipeError: Its files do not say, or it is not where they say.
     """
     if given:
         return ModelSource.model_validate(given)
@@ -50,7 +57,19 @@ def base_of(directory: Path, given: str | None) -> ModelSource:
     named = named or read_config(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
     if not named:
         raise RecipeError(f"{directory} does not name its base model. Name it with --base.")
-    return ModelSource.model_validate(named)
+    source = ModelSource.model_validate(named)
+    try:
+        local_directory(source)
+    except RecipeError as error:
+        raise _base_is_absent(directory, source, error) from error
+    return source
+
+
+def _base_is_absent(directory: Path, base: ModelSource, error: RecipeError) -> RecipeError:
+    return RecipeError(
+        f"{directory} names the base model {base.source}, which cannot be had. Name it with --base. "
+        f"({error.message})"
+    )
 
 
 def judging_recipe(recipe: Recipe, model: Path, base: str | None) -> Recipe:
@@ -174,9 +193,14 @@ def generate(
     place, record = directory, None
     if is_adapter(directory):
         source = base_of(directory, base)
-        resolved = resolve_base_model(source)
-        named = NamedModel(source=source.source, digest=resolved.digest)
-        place = fetch_base(named, resolved.path)
+        try:
+            resolved = resolve_base_model(source)
+            named = NamedModel(source=source.source, digest=resolved.digest)
+            place = fetch_base(named, resolved.path)
+        except RecipeError as error:
+            if base is not None:
+                raise
+            raise _base_is_absent(directory, source, error) from error
         record = BaseModel(path=str(place), source=source.source, digest=resolved.digest)
     loaded = _loaded(directory, record, "float32", None)
     if (directory / "tokenizer_config.json").is_file():

@@ -20,6 +20,7 @@ from alignflow.recipe import (
     Recipe,
     Resolved,
     RewardedSection,
+    TuningSection,
     digest_adapter,
     hub_commit,
     is_builtin,
@@ -107,6 +108,7 @@ def _prepare(recipe: Recipe, home: Path) -> Work:
         limits={part: n for part, n in limits_of(recipe).items() if getattr(recipe.data, part)},
         sources=digests,
         max_examples=recipe.evaluation.max_examples,
+        versions={"never_trained_on": 2},
         **optional,
     )
     return params, {}, paths
@@ -182,10 +184,18 @@ def _train(recipe: Recipe, stage: str, artifacts: Mapping[str, Artifact]) -> Wor
         fields.setdefault("models", {})[field] = record
         if resolved.path:
             paths[field] = resolved.path
+    fields |= _versions(stage, fields["tuning"])
     params = TrainingParams(section=section.model_dump(mode="json"), **fields)
     data = artifacts["prepare"].ref((*BASE_PARTS, *recipe.parts_read(stage)))
     models = {role: artifacts[role].ref() for role in before if role in artifacts}
     return params, {"data": data, **models}, paths
+
+
+def _versions(stage: str, tuning: TuningSection) -> dict[str, Any]:
+    """The field `versions` of `TrainingParams`; nothing where all are the first."""
+    known = {stage: TRAINING_STAGES[stage].version, "qlora": 2 if tuning.mode == "qlora" else 1}
+    raised = {name: version for name, version in known.items() if version > 1}
+    return {"versions": raised} if raised else {}
 
 
 def judged_by(recipe: Recipe) -> dict[str, str]:

@@ -36,6 +36,10 @@ class TrainingStage(NamedTuple):
     where full tuning asks it before the first step."""
     samples: bool = False
     """Whether the policy answers prompts: of preferences it then reads the prompts alone."""
+    least_micro_batch: int = 1
+    """Rows that its loss compares with one another, so that a forward pass must have them."""
+    version: int = 1
+    """Raised where the same section comes to learn other weights; part of the stage's key."""
 
     @property
     def trains_on_pairs(self) -> bool:
@@ -51,9 +55,9 @@ class TrainingStage(NamedTuple):
 
 METHODS: dict[str, TrainingStage] = {
     "dpo": TrainingStage(
-        DPOSection, "trl.trainer.dpo_config:DPOConfig", PAIRS, reference="adapters"
+        DPOSection, "trl.trainer.dpo_config:DPOConfig", PAIRS, reference="adapters", version=2
     ),
-    "ppo": TrainingStage(PPOSection, None, PROMPTS, samples=True),
+    "ppo": TrainingStage(PPOSection, None, PROMPTS, samples=True, version=2),
     "orpo": TrainingStage(ORPOSection, TRANSFORMERS_ARGUMENTS, PAIRS, optional_parts=("sft",)),
     "simpo": TrainingStage(SimPOSection, TRANSFORMERS_ARGUMENTS, PAIRS),
     "kto": TrainingStage(
@@ -61,6 +65,8 @@ METHODS: dict[str, TrainingStage] = {
         "trl.trainer.kto_config:KTOConfig",
         (("ratings", "preferences"),),
         reference="always",
+        least_micro_batch=2,
+        version=2,
     ),
     "rloo": TrainingStage(
         RLOOSection,
@@ -75,6 +81,7 @@ METHODS: dict[str, TrainingStage] = {
         PROMPTS,
         reference="always",
         samples=True,
+        version=2,
     ),
     "rft": TrainingStage(RFTSection, SFT_ARGUMENTS, PROMPTS, samples=True),
     "distill": TrainingStage(
@@ -88,7 +95,9 @@ TRAINING_STAGES: dict[str, TrainingStage] = {
         PretrainSection, SFT_ARGUMENTS, (("pretrain",),), optional_parts=("replay", "general")
     ),
     "sft": TrainingStage(SFTSection, SFT_ARGUMENTS, (("sft",),)),
-    "reward": TrainingStage(RewardSection, "trl.trainer.reward_config:RewardConfig", PAIRS),
+    "reward": TrainingStage(
+        RewardSection, "trl.trainer.reward_config:RewardConfig", PAIRS, version=2
+    ),
     **METHODS,
 }
 """Stages that train, in the order in which they run; each is a module of its name."""

@@ -211,7 +211,7 @@ class GRPOSection(OnlineSection):
     """What an advantage is divided by: the deviation in its group, in the batch, or nothing."""
 
     loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = "dapo"
-    """How the loss is averaged over tokens (TRL's names)."""
+    """How the loss is averaged over tokens (TRL's names). bnpo, over the whole update, is dapo."""
 
 
 class RFTSection(RewardedSection):

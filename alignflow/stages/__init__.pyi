@@ -25,6 +25,8 @@ from .events import read_events as read_events
 from .launch import next_attempt as next_attempt
 from .launch import run_stage as run_stage
 from .layout import ADAPTER as ADAPTER
+from .layout import ADAPTER_PREFIX as ADAPTER_PREFIX
+from .layout import ADAPTER_WEIGHTS as ADAPTER_WEIGHTS
 from .layout import CHECKPOINTS as CHECKPOINTS
 from .layout import EVA_FILE as EVA_FILE
 from .layout import JUDGEMENTS_FILE as JUDGEMENTS_FILE

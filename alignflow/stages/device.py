@@ -55,6 +55,7 @@ def first_micro_batch(compute: ComputeSection, batch_size: int) -> int:
     return batch_size if has_gpu() else min(batch_size, CPU_MICRO_BATCH)
 
 
-def largest_divisor(batch_size: int, limit: int) -> int:
-    """The largest micro-batch within a limit that divides the batch; at least 1."""
-    return next(size for size in range(max(limit, 1), 0, -1) if batch_size % size == 0)
+def largest_divisor(batch_size: int, limit: int, least: int = 1) -> int:
+    """The largest micro-batch within a limit that divides the batch; at least `least`, limit or not."""
+    divisors = [size for size in range(least, batch_size + 1) if batch_size % size == 0]
+    return max((size for size in divisors if size <= limit), default=divisors[0])

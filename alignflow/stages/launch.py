@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from alignflow.errors import AlignflowError, OutOfMemory, StageError, error_for
 from alignflow.files import atomic_write_text
-from alignflow.recipe import STAGES
+from alignflow.recipe import STAGES, TRAINING_STAGES
 from alignflow.stages.artifacts import (
     Artifact,
     artifact_directory,
@@ -99,7 +99,8 @@ def with_first_threads(spec: StageSpec, events: list[dict[str, Any]]) -> StageSp
 def with_smaller_micro_batch(spec: StageSpec, events: list[dict[str, Any]]) -> StageSpec:
     """`spec` with its micro-batch halved once for each time memory ran out.
 
-    The effective batch stays: the largest divisor of it that is no larger than the halved size.
+    The effective batch stays: the largest divisor of it that is no larger than the halved size, and
+    no smaller than the method needs.
     """
     halvings = sum(
         event["kind"] == "error" and event.get("exit_code") == OutOfMemory.exit_code
@@ -110,7 +111,9 @@ def with_smaller_micro_batch(spec: StageSpec, events: list[dict[str, Any]]) -> S
     if not halvings or not batch:
         return spec
     batch //= section.get("num_mini_batches", 1)  # PPO's optimizer step takes one of them
-    smaller = largest_divisor(batch, first_micro_batch(spec.compute, batch) >> halvings)
+    halved = first_micro_batch(spec.compute, batch) >> halvings
+    row = TRAINING_STAGES.get(spec.stage)
+    smaller = largest_divisor(batch, halved, row.least_micro_batch if row else 1)
     compute = spec.compute.model_copy(update={"micro_batch_size": smaller})
     return spec.model_copy(update={"compute": compute})
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 ADAPTER, MODEL = "adapter", "model"
 """Folders of what a training stage made, one of the two; a merge artifact's weights are in MODEL."""
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_PREFIX = "base_model.model."
+"""What PEFT puts before a module's name in that file."""
 SCORES_FILE = "scores.json"
 RESPONSES_FILE = "responses.parquet"
 JUDGEMENTS_FILE = "judgements.jsonl"

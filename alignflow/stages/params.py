@@ -21,6 +21,9 @@ AnyParams = TypeVar("AnyParams", bound="StageParams")
 class StageParams(Record):
     """Fields that were not given stay out of the key, so that a new one changes no old key."""
 
+    versions: dict[str, int] = Field(default_factory=dict)
+    """Of what has come to compute something else since its first version, which is not given."""
+
     def as_json(self) -> dict[str, Any]:
         """The fields that were given, for `StageSpec.params`."""
         values = self.model_dump(mode="json")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from stage_runs import run_and_publish, run_stage, work_of
+from stage_runs import logged, make_spec, run_and_publish, run_stage, work_of
 
 from alignflow.errors import ArtifactError
 from alignflow.stages.artifacts import Artifact
@@ -40,7 +40,6 @@ def continuing(spec: StageSpec, champion: Artifact) -> StageSpec:
 def champion_of(
     prepared: Artifact, sft_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Artifact]:
-    from stage_runs import make_spec
 
     made: dict[str, Artifact] = {}
 
@@ -94,3 +93,23 @@ def test_a_champion_of_another_shape_is_refused_with_what_to_do(
     spec = training_spec("dpo", tuning={"rank": 8})
     with pytest.raises(ArtifactError, match="start_from: base"):
         run_stage(continuing(spec, champion_of("dpo")))
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo", "kto", "reward", "grpo"])
+def test_on_nf4_a_policy_starts_from_the_very_weights_that_its_reference_has(
+    stage: str, prepared: Artifact, sft_artifact: Artifact, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"max_steps": 1, "learning_rate": 1e-12}
+    if stage == "grpo":
+        source = tmp_path / "short.py"
+        source.write_text(SHORT)
+        options |= {**ONLINE, "rewards": [f"{source}:short"]}
+    if stage == "sft":
+        options["tuning"] = {"init_adapter": str(sft_artifact.directory / "adapter")}
+    start = None if stage == "sft" else sft_artifact
+    spec = make_spec(prepared, tmp_path, stage, mode="qlora", sft=start, **options)
+    run_stage(spec)
+    ours, given = adapter(work_of(spec) / "output"), adapter(sft_artifact.directory)
+    assert max(float((ours[name] - given[name]).abs().max()) for name in given) < 1e-9
+    if stage == "dpo":
+        assert logged(spec, "rewards/margins")[0] == pytest.approx(0, abs=1e-6)

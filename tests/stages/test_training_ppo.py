@@ -509,3 +509,31 @@ def test_a_response_that_does_not_end_scores_minus_the_penalty(
         unended = 6 - rollout.metrics["val/num_eos_tokens"]
         assert unended > 0
         assert rollout.metrics["objective/rlhf_reward"] == pytest.approx(expected * unended / 6)
+
+
+def test_values_that_start_as_scores_start_in_the_scale_that_scores_are_turned_into(
+    prepared: Artifact, trained: Trained
+) -> None:
+    tokenizer = load_tokenizer(prepared.directory)
+    prompts = [Prompt(tokenizer(question(n))["input_ids"], question(n), None) for n in range(8)]
+    section = PPOSection.model_validate(
+        {"rewards": [{"source": "reward_model", "weight": 0.5}], "max_new_tokens": 6}
+    )
+    roles = shared(prepared, trained)
+    plain = head_values(roles.value_head, states := torch.randn(4, roles.value_head.in_features))
+    setting = Setting(section, roles, {}, tokenizer, [], 4, "float32")
+    first, scales = roll_out(setting, prompts, kl_coef=0.0, scales=None, seed=0)
+    scale = scales["reward_model"]
+    expected = 0.5 * (plain - scale.mean) / scale.std
+    assert torch.allclose(head_values(roles.value_head, states), expected, atol=1e-5)
+    again, _ = roll_out(setting, prompts, kl_coef=0.0, scales=scales, seed=0)
+    assert torch.allclose(first.values, again.values, atol=1e-5)
+
+
+def test_a_steep_value_loss_does_not_scale_the_policy_s_gradient_down() -> None:
+    policy, value = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    policy.grad, value.grad = torch.tensor([0.3, 0.0]), torch.tensor([0.0, 4.0])
+    norms = ppo_step.clip_apart({"policy": [policy], "value": [value]}, 1.0)
+    assert norms == {"policy": pytest.approx(0.3), "value": 4.0}
+    assert policy.grad.tolist() == pytest.approx([0.3, 0.0])
+    assert value.grad.tolist() == pytest.approx([0.0, 1.0], abs=1e-5)

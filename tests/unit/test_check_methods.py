@@ -39,6 +39,13 @@ def finding_lines(folder: Path, fields: dict[str, Any]) -> str:
     return "\n".join(finding.line for finding in errors(checked(folder, **fields)))
 
 
+def test_one_row_is_too_few_for_kto_whose_kl_compares_rows(tmp_path: Path) -> None:
+    for size, refused in ((1, True), (2, False), ("auto", False)):
+        fields = {"method": "kto", "kto": {"max_length": 192}, "dpo": None}
+        found = finding_lines(tmp_path, {**fields, "compute__micro_batch_size": size})
+        assert ("compute.micro_batch_size: is 1; kto compares" in found) == refused
+
+
 def test_good_recipes_get_no_error_and_no_warning(tmp_path: Path) -> None:
     for fields in (rft(min_reward=0.5), distill(model_copy(tmp_path))):
         found = checked(tmp_path, **fields)

@@ -52,6 +52,14 @@ def test_the_micro_batch_is_halved_to_a_divisor_of_the_same_effective_batch(
     assert smaller.key == spec.key
 
 
+def test_kto_is_never_halved_below_the_two_rows_that_it_compares() -> None:
+    spec = fake_spec(Path("/home")).model_copy(update={"stage": "kto"})
+    for batch, expected in ((16, 2), (9, 3), (7, 7)):
+        part = spec.model_copy(update={"params": {"section": {"batch_size": batch}}})
+        smaller = with_smaller_micro_batch(part, failures(9))
+        assert smaller.compute.micro_batch_size == expected
+
+
 def test_ppo_halves_what_its_forward_passes_hold_which_is_a_minibatch() -> None:
     spec = fake_spec(Path("/home"), micro_batch_size=64)
     section = {"batch_size": 64, "num_mini_batches": 4}

@@ -15,6 +15,7 @@ from ledger_cases import held_out_prompts, row, write
 from alignflow.builtin import base_model_directory
 from alignflow.checking import rows as check_rows
 from alignflow.data import prepare
+from alignflow.data.asked import Asked
 from alignflow.data.feedback import Rating, preference_pair, preferences_of
 from alignflow.data.forms import BadRow, normalised
 from alignflow.data.reading import RawRow, json_object, read_source
@@ -176,7 +177,7 @@ def test_what_is_held_out_and_excluded_is_known_to_check_too(
 @given(part=st.sampled_from(sorted(PARTS)), fields=odd_rows | st.dictionaries(texts, junk))
 def test_no_row_ends_more_than_itself(part: str, fields: dict[str, Any]) -> None:
     outcome = outcome_of(
-        part, RawRow("a:1", fields), Rules(None, {}, 0.1, frozenset(), frozenset())
+        part, RawRow("a:1", fields), Rules(None, {}, 0.1, Asked.of([]), frozenset())
     )
     assert (outcome.dropped is None) == (not outcome.message)
 
@@ -192,7 +193,7 @@ def test_no_row_ends_more_than_itself(part: str, fields: dict[str, Any]) -> None
     ],
 )
 def test_odd_rows_that_once_ended_the_stage(fields: dict[Any, Any], reason: str | None) -> None:
-    rules = Rules(None, {}, 0.1, frozenset(), frozenset())
+    rules = Rules(None, {}, 0.1, Asked.of([]), frozenset())
     assert outcome_of("sft", RawRow("a:1", fields), rules).dropped == reason
 
 
@@ -209,7 +210,7 @@ def test_the_ledger_takes_the_pairs_that_prepare_takes(fields: dict[str, Any]) -
     line = json.dumps(fields).encode()
     batch = parsed([Line(0, len(line), line, len(line))])
     raw = RawRow("a:1", json_object(line))
-    ours = outcome_of("preferences", raw, Rules(None, {}, 0.1, frozenset(), frozenset()))
+    ours = outcome_of("preferences", raw, Rules(None, {}, 0.1, Asked.of([]), frozenset()))
     if fields["chosen"] is None or fields["rejected"] is None:
         assert ours.dropped == "missing_columns"
     elif batch.bad:

@@ -151,3 +151,11 @@ def test_losses_equal_a_loop_over_real_tokens_in_float64(seed: int) -> None:
     )
     assert loss.item() == pytest.approx(value / tokens, rel=1e-12)
     assert share.item() == pytest.approx(clipped / tokens)
+
+
+def test_explained_variance_by_hand() -> None:
+    """Returns 0, 2 (variance 1), values 0, 1: errors 0, 1 have variance 0.25; padding is not read."""
+    returns, mask = torch.tensor([[0.0, 2.0, 9.0]]), torch.tensor([[1.0, 1.0, 0.0]])
+    assert ppo_math.explained_variance(torch.tensor([[0.0, 1.0, 5.0]]), returns, mask) == 0.75
+    assert ppo_math.explained_variance(torch.zeros(1, 3), returns, mask) == 0.0
+    assert ppo_math.explained_variance(returns, torch.ones(1, 3), mask) == 0.0

@@ -12,9 +12,9 @@ from typing import Any
 from alignflow.errors import ArtifactError
 from alignflow.models import FLOATS, Located, read_header
 from alignflow.recipe import names_module
+from alignflow.stages import ADAPTER_PREFIX, ADAPTER_WEIGHTS
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", ADAPTER_WEIGHTS
 FACTORS = {
     ".lora_A.weight": "a",
     ".lora_B.weight": "b",
@@ -25,6 +25,9 @@ FACTORS = {
     ".lora_magnitude_vector.weight": "magnitude",
 }
 TOKENS = ".token_adapter.trainable_tokens_delta"
+COPIES = (".modules_to_save.", ".original_module.")
+"""In the names of tensors that PEFT writes once more where it saves embeddings that it trains."""
+NOT_MERGED = (*COPIES, ".token_adapter.trainable")
 PLAIN_INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Those that leave the base as it is. The others move part of the base into the adapter."""
 VARIANTS = (
@@ -102,21 +105,23 @@ def read_adapter(path: Path) -> Adapter:
     grouped: dict[str, dict[str, Located]] = {}
     replaced: dict[str, Located] = {}
     tokens: dict[str, tuple[Located, tuple[int, ...]]] = {}
-    for tensor in read_header(weights):
-        name = _without_prefix(weights, tensor)
+    tensors = {_without_prefix(weights, tensor): tensor for tensor in read_header(weights)}
+    for name, tensor in tensors.items():
+        if any(mark in name and name.replace(mark, ".") in tensors for mark in COPIES):
+            continue
         suffix = next((end for end in FACTORS if name.endswith(end)), None)
         if suffix:
             grouped.setdefault(name.removesuffix(suffix), {})[FACTORS[suffix]] = tensor
         elif name.endswith(TOKENS):
             module = name.removesuffix(TOKENS)
             tokens[module] = (tensor, _token_indices(path, config, module, tensor))
-        elif ".lora_" in name or ".modules_to_save." in name or ".token_adapter." in name:
+        elif ".lora_" in name or any(mark in name for mark in NOT_MERGED):
             raise ArtifactError(
                 f"{weights}: {tensor.name} belongs to a kind of adapter that cannot be merged "
                 "here. Merge it with PEFT's merge_and_unload."
             )
         else:
-            replaced[name.replace(".base_layer.", ".")] = tensor
+            replaced[name.replace(".token_adapter.", ".").replace(".base_layer.", ".")] = tensor
     factors = tuple(_factors(path, config, name, parts) for name, parts in grouped.items())
     return Adapter(path, config, factors, replaced, tokens)
 
@@ -152,9 +157,9 @@ def _config(path: Path) -> Mapping[str, Any]:
 
 
 def _without_prefix(weights: Path, tensor: Located) -> str:
-    if not tensor.name.startswith(PREFIX):
+    if not tensor.name.startswith(ADAPTER_PREFIX):
         raise ArtifactError(
-            f"{weights}: tensor {tensor.name} does not begin with {PREFIX!r}, so it is not known "
+            f"{weights}: tensor {tensor.name} does not begin with {ADAPTER_PREFIX!r}, so it is not known "
             "which module it belongs to. Save the adapter with PEFT's save_pretrained."
         )
     if tensor.dtype not in FLOATS:
@@ -162,7 +167,7 @@ def _without_prefix(weights: Path, tensor: Located) -> str:
             f"{weights}: tensor {tensor.name} has type {tensor.dtype}; adapters are merged from "
             f"{', '.join(FLOATS)}. Save the adapter in one of these."
         )
-    return tensor.name.removeprefix(PREFIX)
+    return tensor.name.removeprefix(ADAPTER_PREFIX)
 
 
 def _factors(

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Literal
 
 from alignflow.errors import ArtifactError
-from alignflow.files import CHUNK_BYTES
 from alignflow.merging.planning import names
 from alignflow.merging.planning.adapter import Adapter, Factors
 from alignflow.merging.planning.deltas import add_delta
 from alignflow.merging.planning.draft import Draft
 from alignflow.merging.planning.merge_plan import PutRows
-from alignflow.models import Located
+from alignflow.models import Located, same_bytes
 
 
 def embedding_place(draft: Draft, name: str) -> Literal["embedding", "head"] | None:
@@ -58,7 +57,7 @@ def _parted(
     if not replaced:
         return False
     if len(replaced) == 2:
-        return not _same_bytes(replaced["embedding"], replaced["head"])
+        return not same_bytes(replaced["embedding"], replaced["head"])
     return _saved(adapter, next(iter(replaced.values())))
 
 
@@ -85,6 +84,8 @@ def _write_embeddings(
         if name is not None and source is not None:
             draft.put(name, source)
     for module, (values, indices) in adapter.tokens.items():
+        if draft.tied and embedding_place(draft, f"{module}.weight") == "head":
+            continue  # the embedding's, written once more
         _put_tokens(draft, adapter, module, values, indices)
     for place, name in places.items():
         for factors in by_place[place]:
@@ -151,13 +152,3 @@ def head_name(draft: Draft, head: list[Factors], adapter: Adapter) -> str:
             "tie_word_embeddings false first."
         )
     return "lm_head.weight"
-
-
-def _same_bytes(first: Located, second: Located) -> bool:
-    if first.shape != second.shape or first.dtype != second.dtype:
-        return False
-    with first.path.open("rb") as one, second.path.open("rb") as two:
-        one.seek(first.begin)
-        two.seek(second.begin)
-        sizes = (min(CHUNK_BYTES, first.bytes - at) for at in range(0, first.bytes, CHUNK_BYTES))
-        return all(one.read(size) == two.read(size) for size in sizes)

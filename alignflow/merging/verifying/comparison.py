@@ -16,11 +16,18 @@ from alignflow.merging.certificate import Figures
 from alignflow.merging.planning import AdapterStep, model_config
 from alignflow.merging.verifying.reference import (
     adapted,
-    as_merged,
     streamed_logits,
     streamed_model,
 )
-from alignflow.models import BaseModel, device, load_base, load_merged, quiet, read_tensors
+from alignflow.models import (
+    BaseModel,
+    device,
+    load_base,
+    load_merged,
+    quiet,
+    read_tensors,
+    with_vocabulary,
+)
 from alignflow.stages import available_bytes
 
 PROBE_TEXTS = (
@@ -129,7 +136,7 @@ def _reference(
     """Base plus adapters, and the seconds that the plain base takes for a forward pass."""
     record = BaseModel(path=str(base), source=str(base), digest="")
     model: Any = load_base(record, dtype="float32", quantization=quantization).eval()
-    model = as_merged(model, merged)
+    model = with_vocabulary(model, merged)
     seconds = None if quantization else _seconds(model, ids)
     for number, step in enumerate(adapters):
         if number:

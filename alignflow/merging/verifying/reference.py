@@ -26,7 +26,15 @@ from alignflow.merging.planning import (
     read_adapter,
 )
 from alignflow.merging.writing import Reader, dequantized
-from alignflow.models import FLOATS, Located, padded, quiet, read_tensors
+from alignflow.models import (
+    FLOATS,
+    Located,
+    demand_all_keys,
+    padded,
+    quiet,
+    read_tensors,
+    with_vocabulary,
+)
 
 INSTEAD = "Verify on a machine whose memory holds the model in float32, or merge with --no-verify."
 NARROW = (torch.bfloat16, torch.float16)
@@ -44,35 +52,22 @@ def adapted(model: Any, steps: Sequence[AdapterStep]) -> Any:
         name = f"adapter{number}"
         try:
             with quiet():
-                if number:
-                    model.load_adapter(str(path), name)
-                else:
+                if number == 0:
                     loaded: Any = PeftModel.from_pretrained(model, str(path), adapter_name=name)
                     model = loaded
+                outcome = model.load_adapter(str(path), name)
         except (ValueError, KeyError, RuntimeError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise ArtifactError(
                 f"{path}: PEFT cannot load this adapter, so the merge cannot be verified ({first})."
                 " Mend the adapter, or merge with --no-verify."
             ) from error
+        demand_all_keys(outcome, path, name)
         for module in model.modules():
             if isinstance(module, LoraLayer) and name in module.scaling:
                 module.scaling[name] *= weight
     if len(members) > 1:
         model.base_model.set_adapter([f"adapter{number}" for number in range(len(members))])
-    return model
-
-
-def as_merged(model: Any, merged: Mapping[str, Any]) -> Any:
-    """A base with the vocabulary and the untied head that a merged model's config, or change, has."""
-    rows, size = model.get_input_embeddings().weight.shape[0], merged.get("vocab_size")
-    if size and size not in (model.config.vocab_size, rows):
-        with quiet():
-            model.resize_token_embeddings(size, mean_resizing=False)
-    if merged.get("tie_word_embeddings") is False and model.config.tie_word_embeddings:
-        head = model.get_output_embeddings()
-        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-        model.config.tie_word_embeddings = False
     return model
 
 
@@ -103,7 +98,7 @@ def streamed_model(
     model, wide = _mapped(directory, quantization)
     for layer in _layers(model):
         _widen_in_turn(layer, wide)
-    model = adapted(as_merged(model, changes or {}), adapters).eval()
+    model = adapted(with_vocabulary(model, changes or {}), adapters).eval()
     for parameter in model.parameters():
         if id(parameter) not in wide and parameter.dtype in NARROW:  # a module the adapter replaces
             parameter.data = parameter.data.float()

@@ -42,4 +42,4 @@ from .supervised import Supervised as Supervised
 from .token_logps import Head as Head
 from .token_logps import token_statistics as token_statistics
 from .trainer import QuietTrainer as QuietTrainer
-from .trainer import ThinTrainer as ThinTrainer
+from .trainer import RowMeansTrainer as RowMeansTrainer

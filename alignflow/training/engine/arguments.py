@@ -8,7 +8,7 @@ from typing import Any
 
 from alignflow.errors import RecipeError
 from alignflow.models import device, quiet
-from alignflow.recipe import ComputeSection
+from alignflow.recipe import TRAINING_STAGES, ComputeSection
 from alignflow.stages import first_micro_batch, largest_divisor
 from alignflow.training.engine.job import Job
 from alignflow.training.engine.optimizers import transformers_name
@@ -21,9 +21,9 @@ PASSED = (
 """Fields of a section that are arguments of the same name for every trainer."""
 
 
-def micro_batch_size(compute: ComputeSection, batch_size: int) -> int:
+def micro_batch_size(compute: ComputeSection, batch_size: int, least: int = 1) -> int:
     """Rows per forward pass: the largest divisor of the effective batch within what is allowed."""
-    return largest_divisor(batch_size, first_micro_batch(compute, batch_size))
+    return largest_divisor(batch_size, first_micro_batch(compute, batch_size), least)
 
 
 def gradient_checkpointing(compute: ComputeSection) -> bool:
@@ -45,7 +45,8 @@ def training_arguments(kind: Any, job: Job[Any], rows: int, **own: Any) -> Any:
             raise RecipeError(f"{where}: {name} is set by {RESERVED[name]}; leave it out.")
         if name not in known:
             raise RecipeError(f"{where}: {kind.__name__} has no argument {name!r}. Check its name.")
-    micro = micro_batch_size(compute, section.batch_size)
+    least = TRAINING_STAGES[job.spec.stage].least_micro_batch
+    micro = micro_batch_size(compute, section.batch_size, least)
     steps = section.max_steps or math.ceil(
         section.num_train_epochs * math.ceil(rows / section.batch_size)
     )

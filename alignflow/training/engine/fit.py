@@ -9,6 +9,7 @@ A method is a class that says what it does at these points, in a file of its own
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple
@@ -136,7 +137,7 @@ def _trainer(method: Method[Any]) -> Any:
     rows, model = method.rows, method.model
     own = {name: getattr(method.job.section, name) for name in method.passed} | method.arguments()
     arguments = training_arguments(method.configuration, method.job, method.examples(), **own)
-    with quiet():
+    with quiet(), _exact_start(model, method.job):
         trainer = method.trainer(
             model=model,
             args=arguments,
@@ -147,6 +148,24 @@ def _trainer(method: Method[Any]) -> Any:
     trainer.lengths = [method.length(row) for row in rows]
     trainer.effective_batch_size = method.job.section.batch_size
     return trainer
+
+
+@contextmanager
+def _exact_start(model: Any, job: Job[Any]) -> Iterator[None]:
+    """Puts the weights that train back once a trainer is made of an NF4 model.
+
+    TRL rounds them to bfloat16 there, after it has copied the reference from them: policy and
+    reference would not start as one.
+    """
+    kept = {
+        name: parameter.detach().clone()
+        for name, parameter in (model.named_parameters() if job.quantization else ())
+        if parameter.requires_grad
+    }
+    yield
+    for name, parameter in model.named_parameters():
+        if name in kept:
+            parameter.data = kept[name]
 
 
 def batches(

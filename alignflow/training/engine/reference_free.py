@@ -24,7 +24,7 @@ from alignflow.training.engine.job import AnySection
 from alignflow.training.engine.preferences import OnPairs, labelled_logps, longest, pair_rows
 from alignflow.training.engine.rows import Row, account
 from alignflow.training.engine.starting import starting_policy
-from alignflow.training.engine.trainer import ThinTrainer
+from alignflow.training.engine.trainer import RowMeansTrainer
 
 IGNORED = -100
 
@@ -74,25 +74,21 @@ def _padded(rows: list[list[int]], value: int) -> Tensor:
     return pad([torch.tensor(row) for row in rows], padding_value=value, padding_side="right")
 
 
-class Trainer(ThinTrainer):
+class Trainer(RowMeansTrainer):
     """Transformers' trainer with a method's loss."""
-
-    loss_is_scaled_for_ga = True
 
     def __init__(self, *, method: ReferenceFree[Any], **options: Any) -> None:
         self.method = method
         self._logged: dict[str, list[float]] = defaultdict(list)
         super().__init__(**options)
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """(tokens of the NLL term, pairs) of a whole update, over all devices."""
-        each = [torch.stack([batch["nll"].sum(), batch["pairs"].sum()]) for batch in batch_samples]
-        counts = torch.stack(each).sum(dim=0).to(device)
-        return self.accelerator.reduce(counts, "sum") / self.accelerator.num_processes
+    def counts(self, batch: dict[str, Any]) -> list[int | Tensor]:
+        """Pairs, and tokens of the NLL term."""
+        return [batch["pairs"].sum(), batch["nll"].sum()]
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **given: Any) -> Any:
         """The micro-batch's part of the loss of its update."""
-        tokens, pairs = given["num_items_in_batch"].clamp(min=1)
+        pairs, tokens = given["num_items_in_batch"].clamp(min=1)
         scored = score(model, inputs)
         losses = self.method.loss(scored.chosen, scored.rejected)
         self._remember(scored, losses, int(inputs["nll"].sum()))

@@ -42,9 +42,11 @@ def save_adapter(
 ) -> Path:
     """Writes an adapter without what changes from run to run: order of sets, paths, a card.
 
-    Beside it stands what it was trained on, which `alignflow merge` merges it into wherever it goes.
+    Embeddings stand in it where those that it was loaded with did. Beside it stands what it was
+    trained on, which `alignflow merge` merges it into wherever it goes.
     """
-    options = {"selected_adapters": ["default"], "save_embedding_layers": False}
+    embeddings = bool(getattr(model, "replaces_embeddings", False))
+    options: Any = {"selected_adapters": ["default"], "save_embedding_layers": embeddings}
     with quiet():
         model.save_pretrained(str(directory), **options)
     (directory / "README.md").unlink(missing_ok=True)

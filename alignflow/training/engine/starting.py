@@ -5,12 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from alignflow.errors import ArtifactError
-from alignflow.models import check_adapter, load_adapter, load_base, load_policy, new_adapter, quiet
-from alignflow.stages import ADAPTER, MODEL
+from alignflow.models import (
+    check_adapter,
+    load_adapter,
+    load_base,
+    load_policy,
+    new_adapter,
+    put_adapter,
+)
+from alignflow.stages import ADAPTER, ADAPTER_WEIGHTS, MODEL
 from alignflow.training.engine.job import Job
 
 
@@ -64,16 +70,12 @@ def continue_from_champion(model: Any, job: Job[Any]) -> None:
         model.load_state_dict(weights.state_dict())
         return
     check_adapter(directory / ADAPTER, job.base)
-    state = load_file(str(directory / ADAPTER / "adapter_model.safetensors"))
+    state = load_file(str(directory / ADAPTER / ADAPTER_WEIGHTS))
     try:
-        with quiet():
-            outcome: Any = set_peft_model_state_dict(model, state, adapter_name="default")
-        misfit = [*outcome.unexpected_keys][:1]
-    except RuntimeError as error:
-        misfit = [str(error).splitlines()[-1].strip()]
-    if misfit:
+        put_adapter(model, state, directory / ADAPTER)
+    except ArtifactError as error:
         raise ArtifactError(
-            f"{directory}: the champion's adapter does not fit the policy ({misfit[0]}). The recipe's "
-            "rank or target modules have changed; retrain.start_from: base trains a new one."
-        )
+            f"{directory}: the champion's adapter does not fit the policy ({error.message}). The "
+            "recipe's rank or target modules have changed; retrain.start_from: base trains a new one."
+        ) from error
     job.events.message(f"continues the policy in {directory}")

@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import Trainer
 
@@ -53,7 +54,7 @@ def pooled_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int)
 class QuietTrainer(Trainer):
     """Mixed in before a TRL trainer: no telemetry, no model card, a finite loss."""
 
-    def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
+    def training_step(self, *arguments: Any, **options: Any) -> Tensor:
         loss = super().training_step(*arguments, **options)
         if not bool(torch.isfinite(loss)):
             raise not_finite("loss", self.state.global_step + 1)
@@ -76,3 +77,27 @@ class ThinTrainer(QuietTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return LengthPooled(self.lengths, self.effective_batch_size, self.args.seed)
+
+
+class RowMeansTrainer(ThinTrainer):
+    """Mixed in before a TRL trainer whose loss is a mean over the rows of a micro-batch.
+
+    Each micro-batch weighs as many rows as it has of its update's, so that the mean is over these,
+    however they are cut; a mean of means is not, where the last micro-batch is short.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def counts(self, batch: dict[str, Any]) -> list[int | Tensor]:
+        """What means over a micro-batch are over, rows first."""
+        return [len(batch["input_ids"])]
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """The counts of a whole update, over all devices."""
+        each = [torch.tensor(self.counts(batch), device=device) for batch in batch_samples]
+        return self.accelerator.reduce(sum(each), "sum") / self.accelerator.num_processes
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **given: Any) -> Any:
+        """The micro-batch's part of the loss of its update."""
+        rows = given["num_items_in_batch"][0]
+        return super().compute_loss(model, inputs) * (len(inputs["input_ids"]) / rows)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from datasets import Dataset
 from torch import Tensor
 from trl.trainer.dpo_config import DPOConfig
@@ -27,7 +28,7 @@ from alignflow.training.engine import (
     OnPairs,
     ReferenceCache,
     Row,
-    ThinTrainer,
+    RowMeansTrainer,
     batches,
     drop_reference,
     memory_errors,
@@ -36,7 +37,7 @@ from alignflow.training.engine import (
 )
 
 
-class Trainer(ThinTrainer, DPOTrainer):
+class Trainer(RowMeansTrainer, DPOTrainer):
     """TRL's, on pairs that are token ids and carry their reference log-probabilities."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
@@ -44,6 +45,22 @@ class Trainer(ThinTrainer, DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset
+
+    def counts(self, batch: dict[str, Any]) -> list[int | Tensor]:
+        """Rows, and tokens of the SFT term."""
+        chosen, _ = batch["completion_mask"][:, 1:].chunk(2)
+        return [*super().counts(batch), chosen.sum()]
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **given: Any) -> Any:
+        """The SFT term is a mean over the tokens of the update, where TRL has the micro-batch's."""
+        arguments: Any = self.args
+        shares = torch.tensor(self.counts(inputs), device=arguments.device)
+        rows, tokens = shares / given["num_items_in_batch"]
+        self.loss_weights = [
+            weight * tokens / rows if name == "sft" else weight
+            for name, weight in zip(self.loss_types, arguments.loss_weights, strict=True)
+        ]
+        return super().compute_loss(model, inputs, **given)
 
 
 class DPO(OnPairs[DPOSection]):

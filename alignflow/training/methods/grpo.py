@@ -9,6 +9,8 @@ from one batch of samples, so that p/p_old is 1 and its clip never acts; rewards
 
 from __future__ import annotations
 
+from typing import Any
+
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -24,7 +26,12 @@ class GRPO(Rewarded[GRPOSection]):
     """Responses to a prompt are compared with their own mean."""
 
     section, configuration, trainer = GRPOSection, GRPOConfig, Trainer
-    passed = ("beta", "scale_rewards", "loss_type")
+    passed = ("beta", "scale_rewards")
+
+    def arguments(self) -> dict[str, Any]:
+        """TRL's bnpo counts a micro-batch's tokens; over those of the update it is dapo."""
+        loss = self.job.section.loss_type
+        return {**super().arguments(), "loss_type": "dapo" if loss == "bnpo" else loss}
 
 
 run = GRPO.run

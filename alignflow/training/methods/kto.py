@@ -27,7 +27,7 @@ from alignflow.training.engine import (
     Measured,
     Method,
     Row,
-    ThinTrainer,
+    RowMeansTrainer,
     account,
     pair_rows,
     response_logps,
@@ -49,7 +49,7 @@ class Collator(DataCollatorForUnpairedPreference):
         return super().torch_call(moved)
 
 
-class Trainer(ThinTrainer, KTOTrainer):
+class Trainer(RowMeansTrainer, KTOTrainer):
     """TRL's, on responses that are token ids already."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:

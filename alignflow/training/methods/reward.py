@@ -13,18 +13,27 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any, ClassVar
 
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
-from alignflow.models import check_adapter, load_scorer, new_adapter, quiet
+from alignflow.models import (
+    HEADS,
+    check_adapter,
+    fit_vocabulary,
+    load_scorer,
+    new_adapter,
+    put_adapter,
+    quiet,
+)
 from alignflow.recipe import RewardSection
-from alignflow.training.engine import OnPairs, Row, ThinTrainer, sft_source
+from alignflow.stages import ADAPTER_PREFIX, ADAPTER_WEIGHTS
+from alignflow.training.engine import OnPairs, Row, RowMeansTrainer, sft_source
 
 
-class Trainer(ThinTrainer, RewardTrainer):
+class Trainer(RowMeansTrainer, RewardTrainer):
     """TRL's, on pairs that are token ids already."""
 
 
@@ -49,11 +58,15 @@ class Reward(OnPairs[RewardSection]):
         if adapter is None:
             return new_adapter(model, job.tuning, "SEQ_CLS")
         check_adapter(adapter, job.base)
+        replaces = fit_vocabulary(model, adapter)
         model = new_adapter(model, job.tuning, "SEQ_CLS", like=adapter)
-        weights = load_file(str(adapter / "adapter_model.safetensors"))
+        model.replaces_embeddings = replaces
+        weights = load_file(str(adapter / ADAPTER_WEIGHTS))
         with quiet():
             own = get_peft_model_state_dict(model, save_embedding_layers=False)
-            set_peft_model_state_dict(model, {**own, **weights})
+        drawn = {key: tensor for key, tensor in own.items() if key.endswith("score.weight")}
+        read = {key: tensor for key, tensor in weights.items() if not of_head(key)}
+        put_adapter(model, {**drawn, **read}, adapter)
         return model
 
     def features(self, row: Row) -> dict[str, Any]:
@@ -66,3 +79,8 @@ class Reward(OnPairs[RewardSection]):
 
 
 run = Reward.run
+
+
+def of_head(key: str) -> bool:
+    """Whether a tensor of an adapter belongs to a language model's head, which a scorer has not."""
+    return key.removeprefix(ADAPTER_PREFIX).partition(".")[0] in HEADS

@@ -130,6 +130,17 @@ def clipped_value_loss(
     return loss, masked_mean((clipped > unclipped).float(), mask).detach()
 
 
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """Share of the variance of returns ([B, T], real tokens) that values foretell.
+
+    1 is all of it, 0 what a constant does, less is worse than that; 0 where returns are all equal.
+    """
+    real = mask.bool()
+    errors, known = (returns - values)[real], returns[real]
+    variance = known.var(correction=0).item()
+    return 1 - errors.var(correction=0).item() / variance if variance > 0 else 0.0
+
+
 def adapted_kl_coef(
     kl_coef: float, kl: float, target: float, horizon: float, samples: int
 ) -> float:

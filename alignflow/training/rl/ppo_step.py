@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 
 import torch
 
@@ -113,15 +114,32 @@ def step(
             totals[name] = totals.get(name, 0.0) + share * value
     if chosen:
         totals["loss/nll_avg"] = nll_step(setting, chosen)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, setting.section.max_grad_norm).item()
-    if not math.isfinite(norm):
-        raise NumericsError(
-            f"The gradient's norm is {norm}. Lower ppo.learning_rate or ppo.value_learning_rate."
-        )
+    norms = clip_apart(setting.roles.parameters(), setting.section.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {**totals, "grad_norm": norm}
+    return {**totals, "policy/grad_norm": norms["policy"], "val/grad_norm": norms["value"]}
+
+
+def clip_apart(
+    parameters: Mapping[str, list[torch.nn.Parameter]], limit: float
+) -> dict[str, float]:
+    """Clips the gradient of each role by its own norm, so that a steep value loss slows no policy.
+
+    Returns:
+        The norms before, by role.
+
+    Raises:
+        NumericsError: One is not finite.
+    """
+    norms = {}
+    for role, own in parameters.items():
+        norms[role] = torch.nn.utils.clip_grad_norm_(own, limit).item()
+        if not math.isfinite(norms[role]):
+            raise NumericsError(
+                f"The norm of the {role}'s gradient is {norms[role]}. Lower ppo.learning_rate or "
+                "ppo.value_learning_rate."
+            )
+    return norms
 
 
 def micro_step(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from alignflow.training.engine import Head
+from alignflow.training.rl.reward_sources import RewardScale
 
 
 class Sequences(NamedTuple):
@@ -93,6 +94,8 @@ class Roles(ABC):
     value_head: nn.Linear
     value_reads_policy: bool
     """Whether values are read off the policy's states, so that both share one forward pass."""
+    value_is_reward = False
+    """Whether the value model starts as a copy of the reward model, its head included."""
 
     @abstractmethod
     def states(self, role: str, sequences: Sequences) -> Tensor:
@@ -124,6 +127,16 @@ class Roles(ABC):
     @torch.no_grad()
     def reference_states(self, sequences: Sequences) -> Tensor:
         return predicting(self.states("reference", sequences), sequences)
+
+    @torch.no_grad()
+    def rescale_values(self, scale: RewardScale, weight: float) -> None:
+        """Has the value head say `weight` standardized scores where it said plain ones.
+
+        Values are learned in that scale, by steps that are clipped: in the reward model's own they
+        would start far away.
+        """
+        self.value_head.bias.copy_(weight * scale.apply(self.value_head.bias))
+        self.value_head.weight.mul_(weight / scale.std)
 
     @torch.no_grad()
     def scores(self, sequences: Sequences) -> Tensor:
@@ -162,8 +175,9 @@ def backbone_states(backbone: Any, sequences: Sequences) -> Tensor:
     ).last_hidden_state
 
 
-def scalar_head(width: int, device: torch.device) -> nn.Linear:
+def scalar_head(width: int, device: torch.device, *, bias: bool = False) -> nn.Linear:
     """A head that says 0 of everything: what standardized rewards are on average."""
-    head = nn.Linear(width, 1, bias=False, device=device)
-    nn.init.zeros_(head.weight)
+    head = nn.Linear(width, 1, bias=bias, device=device)
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
     return head

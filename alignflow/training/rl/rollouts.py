@@ -111,7 +111,9 @@ def roll_out(
     mask = sequences.mask
     read = _read(setting, sequences)
     scores = score(setting, prompts, [list(r.ids) for r in responses], read.scores)
-    scales = scales or {source: RewardScale.of(values) for source, values in scores.items()}
+    if scales is None:
+        scales = {source: RewardScale.of(values) for source, values in scores.items()}
+        read = read._replace(values=_rescaled(setting, scales, read.values) * mask)
     total = combined(scores, scales, section.rewards, section.reward_clamp)
     if section.missing_eos_penalty is not None:
         total = torch.where(ended, total, torch.full_like(total, -section.missing_eos_penalty))
@@ -133,12 +135,23 @@ def roll_out(
         "objective/rlhf_reward": total.mean().item() - kl_coef * sequence_kl,
         "objective/scores": scores[section.rewards[0].source].mean().item(),
         "val/num_eos_tokens": float(ended.sum().item()),
+        "val/explained_variance": ppo_math.explained_variance(read.values, returns, mask),
         "response_length": mask.sum(dim=1).mean().item(),
     }
     if len(scores) > 1:
         metrics |= {f"rewards/{source}": values.mean().item() for source, values in scores.items()}
     whitened = ppo_math.whiten(advantages, mask)
     return Rollout(sequences, read.logps, read.values, whitened, returns, metrics), scales
+
+
+def _rescaled(setting: Setting, scales: dict[str, RewardScale], values: Tensor) -> Tensor:
+    """Values in the scale of the rewards, where the value head starts as the reward model's."""
+    if not setting.roles.value_is_reward or REWARD_MODEL not in scales:
+        return values
+    scale, terms = scales[REWARD_MODEL], setting.section.rewards
+    weight = next(term.weight for term in terms if term.source == REWARD_MODEL)
+    setting.roles.rescale_values(scale, weight)
+    return weight * scale.apply(values)
 
 
 def _read(setting: Setting, sequences: Sequences) -> Read:

@@ -36,7 +36,7 @@ class SeparateModels(Roles):
         self.policy_head, self.reference_head = Head.of(self.model), Head.of(self._reference)
         self._reward: Any = None
         width = self.model.config.get_text_config().hidden_size
-        self.value_head = scalar_head(width, self.model.device)
+        self.value_head = scalar_head(width, self.model.device, bias=True)
         if reward is not None:
             self._reward = load_reward_model(base, reward, dtype=dtype, quantization=None)
             self.reward_head = self._reward.eval().requires_grad_(False).score
@@ -49,6 +49,7 @@ class SeparateModels(Roles):
         if self._reward is None:
             return copy.deepcopy(self.model.base_model).requires_grad_(True)
         self.value_head.weight.data.copy_(self._reward.score.weight)
+        self.value_is_reward = True
         return copy.deepcopy(self._reward.base_model).requires_grad_(True)
 
     def states(self, role: str, sequences: Sequences) -> Tensor:
@@ -77,6 +78,7 @@ class SeparateModels(Roles):
             **self.policy_state(),
             **{f"value.{name}": p for name, p in value},
             "value_head.weight": self.value_head.weight,
+            "value_head.bias": self.value_head.bias,
         }
 
     def policy_state(self) -> dict[str, Tensor]:

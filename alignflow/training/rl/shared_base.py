@@ -21,11 +21,12 @@ from alignflow.models import (
     load_adapter,
     load_base,
     new_adapter,
+    put_adapter,
     quiet,
     trainable_in,
 )
 from alignflow.recipe import TuningSection
-from alignflow.stages import ADAPTER
+from alignflow.stages import ADAPTER, ADAPTER_WEIGHTS
 from alignflow.training.engine import Head
 from alignflow.training.rl.roles import Roles, Sequences, backbone_states, scalar_head
 
@@ -66,7 +67,7 @@ class SharedBase(Roles):
         self.policy_head = self.reference_head = Head.of(self.model)
         width = self.model.config.get_text_config().hidden_size
         self.reward_head = scalar_head(width, self.model.device)
-        self.value_head = scalar_head(width, self.model.device)
+        self.value_head = scalar_head(width, self.model.device, bias=True)
         self.value_reads_policy = value_model == "policy"
         if reward is not None:
             self.reward_head.weight.data.copy_(self._add_scorer(REWARD, reward, base))
@@ -96,32 +97,43 @@ class SharedBase(Roles):
         """Adds the adapter in a directory; returns the weights of its score heads."""
         check_adapter(directory, base)
         config: Any = LoraConfig.from_pretrained(str(directory))
-        state = load_file(str(directory / "adapter_model.safetensors"))
+        state = load_file(str(directory / ADAPTER_WEIGHTS))
         heads = [state.pop(key) for key in list(state) if key.endswith("score.weight")]
-        self._add_state(name, config, state)
+        self._demand_shared(directory, state)
+        self._add_empty(name, config)
+        put_adapter(self.model, state, directory, name)
         return heads
 
-    def _add_state(self, name: str, config: Any, state: dict[str, Tensor]) -> None:
+    def _demand_shared(self, directory: Path, state: dict[str, Tensor]) -> None:
+        """Refuses an adapter that replaces weights of the base by others than are there."""
+        held = self.model.state_dict()
+        for key, tensor in state.items():
+            if "lora_" in key:
+                continue
+            if key not in held or not torch.equal(held[key], tensor.to(held[key])):
+                raise ArtifactError(
+                    f"The adapter in {directory} replaces weights of the base ({key}), which PPO's "
+                    "adapters share. Merge the adapter that all start from (`alignflow merge`), and "
+                    "name the result as base_model."
+                )
+
+    def _add_empty(self, name: str, config: Any) -> None:
         config.task_type, config.modules_to_save = "CAUSAL_LM", None
         config.inference_mode, config.init_lora_weights = False, True
         with quiet():
             self.model.add_adapter(name, config)
-            outcome = set_peft_model_state_dict(self.model, state, adapter_name=name)
-        if outcome.unexpected_keys:
-            raise ArtifactError(
-                f"The {name} adapter's {outcome.unexpected_keys[0]} does not fit the policy's base."
-                " It was trained on another base; train all stages in one recipe."
-            )
 
     def _add_value(self, reward: Path | None, base: BaseModel) -> None:
         """A value adapter that starts from the reward model's, or from the policy's weights."""
         if reward is not None:
             self.value_head.weight.data.copy_(self._add_scorer(VALUE, reward, base))
+            self.value_is_reward = True
             return
         with quiet():
             state = get_peft_model_state_dict(self.model, adapter_name=POLICY)
         own: Any = self.model.peft_config[POLICY]
-        self._add_state(VALUE, LoraConfig(**own.to_dict()), dict(state))
+        self._add_empty(VALUE, LoraConfig(**own.to_dict()))
+        set_peft_model_state_dict(self.model, state, adapter_name=VALUE)
 
     def _activate(self, adapter: str) -> None:
         """Makes one adapter current. PEFT's switch also flips requires_grad, so it is set again."""
@@ -162,7 +174,11 @@ class SharedBase(Roles):
 
     def trainable_state(self) -> dict[str, Tensor]:
         kept = {name: p for name, p, wanted in self._wanted if wanted}
-        return {**kept, "value_head.weight": self.value_head.weight}
+        return {
+            **kept,
+            "value_head.weight": self.value_head.weight,
+            "value_head.bias": self.value_head.bias,
+        }
 
     def policy_state(self) -> dict[str, Tensor]:
         return {name: p for name, p, wanted in self._wanted if wanted and _belongs(name, POLICY)}

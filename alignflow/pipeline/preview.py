@@ -1,0 +1,178 @@
+"""Rows as a model reads them, before anything is trained: token ids, where there is loss, what is dropped.
+
+The rows, rules and ids are those of `prepare`. No weights are loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from alignflow.data import (
+    Encoder,
+    Outcome,
+    PlainTokenizer,
+    RawRow,
+    Rules,
+    fetch_base,
+    has_tokenizer,
+    outcome_of,
+    read_source,
+    rules_of,
+    spoken,
+    template_in_force,
+    within_context,
+)
+from alignflow.errors import RecipeError
+from alignflow.pipeline.plan import stage_spec
+from alignflow.recipe import DATA_PARTS, DataSource, Recipe
+from alignflow.settings import resolve_home
+from alignflow.stages import PrepareParams, Record, StageSpec
+
+LOOKED_AT = 1000
+"""Rows of a source among which dropped ones are looked for."""
+CONTINUED = {"chosen_ids": "chosen", "rejected_ids": "rejected", "completion_ids": "completion"}
+"""Columns of what continues a prompt, to what it is called."""
+
+
+class Tokens(Record):
+    """A stretch of tokens."""
+
+    ids: list[int]
+    tokens: list[str]
+    """Text of each id."""
+    loss: list[int] | None = None
+    """1 where there is loss; None where that is not a matter of the row."""
+
+
+class PreviewedRow(Record):
+    """What becomes of a row."""
+
+    part: str
+    source: str
+    row: int
+    """Its number in the source, from 1."""
+    dropped: str | None = None
+    """Reason; None where it is used."""
+    message: str = ""
+    """Where it stands, and what is wrong with it."""
+    held_out: bool = False
+    texts: dict[str, Tokens] = {}  # noqa: RUF012 (pydantic copies it)
+    """`row`, or `prompt` and what continues it."""
+    text: str | None = None
+    """Of a row that is no tokens yet."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For a line of JSON: the tokens of a row that is one stretch stand in it itself."""
+        head = self.model_dump(exclude={"texts"}, exclude_defaults=True)
+        texts = {name: text.model_dump(exclude_none=True) for name, text in self.texts.items()}
+        return head | texts.pop("row", {}) | texts
+
+
+def preview(
+    recipe: Recipe,
+    *,
+    parts: Sequence[str] = (),
+    rows: int = 3,
+    home: Path | str | None = None,
+) -> Iterator[PreviewedRow]:
+    """Rows of a recipe's data as the model reads them.
+
+    Args:
+        recipe: From `load_recipe`.
+        parts: Parts of the data; none is all that the recipe has.
+        rows: First rows of each source; the first that is dropped for each reason comes besides.
+        home: Where the ledger is; None is ALIGNFLOW_HOME or `.alignflow`.
+
+    Raises:
+        RecipeError: The recipe has no such part, or its base model is not there.
+        DataError: A source is not there, or there is no tokenizer.
+    """
+    has = [part for part in DATA_PARTS if getattr(recipe.data, part)]
+    for part in parts:
+        if part not in has:
+            raise RecipeError(f"data.{part}: the recipe has none. It has {', '.join(has)}.")
+    spec = stage_spec(recipe, "prepare", resolve_home(home), {})
+    base = fetch_base(recipe.base_model, spec.paths.get("base_model"))
+    encoder = _encoder(recipe, base)
+    rules = _rules(spec, base, encoder)
+    for part in parts or has:
+        for source in getattr(recipe.data, part):
+            yield from _source(part, source, spec, rules, encoder, rows)
+
+
+def _encoder(recipe: Recipe, base: Path) -> Encoder:
+    """As `prepare` has it; without Transformers where the tokenizer can be read without it."""
+    turns = recipe.data.trained_turns
+    if has_tokenizer(base):
+        template = template_in_force(base, recipe.base_model)
+        return Encoder(PlainTokenizer(base), template, turns=turns)
+    said = spoken(base, recipe.base_model)
+    return Encoder(
+        said.tokenizer,
+        said.template,
+        contract=said.contract,
+        document_end=said.document_end,
+        turns=turns,
+    )
+
+
+def _rules(spec: StageSpec, base: Path, encoder: Encoder) -> Rules:
+    params = PrepareParams.of(spec)
+    held_out = spec.paths.get("held_out_prompts")
+    config = json.loads((base / "config.json").read_text())
+    context = config.get("text_config", config).get("max_position_embeddings")
+    return rules_of(
+        params.data,
+        lambda source: _read(source, spec),
+        encoder=encoder,
+        limits=within_context(dict.fromkeys(DATA_PARTS) | params.limits, context),
+        held_out=json.loads(Path(held_out).read_text()) if held_out else [],
+    )
+
+
+def _read(source: DataSource, spec: StageSpec) -> list[RawRow]:
+    return read_source(source, seed=spec.seed, path=spec.paths.get(source.source))
+
+
+def _source(
+    part: str, source: DataSource, spec: StageSpec, rules: Rules, encoder: Encoder, rows: int
+) -> Iterator[PreviewedRow]:
+    """The first rows, and the first of each reason among those after them."""
+    told: set[str] = set()
+    for number, row in enumerate(islice(_read(source, spec), LOOKED_AT), 1):
+        outcome = outcome_of(part, row, rules)
+        if number > rows and (outcome.dropped is None or outcome.dropped in told):
+            continue
+        told |= {outcome.dropped} if outcome.dropped else set()
+        yield from _previewed(part, source.source, number, outcome, encoder)
+
+
+def _previewed(
+    part: str, source: str, number: int, outcome: Outcome, encoder: Encoder
+) -> Iterator[PreviewedRow]:
+    where = {"part": part, "source": source, "row": number}
+    if outcome.dropped is not None:
+        message = f"{outcome.row.place}: {outcome.message}"
+        yield PreviewedRow(**where, dropped=outcome.dropped, message=message)
+    for columns in outcome.columns:
+        texts = _texts(columns, encoder)
+        text = None if texts else columns.get("text")
+        yield PreviewedRow(**where, held_out=outcome.held_out, texts=texts, text=text)
+
+
+def _texts(columns: dict[str, Any], encoder: Encoder) -> dict[str, Tokens]:
+    """The stretches of tokens of what is written of a row."""
+    if "input_ids" in columns:
+        ids = columns["input_ids"]
+        loss = columns.get("completion_mask", [1] * len(ids))
+        return {"row": Tokens(ids=ids, tokens=encoder.texts(ids), loss=loss)}
+    named = {"prompt_ids": "prompt", **CONTINUED}
+    return {
+        name: Tokens(ids=columns[column], tokens=encoder.texts(columns[column]))
+        for column, name in named.items()
+        if column in columns
+    }
