@@ -148,9 +148,7 @@ def surroundings(recipe: Recipe) -> Surroundings:
         findings += [*target_findings(recipe, shape), *context_findings(recipe, shape)]
     if shape is not None and directory is not None:
         findings += merge_findings(recipe, directory, shape)
-        template = recipe.base_model.chat_template
-        if template is None or Path(template).is_file():
-            findings += beyond_embedding(directory, recipe.base_model, shape.vocabulary)
+        findings += beyond_embedding(directory, recipe.base_model, shape.vocabulary)
     if recipe.tuning.init_adapter:
         findings += _adapter_seen(recipe, directory, shape)
     named, problems = _named_models(recipe, directory)

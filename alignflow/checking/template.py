@@ -102,7 +102,10 @@ def beyond_embedding(
     if vocabulary is None or not has_tokenizer(directory):
         return
     tokenizer = PlainTokenizer(directory)
-    template = template_in_force(directory, model)
+    try:
+        template = template_in_force(directory, model)
+    except DataError:
+        return  # said where the template itself is looked at
     text = template.source if template else ""
     named = special_tokens(tokenizer_config(directory)).values()
     for index, token in sorted(tokenizer.added_tokens_decoder.items()):
