@@ -11,7 +11,7 @@ help:
 	@echo "make quickstart   install into $(VENV) and train, align, evaluate and merge a small model"
 	@echo "make test-quick   lint and the tests that need neither training nor a server: for every save"
 	@echo "make test         install what tests need, then lint, types and every test: before a commit"
-	@echo "make models       every architecture with a published chat template, and docs/models.md's table"
+	@echo "make models       every architecture at toy size, with published chat templates, and docs/models.md"
 	@echo "make check        lint and types only      make fix   format and mend what can be mended"
 	@echo "make lock         rewrite constraints.txt from what is installed"
 
@@ -49,7 +49,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-quick: lint
 	@# a test that takes long has no place here: give it the marker `slow`
-	$(PYTEST) -m "not slow" --timeout 30 tests/unit tests/test_repository.py
+	$(PYTEST) -m "not slow and not models" --timeout 30 tests/unit tests/test_repository.py
 
 every-test: $(VENV)/installed-test
 	@# one file at a time per core, so that what it starts, such as a server, is started once
@@ -60,7 +60,9 @@ test: lint
 	$(MAKE) --no-print-directory --jobs 2 types every-test
 
 models: $(VENV)/installed-test
+	@# every architecture at toy size; `make test` has a few of each kind
 	@rm -f $(VENV)/models.jsonl
+	$(PYTEST) -m models tests/stages
 	ALIGNFLOW_MODELS_TABLE=$(VENV)/models.jsonl OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "models or not models" tests/models
 	$(BIN)/python benchmarks/models_table.py $(VENV)/models.jsonl
 

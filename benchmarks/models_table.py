@@ -1,6 +1,6 @@
 """Writes what became of each architecture into docs/models.md; `make models` runs it.
 
-    python benchmarks/models_table.py OUTCOMES.jsonl
+python benchmarks/models_table.py OUTCOMES.jsonl
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any
 
 from alignflow.checking.findings import Finding, error, note, warning
 from alignflow.checking.model_files import read_config
+from alignflow.data import context_length, text_section
 from alignflow.errors import ArtifactError, RecipeError
 from alignflow.models import Located, read_checkpoint, read_header
 from alignflow.recipe import TARGET_PRESETS, ModelSource, Recipe, TuningSection, names_module
@@ -77,17 +78,16 @@ def read_shape(directory: Path) -> Shape:
         ArtifactError: There are no whole safetensors files.
     """
     config = read_config(directory / "config.json")
-    text = config.get("text_config")
-    inner: dict[str, Any] = text if isinstance(text, dict) else config
+    inner = text_section(config)
     tensors = [size for sizes in read_checkpoint(directory).values() for size in sizes]
     return Shape(
         parameters=sum(tensor.elements for tensor in tensors),
         embedding_parameters=sum(t.elements for t in tensors if "embed" in t.name),
         modules=_linear_layers(tensors),
-        hidden=_whole(inner, "hidden_size", "n_embd"),
-        layers=_whole(inner, "num_hidden_layers", "n_layer"),
+        hidden=_whole(inner, "hidden_size", "n_embd", "d_model"),
+        layers=_whole(inner, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
         vocabulary=_whole(inner, "vocab_size"),
-        context=_whole(inner, "max_position_embeddings", "n_positions"),
+        context=context_length(config),
         model_type=config.get("model_type"),
         dtype=config.get("dtype") or config.get("torch_dtype"),
         weight_bytes=sum(tensor.bytes for tensor in tensors),
@@ -99,8 +99,14 @@ def _whole(config: dict[str, Any], *names: str) -> int | None:
 
 
 def _linear_layers(tensors: list[Located]) -> dict[str, tuple[int, int]]:
+    """Sizes by name. GPT-2's layers lie as (inputs, outputs), which the length of a bias shows."""
+    biases = {t.name.removesuffix(".bias"): t.shape[0] for t in tensors if t.name.endswith(".bias")}
     weights = [t for t in tensors if t.name.endswith(".weight") and len(t.shape) == 2]
-    sizes = {t.name.removesuffix(".weight"): (t.shape[0], t.shape[1]) for t in weights}
+    sizes: dict[str, tuple[int, int]] = {}
+    for tensor in weights:
+        name, (first, second) = tensor.name.removesuffix(".weight"), tensor.shape
+        turned = biases.get(name) == second != first
+        sizes[name] = (second, first) if turned else (first, second)
     return {
         module: size
         for module, size in sizes.items()

@@ -21,7 +21,8 @@ from alignflow.checking.model_files import model_directory, read_config, refusal
 from alignflow.checking.needs import Needs, need_findings, needs_of
 from alignflow.checking.rows import SourceRows, is_elsewhere, row_findings, source_findings
 from alignflow.checking.rules import recipe_findings
-from alignflow.checking.template import Example, template_findings
+from alignflow.checking.template import Example, beyond_embedding, template_findings
+from alignflow.checking.trial import trial_findings
 from alignflow.data import (
     has_tokenizer,
     load_template,
@@ -102,6 +103,8 @@ def check(recipe: Recipe, *, full: bool = False, home: Path | str | None = None)
     started, place = time.monotonic(), resolve_home(home)
     around = surroundings(recipe)
     findings, rows, needs, example = list(around.findings), [], None, None
+    if exit_code(findings) == 0 and around.directory is not None:
+        findings += trial_findings(recipe, around.directory, place)
     if exit_code(findings) == 0:
         example, seen = _template_seen(recipe, around)
         findings += seen
@@ -145,6 +148,7 @@ def surroundings(recipe: Recipe) -> Surroundings:
         findings += [*target_findings(recipe, shape), *context_findings(recipe, shape)]
     if shape is not None and directory is not None:
         findings += merge_findings(recipe, directory, shape)
+        findings += beyond_embedding(directory, recipe.base_model, shape.vocabulary)
     if recipe.tuning.init_adapter:
         findings += _adapter_seen(recipe, directory, shape)
     named, problems = _named_models(recipe, directory)
@@ -153,13 +157,16 @@ def surroundings(recipe: Recipe) -> Surroundings:
     )
 
 
-def preflight(recipe: Recipe, name: str) -> None:
+def preflight(recipe: Recipe, name: str, home: Path) -> None:
     """Refuses what a run would stumble over later, before anything is started.
 
     Raises:
         AlignflowError: Names everything that is wrong.
     """
-    raise_errors(name, surroundings(recipe).findings)
+    around = surroundings(recipe)
+    raise_errors(name, around.findings)
+    if around.directory is not None:
+        raise_errors(name, trial_findings(recipe, around.directory, home))
 
 
 def _adapter_seen(recipe: Recipe, directory: Path | None, shape: Shape | None) -> list[Finding]:

@@ -38,7 +38,7 @@ def run_limited(task: str, payload: Any, *, seconds: float, memory_bytes: int, w
             capture_output=True,
             text=True,
             timeout=seconds,
-            env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+            env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""},
             check=False,
         )
     except subprocess.TimeoutExpired as error:

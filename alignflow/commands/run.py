@@ -44,7 +44,7 @@ def run(
       alignflow run my.yaml --json > report.json
     """  # noqa: D301 (click's mark)
     loaded = load_recipe(recipe, overrides or [])
-    preflight(loaded, str(recipe))
+    preflight(loaded, str(recipe), resolve_home(home))
     with _stdout_kept(as_json) as stdout:
         _run(loaded, resolve_home(home), stdout if as_json else None)
 

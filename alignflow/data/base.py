@@ -22,6 +22,12 @@ from alignflow.files import atomic_write_json, digest_directory, file_stamps
 from alignflow.recipe import ModelSource
 from alignflow.stages import NamedModel, Prepared, ResolvedModel
 
+CONTEXT_FIELDS = (
+    *("max_position_embeddings", "n_positions", "max_seq_len", "context_length"),
+    "model_max_length",
+)
+"""Names of the longest text in configs; of GPT-2 and its kin, MPT and DBRX, RWKV, Kimi Linear."""
+TEXT_SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config")
 MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 
 
@@ -135,23 +141,34 @@ def _write_generation_config(base: Path, said: Spoken, output: Path) -> None:
         atomic_write_json(output / "generation_config.json", config)
 
 
+def text_section(config: dict[str, Any]) -> dict[str, Any]:
+    """What a model's config says of its language model, which may be one part of several."""
+    parts = (config[name] for name in TEXT_SECTIONS if isinstance(config.get(name), dict))
+    return next((text_section(part) for part in parts), config)
+
+
+def context_length(config: dict[str, Any]) -> int | None:
+    """Longest text that a model reads, in tokens; None where its config names no limit."""
+    text = text_section(config)
+    return next((text[n] for n in CONTEXT_FIELDS if isinstance(text.get(n), int)), None)
+
+
 def describe_base(model: ResolvedModel, base: Path, files: Prepared) -> int | None:
     """Writes what the base model is and where; returns the context length."""
     config = json.loads((base / "config.json").read_text())
-    text_config = config.get("text_config", config)
     template: ChatTemplate | None = load_template(files.tokenizer)
-    context_length = text_config.get("max_position_embeddings")
+    context = context_length(config)
     record = {
         "source": model.source,
         "revision": model.revision,
         "digest": model.digest,
         "tokenizer_digest": digest_directory(files.tokenizer),
         "chat_template_digest": template.digest if template else None,
-        "context_length": context_length,
+        "context_length": context,
         "model_type": config.get("model_type"),
         "torch_dtype": config.get("dtype") or config.get("torch_dtype"),
     }
     atomic_write_json(files.base_model, record)
     location = {"path": str(base.absolute()), "files": file_stamps(base)}
     atomic_write_json(files.location, location)
-    return context_length
+    return context

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from alignflow.data.base import text_section
 from alignflow.data.template import special_tokens, tokenizer_config
 
 
@@ -49,7 +50,7 @@ def vocabulary_problem(base: Path, other: Path) -> str | None:
     Tokens are compared where both have a `tokenizer.json`, else only how many there are.
     """
     configs = [json.loads((directory / "config.json").read_text()) for directory in (base, other)]
-    ours, theirs = (config.get("text_config", config).get("vocab_size") for config in configs)
+    ours, theirs = (text_section(config).get("vocab_size") for config in configs)
     difference = None if ours == theirs else f"it has {theirs} outputs, the base model {ours}"
     if difference is None and has_tokenizer(base) and has_tokenizer(other):
         base_ids, other_ids = PlainTokenizer(base).vocabulary, PlainTokenizer(other).vocabulary

@@ -100,7 +100,8 @@ class Bench(NamedTuple):
 def load_bench(spec: StageSpec, params: ModelParams, section: EvaluationSection) -> Bench:
     prepared, kinds = spec.input("data"), (params.dtype, params.quantization)
     tokenizer, job = load_tokenizer(prepared), load_job(prepared, section, spec.seed)
-    return Bench(spec, base_of(spec), read_base(prepared), tokenizer, job, *kinds)
+    original = read_base(prepared, spec.compute.attention)
+    return Bench(spec, base_of(spec), original, tokenizer, job, *kinds)
 
 
 def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:

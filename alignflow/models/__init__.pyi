@@ -33,6 +33,14 @@ from .loading import quiet as quiet
 from .loading import quiet_libraries as quiet_libraries
 from .loading import read_base as read_base
 from .loading import trainable_in as trainable_in
+from .reward_head import head_values as head_values
+from .reward_head import last_attended as last_attended
+from .reward_head import read_last_attended as read_last_attended
+from .reward_head import rounded_to as rounded_to
 from .scoring import response_logps as response_logps
 from .scoring import reward_scores as reward_scores
 from .scoring import text_losses as text_losses
+from .toy import NO_TOY as NO_TOY
+from .toy import toy_config as toy_config
+from .toy import toy_model as toy_model
+from .toy import toy_texts as toy_texts

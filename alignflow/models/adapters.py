@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from alignflow.errors import ArtifactError, RecipeError
 from alignflow.models.adapter_fit import demand_all_keys
@@ -14,6 +18,9 @@ from alignflow.models.loading import quiet
 from alignflow.models.loftq import start_from_quantization_error
 from alignflow.recipe import TARGET_PRESETS, TuningSection, names_module
 
+LINEAR = (torch.nn.Linear, Conv1D)
+"""Layers that adapters go on; GPT-2's lie as (inputs, outputs)."""
+MODELS = "transformers.models."
 HEADS = frozenset({"lm_head", "embed_out", "output_layer", "score", "classifier"})
 INITIALIZATIONS: dict[str, Any] = {
     "default": True,
@@ -80,7 +87,8 @@ def _config(model: Any, tuning: TuningSection) -> Any:
             lora_alpha=tuning.lora_alpha,  # type: ignore[arg-type]
             lora_dropout=tuning.dropout,
             target_modules=target_modules(model, tuning.target_modules),
-            rank_pattern=tuning.rank_pattern,
+            exclude_modules=outside_language(model),
+            rank_pattern=dict(tuning.rank_pattern),  # PEFT writes into it
             alpha_pattern=tuning.lora_alphas,
             layers_to_transform=layers,
             layers_pattern=_name_of_layers(model, count) if layers else None,
@@ -112,23 +120,71 @@ def _demand_matches(adapted: Any, tuning: TuningSection) -> None:
 
 
 def target_modules(model: Any, targets: str | list[str]) -> list[str]:
-    """Sorted leaf names of the linear layers that `targets` means in this model.
+    """Sorted leaf names of the linear layers that `targets` means in the language model.
 
     Raises:
         RecipeError: There is none.
     """
+    language = _language_prefix(model)
     linear = {
-        name.rpartition(".")[2]
+        leaf_name(name)
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
+        if _is_linear(module) and name.startswith(language)
     } - HEADS
-    if targets == "all-linear":
-        return sorted(linear)
+    if targets == "all-linear" and linear:
+        return sorted(leaf for leaf in linear if _peft_takes(model, leaf))
     wanted = TARGET_PRESETS.get(targets, [targets]) if isinstance(targets, str) else targets
     leaves = {name.rpartition(".")[2] for name in wanted}
     if unknown := sorted(leaves - linear):
         raise RecipeError(
             f"tuning.target_modules: the model has no linear layer {', '.join(unknown)}. "
-            f"It has {', '.join(sorted(linear))}."
+            f"It has {', '.join(sorted(linear)) or 'none at all'}."
         )
     return sorted(set(wanted))
+
+
+def _peft_takes(model: Any, leaf: str) -> bool:
+    """Whether an adapter there has an effect: kernels of Mamba read some weights past the layer."""
+    try:
+        _check_lora_target_modules_mamba(LoraConfig(), model, leaf)
+    except ValueError:
+        return False
+    return True
+
+
+def leaf_name(module: str) -> str:
+    """The end of a module's name that tells its kind: numbers alone are those of layers too."""
+    end = re.search(r"[^.]*[^.\d][^.]*(\.\d+)*$", module)
+    return end[0] if end else module
+
+
+@torch.no_grad()
+def _is_linear(module: Any) -> bool:
+    """Whether it is a layer that gives one tensor; a model's own kind, such as a router, may not."""
+    is_linear = isinstance(module, LINEAR)
+    if not is_linear or not type(module).__module__.startswith(MODELS):
+        return is_linear
+    width = module.weight.shape[1]
+    return isinstance(module(module.weight.new_zeros(1, width)), torch.Tensor)
+
+
+def outside_language(model: Any) -> str | None:
+    """Pattern of the modules that are no part of the language model; None where all are.
+
+    Towers that read images or sound have layers of the same names, and no text passes them.
+    """
+    language = _language_prefix(model)
+    return rf"(?!{re.escape(language)}).*" if language else None
+
+
+def _language_prefix(model: Any) -> str:
+    """What the names of the language model's modules begin with; nothing where it is all of it."""
+    text = model.config.get_text_config()
+    if text is model.config:
+        return ""
+    parts = (
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, PreTrainedModel) and module.config is text
+    )
+    return f"{next(parts, '')}.".lstrip(".")

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers import cache_utils
+from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionCacheLayerMixin
 
 BLOCK_TOKENS = 64
 """Room that a layer's cache grows by. Growing by one token copies all of it each time."""
@@ -94,9 +95,38 @@ def block_cache(config: Any) -> DynamicCache:
     return cache
 
 
-def can_join(cache: DynamicCache) -> bool:
+def takes_cache(model: Any) -> bool:
+    """Whether a model grows a cache that it is given; RWKV and its kin keep states of their own."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inner._supports_default_dynamic_cache()
+
+
+def attends(cache: DynamicCache) -> bool:
+    """Whether a layer looks back at tokens; states alone hold no padding that a mask could hide."""
+    return any(isinstance(layer, DynamicLayer) for layer in cache.layers)
+
+
+def can_select(cache: DynamicCache | None) -> bool:
+    """Whether rows can leave: every layer is of a kind that is known here, and not a model's own."""
+    return cache is None or all(
+        isinstance(layer, BlockLayer) or type(layer).__module__ == cache_utils.__name__
+        for layer in cache.layers
+    )
+
+
+def select(cache: DynamicCache, rows: Tensor) -> None:
+    """Keeps some rows. A recurrent layer has states beside keys and values, or alone."""
+    layers: list[Any] = cache.layers
+    for layer in layers:
+        if isinstance(layer, LinearAttentionCacheLayerMixin):
+            layer.reorder_cache(rows)  # type: ignore[arg-type]
+        else:
+            layer.batch_select_indices(rows)
+
+
+def can_join(cache: DynamicCache | None) -> bool:
     """Whether rows can be added: every layer attends to everything."""
-    return all(isinstance(layer, BlockLayer) for layer in cache.layers)
+    return cache is not None and all(isinstance(layer, BlockLayer) for layer in cache.layers)
 
 
 def joined(first: DynamicCache, second: DynamicCache) -> DynamicCache:

@@ -1,7 +1,8 @@
 """Batched generation: responses to many prompts, greedy or sampled.
 
 Prompts are sorted by length and padded on the left; keys and values are cached; rows that ended
-leave the batch, and further prompts take their places. A sampled token is found by inverting the
+leave the batch, and further prompts take their places. A model whose cache is its own reads the
+whole text again for each token. A sampled token is found by inverting the
 distribution function at a number that depends on the seed, the prompt's place and the token's place
 only: batch size and the order of work change nothing, and two models that are drawn with one seed
 share their luck, so that their difference is less noisy.
@@ -21,7 +22,16 @@ from transformers.cache_utils import DynamicCache
 
 from alignflow.data import ResponseContract, special_of
 from alignflow.errors import EvaluationError
-from alignflow.models.cache import BlockLayer, block_cache, can_join, joined
+from alignflow.models.cache import (
+    BlockLayer,
+    attends,
+    block_cache,
+    can_join,
+    can_select,
+    joined,
+    select,
+    takes_cache,
+)
 
 Row = Sequence[int]
 DROP_SHARE = 0.125
@@ -177,24 +187,32 @@ class _Rows(NamedTuple):
     last: Tensor
     """The token chosen last, [B]."""
     mask: Tensor
-    """1 on real tokens of those in the cache, [B, T]."""
-    cache: DynamicCache
+    """1 on real tokens of those read, [B, T]."""
+    read: DynamicCache | Tensor
+    """What they left in the cache; of a model without one the tokens themselves, [B, T]."""
+
+    @property
+    def cache(self) -> DynamicCache | None:
+        return self.read if isinstance(self.read, DynamicCache) else None
 
     def kept(self, chosen: Tensor) -> _Rows:
         """Some of the rows; columns that are padding in all of them go too."""
         at = chosen.to(self.mask.device)
-        self.cache.batch_select_indices(at)
-        mask = self.mask[at]
+        mask, cache = self.mask[at], self.cache
+        if cache is None:
+            return _Rows(self.places[chosen], self.last[at], mask, self.read[at])  # type: ignore[index]
+        select(cache, at)
         unused = int((mask.sum(dim=0) > 0).nonzero()[0])
-        if unused and can_join(self.cache):
-            for layer in self.cache.layers:
+        if unused and can_join(cache):
+            for layer in cache.layers:
                 assert isinstance(layer, BlockLayer)
                 layer.cut(unused)
             mask = mask[:, unused:]
-        return _Rows(self.places[chosen], self.last[at], mask, self.cache)
+        return _Rows(self.places[chosen], self.last[at], mask, cache)
 
     def with_rows(self, other: _Rows) -> _Rows:
         """The rows of both."""
+        assert self.cache is not None and other.cache is not None
         length = max(self.mask.shape[1], other.mask.shape[1])
         masks = [pad(rows.mask, (length - rows.mask.shape[1], 0)) for rows in (self, other)]
         return _Rows(
@@ -216,6 +234,7 @@ class _Work:
         self._model, self._prompts, self._sampling = model, prompts, sampling
         self._arguments = accepted_arguments(model)
         self._cache_name = "cache" if "cache" in self._arguments else "past_key_values"
+        self._takes_cache = takes_cache(model)
         self._closing = torch.tensor(sorted(ends))
         self._out = torch.full((len(prompts), longest), self._filler, dtype=torch.long)
         self._lengths = torch.zeros(len(prompts), dtype=torch.long)
@@ -239,7 +258,8 @@ class _Work:
             if rows is None or (
                 waiting and free >= REFILL_SHARE * batch_size and can_join(rows.cache)
             ):
-                admitted, waiting = self._admitted(waiting[:free]), waiting[free:]
+                admitted = self._admitted(waiting[:free])
+                waiting = waiting[len(admitted.places) :]
                 rows = admitted if rows is None else rows.with_rows(admitted)
             else:
                 rows = self._stepped(rows)
@@ -247,28 +267,37 @@ class _Work:
             ended = int((~alive).sum())
             if ended == len(alive):
                 rows = None
-            elif ended >= max(1.0, DROP_SHARE * len(alive)):
+            elif ended >= max(1.0, DROP_SHARE * len(alive)) and can_select(rows.cache):
                 rows = rows.kept(alive.nonzero().squeeze(1))
             if progress and ended and (rows is None or len(rows.places) < len(alive)):
                 progress(int(self.done.sum()))
 
     def _admitted(self, places: list[int]) -> _Rows:
-        """Prompts read, and the first token of their answers chosen."""
+        """The first of these prompts read, and the first token of their answers chosen.
+
+        Without a cache only prompts of one length: a model's own state knows no padding.
+        """
+        if not self._takes_cache:
+            length = len(self._prompts[places[0]])
+            places = [place for place in places if len(self._prompts[place]) == length]
         ids, mask = padded([self._prompts[place] for place in places], self._filler, "left")
         ids, mask = ids.to(self._model.device), mask.to(self._model.device)
         positions = (mask.cumsum(dim=1) - 1).clamp_(min=0)
-        cache = block_cache(self._model.config)
+        cache = block_cache(self._model.config) if self._takes_cache else None
         logits = self._next_logits(ids, mask, positions, cache)
         at = torch.tensor(places)
-        return _Rows(at, self._chosen(logits, at), mask, cache)
+        return _Rows(at, self._chosen(logits, at), mask, ids if cache is None else cache)
 
     def _stepped(self, rows: _Rows) -> _Rows:
         """The rows with one more token each."""
         mask = torch.cat([rows.mask, rows.mask.new_ones((len(rows.mask), 1))], dim=1)
         positions = mask.sum(dim=1, keepdim=True) - 1
-        ids = rows.last.unsqueeze(1)
+        ids, read = rows.last.unsqueeze(1), rows.read
+        if not isinstance(read, DynamicCache):
+            ids = read = torch.cat([read, ids], dim=1)
+            positions = mask.cumsum(dim=1) - 1
         logits = self._next_logits(ids, mask, positions, rows.cache)
-        return rows._replace(last=self._chosen(logits, rows.places), mask=mask)
+        return _Rows(rows.places, self._chosen(logits, rows.places), mask, read)
 
     def _chosen(self, logits: Tensor, places: Tensor) -> Tensor:
         """Next tokens, [B]; those of rows that had not ended are written down."""
@@ -284,15 +313,17 @@ class _Work:
         return chosen
 
     def _next_logits(
-        self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache
+        self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache | None
     ) -> Tensor:
-        """Logits of the next token, [B, V] in float32; the cache grows by `ids`."""
+        """Logits of the next token, [B, V] in float32; the cache, if there is one, grows by `ids`."""
         optional = {"position_ids": positions, "logits_to_keep": 1}
+        cached = {} if cache is None else {self._cache_name: cache}
+        masked = cache is None or ids.shape[1] == mask.shape[1] or attends(cache)
         output = self._model(
             input_ids=ids,
-            attention_mask=mask,
-            use_cache=True,
-            **{self._cache_name: cache},
+            attention_mask=mask if masked else None,
+            use_cache=cache is not None,
+            **cached,
             **{name: value for name, value in optional.items() if name in self._arguments},
         )
         logits = output.logits[:, -1].float()

@@ -19,10 +19,11 @@ from transformers import (
 )
 
 from alignflow.builtin import base_model_directory
-from alignflow.errors import ArtifactError
+from alignflow.errors import ArtifactError, RecipeError
 from alignflow.files import digest_directory, file_stamps
 from alignflow.models.adapter_fit import demand_all_keys, fit_vocabulary
-from alignflow.recipe import MOVES_THE_BASE, is_builtin
+from alignflow.models.reward_head import HEAD_WEIGHT, read_last_attended
+from alignflow.recipe import MOVES_THE_BASE, Attention, is_builtin
 from alignflow.stages import ADAPTER, MODEL, Record, StageSpec
 
 LIBRARIES = ("trl", "peft", "accelerate", "bitsandbytes", "datasets", "torch")
@@ -53,9 +54,16 @@ class BaseModel(Record):
     context_length: int | None = None
     model_type: str | None = None
     torch_dtype: str | None = None
+    attention: Attention = "auto"
+    """How this process loads it; not of the model's identity."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What it is, wherever it lies and however it is loaded."""
+        return self.model_dump(exclude={"path", "attention"})
 
 
-def read_base(prepare_directory: Path) -> BaseModel:
+def read_base(prepare_directory: Path, attention: Attention = "auto") -> BaseModel:
     """The base model a prepare artifact names.
 
     Its files are hashed again only when a size or a modification time differs from what `prepare`
@@ -80,7 +88,7 @@ def read_base(prepare_directory: Path) -> BaseModel:
             f"prepared for (digest {record['digest'][:12]}). Put that one back, or run the recipe "
             "again from the start."
         )
-    return BaseModel(path=str(path), **record)
+    return BaseModel(path=str(path), attention=attention, **record)
 
 
 def _unchanged(path: Path, stamped: dict[str, list[int]], digest: str) -> bool:
@@ -100,10 +108,10 @@ def base_of(spec: StageSpec) -> BaseModel:
         ArtifactError: It is no longer where it was, or no longer what it was.
     """
     if "pretrain" not in spec.inputs:
-        return read_base(spec.input("data"))
+        return read_base(spec.input("data"), spec.compute.attention)
     directory = spec.input("pretrain")
     record = json.loads((directory / "base_model.json").read_text())
-    return BaseModel(path=str(directory / MODEL), **record)
+    return BaseModel(path=str(directory / MODEL), attention=spec.compute.attention, **record)
 
 
 def load_tokenizer(prepare_directory: Path) -> Any:
@@ -123,7 +131,7 @@ def device() -> torch.device:
 
 def load_base(base: BaseModel, *, dtype: str, quantization: str | None) -> Any:
     """The base model for text."""
-    return _load(AutoModelForCausalLM, base.path, dtype, quantization)
+    return _load(AutoModelForCausalLM, base.path, dtype, quantization, base.attention)
 
 
 def load_policy(
@@ -154,13 +162,18 @@ def load_reward_model(
     base: BaseModel, stage_directory: Path, *, dtype: str, quantization: str | None
 ) -> Any:
     """A reward model: logits of shape [batch, 1]."""
+    return _load_trained(
+        AutoModelForSequenceClassification, base, stage_directory, dtype, quantization
+    )
+
+
+def load_scorer(
+    base: BaseModel, model: Path | None, *, dtype: str, quantization: str | None
+) -> Any:
+    """A new scalar head on the weights in `model`, a directory; on the base's for None."""
+    path = str(model or base.path)
     kind = AutoModelForSequenceClassification
-    return _load_trained(kind, base, stage_directory, dtype, quantization, num_labels=1)
-
-
-def load_scorer(path: str, *, dtype: str, quantization: str | None) -> Any:
-    """A model with a new scalar head on the weights in `path`."""
-    return _load(AutoModelForSequenceClassification, path, dtype, quantization, num_labels=1)
+    return _load(kind, path, dtype, quantization, base.attention)
 
 
 def load_adapter(model: Any, directory: Path, base: BaseModel, *, trainable: bool = False) -> Any:
@@ -208,25 +221,37 @@ def check_adapter(directory: Path, base: BaseModel) -> None:
 def trainable_in(model: Any, dtype: str) -> None:
     """Keeps what trains in `dtype`: TRL casts adapters on NF4 weights to bfloat16.
 
-    A whole layer beside adapters, such as a reward model's head, stays in float32.
+    A reward model's head, and a whole layer beside adapters, stay in float32.
     """
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            kept = "float32" if ".modules_to_save." in name else dtype
+            whole = ".modules_to_save." in name or name == HEAD_WEIGHT
+            kept = "float32" if whole else dtype
             parameter.data = parameter.data.to(getattr(torch, kept))
 
 
 def _load_trained(
-    kind: Any, base: BaseModel, stage: Path, dtype: str, quantization: str | None, **options: Any
+    kind: Any, base: BaseModel, stage: Path, dtype: str, quantization: str | None
 ) -> Any:
     """What a training stage made: a whole model, or an adapter on the base."""
     if (stage / MODEL).is_dir():
-        return _load(kind, str(stage / MODEL), dtype, None, **options)
-    model = _load(kind, base.path, dtype, quantization, **options)
+        return _load(kind, str(stage / MODEL), dtype, None, base.attention)
+    model = _load(kind, base.path, dtype, quantization, base.attention)
     return load_adapter(model, stage / ADAPTER, base)
 
 
-def _load(kind: Any, path: str, dtype: str, quantization: str | None, **options: Any) -> Any:
+def _load(
+    kind: Any, path: str, dtype: str, quantization: str | None, attention: Attention = "auto"
+) -> Any:
+    """A model in this process; a classifier has one scalar head.
+
+    Raises:
+        RecipeError: Transformers has no such model of this architecture, or no such attention.
+    """
+    options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
+    scores = kind is AutoModelForSequenceClassification
+    if scores:
+        options["num_labels"] = 1
     if quantization:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -238,19 +263,24 @@ def _load(kind: Any, path: str, dtype: str, quantization: str | None, **options:
         options["device_map"] = {"": device()}
     quiet_libraries()
     with quiet():
-        model = kind.from_pretrained(
-            path,
-            dtype=getattr(torch, dtype),
-            attn_implementation="sdpa",
-            trust_remote_code=False,
-            use_safetensors=True,
-            **options,
-        )
+        try:
+            model = kind.from_pretrained(
+                path,
+                dtype=getattr(torch, dtype),
+                trust_remote_code=False,
+                use_safetensors=True,
+                **options,
+            )
+        except (ValueError, ImportError) as error:
+            raise RecipeError(
+                f"{path} cannot be loaded as {kind.__name__} with compute.attention {attention}: "
+                f"{str(error).strip().splitlines()[0]}"
+            ) from error
     if quantization:
         keep_unpacked(model)
     elif device().type != "cpu":
         model = model.to(device())
-    return model
+    return read_last_attended(model, Path(path)) if scores else model
 
 
 def keep_unpacked(model: Any) -> None:

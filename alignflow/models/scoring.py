@@ -51,7 +51,6 @@ def text_losses(model: Any, rows: Sequence[Row], *, batch_size: int) -> list[flo
 def reward_scores(model: Any, rows: Sequence[Row], *, pad: int, batch_size: int) -> list[float]:
     """The reward model's score of each row of prompt and response."""
     model.eval()
-    model.config.pad_token_id = pad
 
     def score(places: list[int]) -> list[float]:
         ids, mask = padded([rows[place] for place in places], pad, "right")

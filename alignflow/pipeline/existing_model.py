@@ -128,7 +128,7 @@ def evaluate(
     """
     directory = require_model(Path(model))
     recipe = judging_recipe(recipe, directory, base)
-    preflight(recipe, name or recipe.name)
+    preflight(recipe, name or recipe.name, resolve_home(home))
     _quiet()
     prepared = run_stage(stage_spec(recipe, "prepare", resolve_home(home), {}))
     from alignflow.evaluation import intervals, load_job, measure, responses

@@ -205,8 +205,9 @@ def run(
     Raises:
         AlignflowError: The recipe is refused, or a stage failed for good.
     """
-    preflight(recipe, recipe.name)
-    this = PipelineRun(recipe, resolve_home(home), run_id or new_run_id(recipe.name), IN_PROCESS)
+    place = resolve_home(home)
+    preflight(recipe, recipe.name, place)
+    this = PipelineRun(recipe, place, run_id or new_run_id(recipe.name), IN_PROCESS)
     with shown_on(Console(stderr=True) if progress else None), watched(this):
         for stage in recipe.stages:
             this.complete(this.in_force(stage))

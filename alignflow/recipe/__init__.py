@@ -5,6 +5,7 @@ documentation show. Names of hyper-parameters are Transformers' and TRL's; `batc
 over devices and accumulation) and `compute.micro_batch_size` are ours.
 """
 
+from alignflow.recipe.evaluation import Attention as Attention
 from alignflow.recipe.evaluation import ComputeSection as ComputeSection
 from alignflow.recipe.evaluation import EvaluationSection as EvaluationSection
 from alignflow.recipe.evaluation import MergeSection as MergeSection

@@ -9,6 +9,8 @@ from pydantic import Field
 from alignflow.recipe.judging import MetricEntry, MetricUse
 from alignflow.recipe.section import Section
 
+Attention = Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"]
+
 
 class EvaluationSection(Section):
     """How models are judged, before and after each stage."""
@@ -72,6 +74,9 @@ class ComputeSection(Section):
 
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Recompute activations to save memory; `auto` is on for a GPU, off for a CPU."""
+
+    attention: Attention = "auto"
+    """How attention is computed: the same function to rounding. `auto` is the architecture's own default."""
 
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of a stage; None is all cores. A stage that is tried again, or goes on elsewhere,

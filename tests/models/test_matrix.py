@@ -128,7 +128,9 @@ def preparing(base: Path, template: str, folder: Path) -> StageSpec:
 
 
 def merging(folder: Path, prepared: Artifact, sft: Artifact, dpo: Artifact) -> StageSpec:
-    evaluation = EvaluationSection(metrics=["exact_match"], max_new_tokens=4, bootstrap_resamples=100)
+    evaluation = EvaluationSection(
+        metrics=["exact_match"], max_new_tokens=4, bootstrap_resamples=100
+    )
     return StageSpec(
         stage="merge",
         home=str(folder),

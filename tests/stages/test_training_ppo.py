@@ -22,6 +22,7 @@ from stage_runs import (
 from alignflow.errors import DataError, Preempted
 from alignflow.models.generate import respond
 from alignflow.models.loading import load_policy, load_reward_model, load_tokenizer, read_base
+from alignflow.models.reward_head import head_values
 from alignflow.recipe import PPOSection, TuningSection
 from alignflow.stages.artifacts import Artifact
 from alignflow.stages.events import read_events
@@ -30,7 +31,7 @@ from alignflow.training.methods import ppo
 from alignflow.training.rl import ppo_step
 from alignflow.training.rl.chosen import nll_step
 from alignflow.training.rl.ppo_step import rate_share
-from alignflow.training.rl.roles import Sequences, head_values
+from alignflow.training.rl.roles import Sequences
 from alignflow.training.rl.rollouts import Chosen, Prompt, Setting, roll_out
 from alignflow.training.rl.shared_base import SharedBase, merged_in_place
 

@@ -123,7 +123,7 @@ def test_the_reward_model_equals_trl(
     base = read_base(prepared.directory)
     set_seed(0)
     trainer = RewardTrainer(
-        model=load_scorer(str(base.path), dtype="float32", quantization=None),
+        model=load_scorer(base, None, dtype="float32", quantization=None),
         args=RewardConfig(center_rewards_coefficient=0.01, **stock_arguments(tmp_path, len(rows))),
         train_dataset=rows,
         processing_class=AutoTokenizer.from_pretrained(base.path),

@@ -193,7 +193,7 @@ def test_every_error_is_named_at_once(tmp_path: Path) -> None:
     }
     assert found.exit_code == 64
     with pytest.raises(RecipeError) as caught:
-        preflight(Recipe.model_validate(changed(tuning__target_modules="nope")), "r.yaml")
+        preflight(Recipe.model_validate(changed(tuning__target_modules="nope")), "r.yaml", tmp_path)
     assert caught.value.message.startswith("r.yaml: tuning.target_modules: the model has no")
 
 

@@ -16,7 +16,11 @@ from .loop import memory_errors as memory_errors
 from .optimizers import new_optimizer as new_optimizer
 from .optimizers import split_factors as split_factors
 from .packing import PackedCollator as PackedCollator
+from .packing import Packing as Packing
+from .packing import apart as apart
 from .packing import packed as packed
+from .packing import packing_of as packing_of
+from .packing import proved_packing as proved_packing
 from .packing import with_replay as with_replay
 from .preferences import OnPairs as OnPairs
 from .preferences import pair_rows as pair_rows

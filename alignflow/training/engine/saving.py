@@ -12,7 +12,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
 from alignflow.files import atomic_write_json
-from alignflow.models import BaseModel, quiet
+from alignflow.models import BaseModel, quiet, rounded_to
 from alignflow.stages import ADAPTER, MODEL
 from alignflow.training.engine.arguments import gradient_checkpointing
 from alignflow.training.engine.job import Job
@@ -27,7 +27,7 @@ def save(model: Any, job: Job[Any]) -> Path:
         return _with_tokenizer(directory, job)
     with quiet():
         dtype = "bfloat16" if job.weights_dtype == "bfloat16" else job.dtype
-        model.to(getattr(torch, dtype)).save_pretrained(str(directory))
+        rounded_to(model, getattr(torch, dtype)).save_pretrained(str(directory))
     return _with_tokenizer(directory, job)
 
 

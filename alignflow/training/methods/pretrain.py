@@ -28,11 +28,14 @@ from alignflow.training.engine import (
     Job,
     Measured,
     PackedCollator,
+    Packing,
     Row,
     Supervised,
+    apart,
     base_to_tune,
     packed,
     prepared_rows,
+    proved_packing,
     read_rows,
     save,
     save_adapter,
@@ -61,8 +64,21 @@ class Pretrain(Supervised[PretrainSection]):
         return with_replay(self.documents, replay, share, self.job.spec.seed)
 
     @cached_property
+    def packing(self) -> Packing:
+        """How documents share a row; the events say so where they do not."""
+        found = proved_packing(self.job.base)
+        if found is Packing.OFF:
+            self.job.events.message(
+                f"Documents are not packed: in a {self.job.base.model_type} here one would see "
+                "those before it in its row. Each has a row of its own, and batch_size counts them."
+            )
+        return found
+
+    @cached_property
     def rows(self) -> list[Row]:
-        return packed(self.texts, self.job.section.max_length)
+        length = self.job.section.max_length
+        alone = self.packing is Packing.OFF
+        return apart(self.texts, length) if alone else packed(self.texts, length)
 
     @cached_property
     def measured(self) -> dict[str, list[list[int]]]:
@@ -87,7 +103,8 @@ class Pretrain(Supervised[PretrainSection]):
         return row
 
     def options(self) -> dict[str, Any]:
-        return {"data_collator": PackedCollator(self.job.tokenizer.pad_token_id)}
+        pad = self.job.tokenizer.pad_token_id
+        return {"data_collator": PackedCollator(pad, self.packing)}
 
     def prepare(self, trainer: Any) -> dict[str, Any]:
         """Measures the base; says how full the rows are and what share is general text."""
@@ -97,6 +114,7 @@ class Pretrain(Supervised[PretrainSection]):
         room = len(self.rows) * self.job.section.max_length
         replayed = 1 - _tokens(self.documents) / _tokens(self.texts)
         return {
+            "packing": self.packing.value,
             "packed_rows": len(self.rows),
             "packing_density": round(packed_tokens / room, 4),
             "replay_token_share": round(replayed, 4),
@@ -179,6 +197,6 @@ def _save_plain(model: Any, job: Job[PretrainSection], probes: list[list[int]]) 
                 f"The merged model differs from base plus adapter ({certificate.figures}). Take "
                 "pretrain.tuning.mode full, or report this."
             )
-    record = job.base.model_dump(exclude={"path"})
+    record = job.base.identity
     record |= {"source": f"{job.base.source}+pretrain", "digest": digest_directory(directory)}
     atomic_write_json(job.output / "base_model.json", record)

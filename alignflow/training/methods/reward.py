@@ -50,7 +50,7 @@ class Reward(OnPairs[RewardSection]):
         job = self.job
         adapter, sft_model = sft_source(job)
         model = load_scorer(
-            str(sft_model or job.base.path), dtype=job.weights_dtype, quantization=job.quantization
+            job.base, sft_model, dtype=job.weights_dtype, quantization=job.quantization
         )
         model.config.pad_token_id = job.tokenizer.pad_token_id
         if job.tuning.mode == "full":

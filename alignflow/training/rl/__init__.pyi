@@ -17,6 +17,8 @@ from .prompts import Prompts as Prompts
 from .prompts import read_prompts as read_prompts
 from .reward_sources import load_rewards as load_rewards
 from .roles import Roles as Roles
+from .roles import Sequences as Sequences
+from .roles import backbone_states as backbone_states
 from .rollouts import Prompt as Prompt
 from .rollouts import Setting as Setting
 from .rollouts import roll_out as roll_out

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from alignflow.models import head_values, last_attended
 from alignflow.training.engine import Head
 from alignflow.training.rl.reward_sources import RewardScale
 
@@ -141,10 +142,8 @@ class Roles(ABC):
     @torch.no_grad()
     def scores(self, sequences: Sequences) -> Tensor:
         """The reward model's, at the last real token, [B]."""
-        states, attention = self.states("reward", sequences), sequences.attention
-        last = (attention * torch.arange(attention.shape[1], device=attention.device)).argmax(dim=1)
-        rows = torch.arange(len(last), device=last.device)
-        return head_values(self.reward_head, states[rows, last])
+        states = last_attended(self.states("reward", sequences), sequences.attention)
+        return head_values(self.reward_head, states)
 
     def values(self, sequences: Sequences, policy_states: Tensor) -> Tensor:
         """[B, T]."""
@@ -157,12 +156,6 @@ class Roles(ABC):
 def predicting(states: Tensor, sequences: Sequences) -> Tensor:
     """States from which each response token is predicted, [B, T, H]."""
     return states[:, sequences.prompt_length - 1 : -1]
-
-
-def head_values(head: nn.Linear, states: Tensor) -> Tensor:
-    """A scalar head's values of states, [...]: in the head's own type, whatever the model's is."""
-    with torch.autocast(states.device.type, enabled=False):
-        return head(states.to(head.weight.dtype)).squeeze(-1).float()
 
 
 def backbone_states(backbone: Any, sequences: Sequences) -> Tensor:
