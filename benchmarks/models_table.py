@@ -18,6 +18,7 @@ def main() -> None:
     lines = ["| Architecture | Chat template | Outcome |", "|---|---|---|"]
     for row in sorted(rows, key=lambda row: row["architecture"]):
         ends = f"supported; `{row['closes']}` ends an answer"
+        ends += f"; no reward model ({row['reward']})" if row["reward"] else ""
         told = f"refused: {row['refused']}" if row["refused"] else ends
         cell = told.replace("|", "\\|").replace("\n", " ")
         lines.append(f"| {row['architecture']} | {row['template']} | {cell} |")
