@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install quickstart lint types check test-quick every-test test models fix lock clean
+.PHONY: help install quickstart lint types check test-quick every-test test proofs models fix lock clean
 
 help:
 	@echo "make quickstart   install into $(VENV) and train, align, evaluate and merge a small model"
 	@echo "make test-quick   lint and the tests that need neither training nor a server: for every save"
 	@echo "make test         install what tests need, then lint, types and every test: before a commit"
+	@echo "make proofs       tests that take longer: more methods, more kills, retrains of the real job"
 	@echo "make models       every architecture at toy size, with published chat templates, and docs/models.md"
 	@echo "make check        lint and types only      make fix   format and mend what can be mended"
 	@echo "make lock         rewrite constraints.txt from what is installed"
@@ -49,7 +50,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-quick: lint
 	@# a test that takes long has no place here: give it the marker `slow`
-	$(PYTEST) -m "not slow and not models" --timeout 30 tests/unit tests/test_repository.py
+	$(PYTEST) -m "not slow and not models and not proof" --timeout 30 tests/unit tests/test_repository.py
 
 every-test: $(VENV)/installed-test
 	@# one file at a time per core, so that what it starts, such as a server, is started once
@@ -58,6 +59,10 @@ every-test: $(VENV)/installed-test
 test: lint
 	@# types beside the tests: they take one core most of a minute
 	$(MAKE) --no-print-directory --jobs 2 types every-test
+
+proofs: $(VENV)/installed-test
+	@# what `make test` shows on a short way, on a longer one: before a release
+	$(PYTEST) -m proof
 
 models: $(VENV)/installed-test
 	@# every architecture at toy size; `make test` has a few of each kind

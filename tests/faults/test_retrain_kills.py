@@ -110,6 +110,7 @@ def test_kills_at_every_point_of_a_promotion_lose_nothing_and_repeat_no_stage(
     assert own_stages(orders) == ["prepare", "sft", "reward", "dpo"]
 
 
+@pytest.mark.proof
 @pytest.mark.timeout(500)
 def test_kills_in_a_rejection_and_at_random_moments_give_each_row_one_verdict(
     home: Path, orders: Path, runs: Runs

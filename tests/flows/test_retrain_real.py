@@ -19,6 +19,7 @@ from alignflow.recipe import Recipe
 from alignflow.stages.artifacts import read_manifest
 from flows.retrain import retrain
 
+pytestmark = pytest.mark.proof
 SHORT = {"max_steps": 2, "batch_size": 8, "max_length": 192, "learning_rate": 1e-3}
 LOADS = """
 import sys

@@ -163,6 +163,7 @@ def test_the_certified_model_is_registered_from_its_directory_without_an_alias(
     assert versions[0].run_id == stage_run(client, "merge").info.run_id
 
 
+@pytest.mark.proof
 def test_behind_a_server_that_asks_for_a_password_the_model_is_registered_from_a_copy_and_so_is_a_later_candidate(
     finished: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

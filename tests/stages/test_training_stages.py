@@ -166,7 +166,7 @@ def _terminate_at(spec: StageSpec, step: int, sign: int) -> None:
 LONG = {"max_steps": 8, "save_steps": 2, "tuning": {"dropout": 0.1}}
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
+@pytest.mark.parametrize("stage", [pytest.param("sft", marks=pytest.mark.proof), "dpo"])
 def test_killed_training_continues_and_ends_bit_identical(
     training_spec: Make, tmp_path: Path, stage: str
 ) -> None:
