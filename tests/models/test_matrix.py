@@ -110,7 +110,7 @@ def live(base: Path, template: str, folder: Path, *, reward: bool) -> Life:
         respond(model, tokenizer, prompts, max_new_tokens=8, batch_size=3)
         for model in (adapted, whole)
     ]
-    contract = ResponseContract.kept_with(load_tokenizer(prepared.directory))
+    contract = ResponseContract.kept_with(tokenizer)
     assert contract is not None
     closes = contract.closes[0]
     end = tokenizer.convert_tokens_to_ids(closes)
@@ -118,10 +118,18 @@ def live(base: Path, template: str, folder: Path, *, reward: bool) -> Life:
         with forced(model, end):
             for answer in respond(model, tokenizer, prompts[:2], max_new_tokens=8):
                 assert answer.ended and answer.ids[-1] == end
-    beside = json.loads((merged.directory / "model" / "generation_config.json").read_text())
-    ends = beside["eos_token_id"]
-    assert end in (ends if isinstance(ends, list) else [ends])
+    for saved in (merged.directory / "model", dpo.directory / "adapter"):
+        assert ResponseContract.kept_with(tokenizer_in(saved)) == contract
+        ends = json.loads((saved / "generation_config.json").read_text())["eos_token_id"]
+        assert end in (ends if isinstance(ends, list) else [ends])
     return Life(closes, sum(a.ids == b.ids for a, b in zip(*free, strict=True)))
+
+
+def tokenizer_in(directory: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    kind: Any = AutoTokenizer
+    return kind.from_pretrained(str(directory))
 
 
 def preparing(base: Path, template: str, folder: Path) -> StageSpec:
