@@ -276,11 +276,19 @@ def _load(
                 f"{path} cannot be loaded as {kind.__name__} with compute.attention {attention}: "
                 f"{str(error).strip().splitlines()[0]}"
             ) from error
+    _name_experts(model.config.get_text_config())
     if quantization:
         keep_unpacked(model)
     elif device().type != "cpu":
         model = model.to(device())
     return read_last_attended(model, Path(path)) if scores else model
+
+
+def _name_experts(config: Any) -> None:
+    """Lets TRL's router loss ask for `num_experts` where the family calls them local."""
+    if hasattr(config, "num_local_experts") and not hasattr(config, "num_experts"):
+        kind = type(config)
+        kind.attribute_map = {**kind.attribute_map, "num_experts": "num_local_experts"}
 
 
 def keep_unpacked(model: Any) -> None:
