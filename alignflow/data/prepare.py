@@ -62,7 +62,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     parts = [part for part in DATA_PARTS if getattr(data, part)]
     events.progress(0, len(parts) + 1, "parts")
 
-    base = fetch_base(params.base_model, spec.paths.get("base_model"))
+    base = fetch_base(params.base_model, spec.paths.get("base_model"), Path(spec.home))
     said = save_spoken(base, params.base_model, files.tokenizer)
     context = describe_base(params.base_model, base, files)
 

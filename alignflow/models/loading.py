@@ -54,13 +54,15 @@ class BaseModel(Record):
     context_length: int | None = None
     model_type: str | None = None
     torch_dtype: str | None = None
+    dequantized_from: str | None = None
+    """What a GGUF file had most weights in, such as Q4_1."""
     attention: Attention = "auto"
     """How this process loads it; not of the model's identity."""
 
     @property
     def identity(self) -> dict[str, Any]:
         """What it is, wherever it lies and however it is loaded."""
-        return self.model_dump(exclude={"path", "attention"})
+        return self.model_dump(exclude={"path", "attention", "dequantized_from"})
 
 
 def read_base(prepare_directory: Path, attention: Attention = "auto") -> BaseModel:

@@ -196,7 +196,7 @@ def generate(
         try:
             resolved = resolve_base_model(source)
             named = NamedModel(source=source.source, digest=resolved.digest)
-            place = fetch_base(named, resolved.path)
+            place = fetch_base(named, resolved.path, resolve_home(None))
         except RecipeError as error:
             if base is not None:
                 raise
