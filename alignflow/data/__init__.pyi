@@ -19,6 +19,7 @@ from .gguf import GgufHeader as GgufHeader
 from .gguf import demand_supported as demand_supported
 from .gguf import read_gguf as read_gguf
 from .gguf_base import DEQUANTIZED as DEQUANTIZED
+from .gguf_base import dequantized_from as dequantized_from
 from .gguf_base import gguf_base as gguf_base
 from .gguf_base import gguf_base_directory as gguf_base_directory
 from .groups import HOLDOUT as HOLDOUT

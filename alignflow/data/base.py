@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignflow.data.contract import FIELD, ResponseContract
-from alignflow.data.gguf_base import DEQUANTIZED, gguf_base
+from alignflow.data.gguf_base import dequantized_from, gguf_base
 from alignflow.data.template import (
     ChatTemplate,
     TemplateRejects,
@@ -173,9 +173,8 @@ def describe_base(model: ResolvedModel, base: Path, files: Prepared) -> int | No
         "model_type": config.get("model_type"),
         "torch_dtype": config.get("dtype") or config.get("torch_dtype"),
     }
-    if (base / DEQUANTIZED).is_file():
-        made_of = json.loads((base / DEQUANTIZED).read_text())
-        record["dequantized_from"] = made_of["dequantized_from"]
+    if made_of := dequantized_from(base):
+        record["dequantized_from"] = made_of
     atomic_write_json(files.base_model, record)
     location = {"path": str(base.absolute()), "files": file_stamps(base)}
     atomic_write_json(files.location, location)

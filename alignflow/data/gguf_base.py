@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from importlib.metadata import version
@@ -10,7 +11,13 @@ from typing import Any
 
 from alignflow.data.gguf import SPLITS_DIGITS, GgufHeader, demand_supported, read_gguf
 from alignflow.errors import RecipeError
-from alignflow.files import atomic_write_json, fsync_directory, fsync_file, regular_files
+from alignflow.files import (
+    atomic_write_json,
+    fsync_directory,
+    fsync_file,
+    regular_files,
+    sha256_file,
+)
 from alignflow.stages import locked
 
 DEQUANTIZED = "dequantized.json"
@@ -20,6 +27,12 @@ DEQUANTIZED = "dequantized.json"
 def gguf_base_directory(digest: str, home: Path) -> Path:
     """Where the model of a GGUF file of this sha256 is, or would be."""
     return home / "bases" / digest
+
+
+def dequantized_from(directory: Path) -> str | None:
+    """What most weights of a directory were made of, such as Q4_1; None where it is no such one."""
+    record = directory / DEQUANTIZED
+    return json.loads(record.read_text())["dequantized_from"] if record.is_file() else None
 
 
 def gguf_base(file: Path, digest: str, home: Path, field: str = "base_model") -> Path:
@@ -36,6 +49,8 @@ def gguf_base(file: Path, digest: str, home: Path, field: str = "base_model") ->
         return place
     header = read_gguf(file, field)
     demand_supported(header, field)
+    if sha256_file(file) != digest:
+        raise RecipeError(f"{field}: {file} has changed since the run began. Run again.")
     making = place.with_name(f"making-{digest}")
     with locked(making):
         if not place.is_dir():

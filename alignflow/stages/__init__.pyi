@@ -3,12 +3,12 @@ from .artifacts import MANIFEST_FILE as MANIFEST_FILE
 from .artifacts import Artifact as Artifact
 from .artifacts import artifact_directory as artifact_directory
 from .artifacts import find as find
+from .artifacts import locked as locked
 from .artifacts import publish as publish
 from .artifacts import read_manifest as read_manifest
 from .artifacts import recertify as recertify
 from .artifacts import verify as verify
 from .artifacts import work_directory as work_directory
-from .artifacts import locked as locked
 from .device import available_bytes as available_bytes
 from .device import first_micro_batch as first_micro_batch
 from .device import has_gpu as has_gpu

@@ -72,11 +72,15 @@ def as_llama_cpp_has_it(weights: np.ndarray, heads: int) -> np.ndarray:
 
 
 def write_gguf(
-    path: Path, *, pre: str = "smollm", metadata: dict[str, int] | None = None, extra: bool = False
+    path: Path,
+    *,
+    pre: str = "smollm",
+    metadata: dict[str, int] | None = None,
+    extra: str | None = None,
 ) -> Written:
     """A llama with tied embeddings whose linear layers are Q4_1 and the rest float32.
 
-    `metadata` are whole numbers to add; `extra` adds a tensor that llamas do not have.
+    `metadata` are whole numbers to add; `extra` names a tensor that llamas do not have.
     """
     import gguf
 
@@ -119,9 +123,7 @@ def write_gguf(
             content, values = rounded_to_q4_1(values)
             if heads:
                 content = as_llama_cpp_has_it(content, heads)
-            writer.add_tensor(
-                f"{name}.weight", content, raw_dtype=gguf.GGMLQuantizationType.Q4_1
-            )
+            writer.add_tensor(f"{name}.weight", content, raw_dtype=gguf.GGMLQuantizationType.Q4_1)
         weights[f"{ours}.weight"] = values
 
     add("token_embd", "model.embed_tokens", len(vocabulary), HIDDEN)
@@ -139,7 +141,7 @@ def write_gguf(
         add(f"{there}.ffn_down", f"{here}.mlp.down_proj", HIDDEN, 2 * HIDDEN)
     add("output_norm", "model.norm", HIDDEN)
     if extra:
-        add("blk.0.attn_extra", "extra", HIDDEN, HIDDEN)
+        add(extra, "extra", HIDDEN, HIDDEN)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

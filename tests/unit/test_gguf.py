@@ -104,6 +104,9 @@ def test_a_model_that_would_be_read_wrong_is_refused_with_every_reason(tmp_path:
     path = write_gguf(tmp_path / "x.gguf", pre="martian").path
     with pytest.raises(RecipeError, match=r"splits text in a way that is not known here \('mart"):
         demand_supported(read_gguf(path, "base_model"), "base_model")
+    path = write_gguf(tmp_path / "z.gguf", extra="rope_freqs").path
+    with pytest.raises(RecipeError, match=r"scales positions by rope_freqs.weight"):
+        demand_supported(read_gguf(path, "base_model"), "base_model")
     path = write_gguf(tmp_path / "y.gguf", metadata={"split.count": 3}).path
     with pytest.raises(RecipeError, match=r"one of 3 parts"):
         demand_supported(read_gguf(path, "base_model"), "base_model")
