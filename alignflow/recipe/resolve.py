@@ -22,9 +22,14 @@ class Resolved(NamedTuple):
 def local_directory(model: ModelSource, field: str = "base_model") -> Path | None:
     """Where a model's files are; None for a Hub id. `field` is where in the recipe, for messages.
 
+    None also for a GGUF file: the directory that is made of it lies in a home.
+
     Raises:
-        RecipeError: The builtin name or the directory does not exist, or is no model's.
+        RecipeError: The builtin name, the directory or the file does not exist, or is no model's.
     """
+    if is_gguf(model.source):
+        gguf_file(model.source, field)
+        return None
     if is_builtin(model.source):
         from alignflow.builtin import base_model_directory
 
