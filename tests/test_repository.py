@@ -22,7 +22,7 @@ CORE = [
     *("flows.finetune", "flows.retrain"),
 ]
 FLOORS = (
-    ("errors", "files", "settings", "faults"),
+    ("errors", "files", "settings", "faults", "machine"),
     ("sql",),
     ("builtin",),
     ("recipe",),
@@ -221,6 +221,7 @@ def test_the_root_holds_only_what_everything_uses() -> None:
         "errors.py",
         "faults.py",
         "files.py",
+        "machine.py",
         "settings.py",
     ]
 

@@ -18,8 +18,9 @@ from alignflow.data.template import (
     with_end_token,
 )
 from alignflow.data.tokens import contract_of_tokenizer
-from alignflow.errors import DataError, RecipeError
+from alignflow.errors import DataError
 from alignflow.files import atomic_write_json, digest_directory, file_stamps
+from alignflow.machine import asking_hub
 from alignflow.recipe import ModelSource, is_gguf
 from alignflow.stages import NamedModel, Prepared, ResolvedModel
 
@@ -40,7 +41,7 @@ def fetch_base(
     Of a GGUF file it is the model made of it, in the home.
 
     Raises:
-        RecipeError: It cannot be downloaded, or is a file that holds no model that is read.
+        AlignflowError: It cannot be downloaded, or is a file that holds no model that is read.
     """
     if path is not None and is_gguf(model.source):
         return gguf_base(Path(path), model.digest, home, field)
@@ -48,15 +49,10 @@ def fetch_base(
         return Path(path)
     from huggingface_hub import snapshot_download
 
-    try:
+    with asking_hub(f"{field}: {model.source} at {model.digest}"):
         return Path(
             snapshot_download(model.source, revision=model.digest, allow_patterns=MODEL_FILES)
         )
-    except (OSError, ValueError) as error:
-        raise RecipeError(
-            f"{field}: {model.source} at {model.digest} cannot be downloaded "
-            f"({type(error).__name__}: {error}). Check the name, the network and HF_TOKEN."
-        ) from error
 
 
 class Spoken(NamedTuple):

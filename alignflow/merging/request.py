@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from alignflow.data import gguf_base
 from alignflow.errors import CertificateError, RecipeError
+from alignflow.machine import asking_hub
 from alignflow.merging.certificate import Certificate
 from alignflow.merging.planning import AdapterStep, MergeOptions, trained_on_nf4
 from alignflow.recipe import ModelSource, is_gguf, resolve_base_model
@@ -80,11 +81,5 @@ def _directory(name: str) -> Path:
         return Path(name)
     from huggingface_hub import snapshot_download
 
-    try:
+    with asking_hub(f"{name} is no directory, and no snapshot of it could be had"):
         return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pth", "*.gguf", "*.h5"]))
-    except Exception as error:
-        raise RecipeError(
-            f"{name} is no directory, and no snapshot of it could be had from the Hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the name, or unset "
-            "HF_HUB_OFFLINE to download it."
-        ) from error

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from alignflow.errors import RecipeError
 from alignflow.files import digest_directory, sha256_file
+from alignflow.machine import asking_hub
 from alignflow.recipe.names import is_builtin, is_gguf, is_hub_id
 from alignflow.recipe.sources import ModelSource
 
@@ -130,19 +131,11 @@ def hub_commit(repository: str, revision: str | None, kind: str) -> str:
     """Commit that a Hub revision names now; a full commit is returned as it is.
 
     Raises:
-        RecipeError: The Hub cannot be asked, or has no such repository or revision.
+        AlignflowError: The Hub cannot be asked, or has no such repository or revision.
     """
     if revision and len(revision) == 40 and all(c in "0123456789abcdef" for c in revision):
         return revision
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    try:
-        info = HfApi().repo_info(repository, revision=revision, repo_type=kind)
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
-        raise RecipeError(
-            f"{repository!r} is neither a path here nor a {kind} that the Hub can give "
-            f"({type(error).__name__}). Check the name, or the network, or pin `revision` to the "
-            "40-digit commit of a copy in the local cache."
-        ) from error
-    return str(info.sha)
+    with asking_hub(f"{repository!r} is no path here, and as a {kind} of the Hub"):
+        return str(HfApi().repo_info(repository, revision=revision, repo_type=kind).sha)

@@ -8,7 +8,6 @@ code.
 from __future__ import annotations
 
 import ctypes
-import errno
 import importlib
 import json
 import os
@@ -23,14 +22,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from alignflow.errors import (
-    AlignflowError,
-    DiskSpaceError,
-    OutOfMemory,
-    Preempted,
-    StageError,
-    is_out_of_memory,
-)
+from alignflow.errors import AlignflowError, Preempted, StageError
+from alignflow.machine import fault_of, first_line
 from alignflow.recipe import STAGES
 from alignflow.stages.artifacts import locked, publish
 from alignflow.stages.events import EVENTS_FILE, EventWriter
@@ -40,7 +33,6 @@ TEST_STAGES = "ALIGNFLOW_TEST_STAGES"
 SPEC_FILE = "spec.json"
 LOG_FILE = "log.txt"
 PR_SET_PDEATHSIG = 1
-DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 StageFunction = Callable[[StageSpec, Path, EventWriter], StageResult]
 
@@ -219,38 +211,14 @@ def _record(events: EventWriter, failure: AlignflowError) -> None:
 
 def as_alignflow_error(error: BaseException, log: Path) -> AlignflowError:
     """The error itself, or the one of ours that its cause stands for."""
-    chain = _chain(error)
-    for link in chain:
+    link: BaseException | None = error
+    seen: list[BaseException] = []
+    while link is not None and link not in seen:
         if isinstance(link, AlignflowError):
             return link
-    text = f"{type(error).__name__}: {error}".strip()
-    if any(is_out_of_memory(link) for link in chain):
-        return OutOfMemory(f"Out of memory: {_first_line(text)}")
-    if any(_is_full_disk(link) for link in chain):
-        return DiskSpaceError(
-            f"No space left while writing under {log.parent}: {_first_line(text)}. "
-            "Free space or use another --home, then run again; finished work is kept."
-        )
-    return StageError(f"{_first_line(text)} (log: {log})")
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
+        seen.append(link)
         link = link.__cause__ or link.__context__
-    return chain
-
-
-def _is_full_disk(error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
-        return True
-    return "No space left on device" in str(error)
-
-
-def _first_line(text: str) -> str:
-    return text.splitlines()[0][:500] if text else "unknown error"
+    return fault_of(error, f"under {log.parent}") or StageError(f"{first_line(error)} (log: {log})")
 
 
 if __name__ == "__main__":
