@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 CHUNK_BYTES = 4 * 1024 * 1024
+LOCK_POLL_SECONDS = 0.1
 
 
 def fsync_directory(directory: Path) -> None:
@@ -28,6 +32,44 @@ def fsync_file(path: Path) -> None:
     try:
         os.fsync(descriptor)
     finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def held(path: Path, on_wait: Callable[[], None] | None = None) -> Generator[None]:
+    """Holds the lock of a name, which is no file afterwards; waits while another process has it.
+
+    The lock is the kernel's (flock), so it ends with the process that holds it.
+
+    Args:
+        path: Where the lock stands.
+        on_wait: Called once if it has to be waited for.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _locked(path, on_wait or (lambda: None))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _locked(path: Path, on_wait: Callable[[], None]) -> int:
+    """Descriptor of a lock that is held, of the file that has the name now."""
+    waited = False
+    while True:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except FileNotFoundError:
+            pass  # whoever held it has just let it go
+        except BlockingIOError:
+            if not waited:
+                on_wait()
+            waited = True
+            time.sleep(LOCK_POLL_SECONDS)
         os.close(descriptor)
 
 

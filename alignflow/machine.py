@@ -50,7 +50,11 @@ UNREACHABLE = {
 }
 PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 HUB = "https://huggingface.co"
-SETTINGS = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "HF_ENDPOINT")
+SETTINGS = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")
+CREDENTIALS = {
+    "PREFECT_API_URL": " (PREFECT_API_KEY, PREFECT_API_AUTH_STRING)",
+    "MLFLOW_TRACKING_URI": " (MLFLOW_TRACKING_USERNAME and _PASSWORD, or _TOKEN)",
+}
 
 
 def fault_of(error: BaseException, where: str = "") -> AlignflowError | None:
@@ -173,11 +177,12 @@ def _network_fault(links: list[BaseException]) -> AlignflowError | None:
         return _hub_fault(links, address)
     named = (name for name in SETTINGS if address.startswith(os.environ.get(name) or "\0"))
     setting = next(named, "")
-    shown = without_password(address) or "A server"
+    shown = without_password(os.environ.get(setting, address)) or "A server"
+    shown = f"{setting} {shown}".strip()
     if status in (401, 403):
         return RecipeError(
-            f"{shown} answers {status}: it wants credentials, or others. Set those of "
-            f"{setting or 'the server'} in the environment."
+            f"{shown} answers {status}: it wants credentials, or others than those in the environment"
+            f"{CREDENTIALS.get(setting, '')}."
         )
     if status is not None and status < 500 and status != 429:
         return None

@@ -9,14 +9,18 @@ from typing import Any, TypeVar
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.runtime import deployment
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed
 
+from alignflow.errors import RecipeError
 from alignflow.lineage import RetrainRun, Waiting
+from alignflow.machine import fault_of, first_line
 from alignflow.pipeline import Driver
 from alignflow.services import absolute_home
-from alignflow.settings import Settings, resolve_home
+from alignflow.settings import Settings, resolve_home, without_password
 from tasks.approval import awaited_elsewhere, forget_approval, with_approval
 from tasks.events import send_pending
 from tasks.policy import PATIENT
@@ -43,6 +47,26 @@ PREFECT = Driver(
     forget_approval=forget_approval,
     send_pending=send_pending,
 )
+
+
+def demand_server() -> None:
+    """Refuses a Prefect server that could not carry a flow.
+
+    Raises:
+        RecipeError: PREFECT_API_URL is no Prefect API's, or it wants other credentials.
+        StageError: Nothing answers there; this may pass.
+    """
+    address = without_password(str(PREFECT_API_URL.value()))
+    try:
+        with get_client(sync_client=True) as client:
+            client.read_flows(limit=1)
+    except Exception as error:
+        if fault := fault_of(error):
+            raise fault from error
+        raise RecipeError(
+            f"PREFECT_API_URL is {address}, which is no Prefect API ({first_line(error)}). It ends in "
+            "/api, as in http://127.0.0.1:4200/api; unset it for a temporary server of the run."
+        ) from error
 
 
 def demand_home(home: Path | None) -> Path:

@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from alignflow.checking import Check, SourceRows, check_file, gib
 from alignflow.commands.options import Home, Json, Overrides
+from alignflow.pipeline import terminal
 from alignflow.settings import resolve_home
 
 STYLES = {"error": "bold red", "warning": "yellow", "advice": "cyan", "note": "dim"}
@@ -46,7 +48,7 @@ def check(
         each = [{**one.model_dump(mode="json"), "exit_code": one.exit_code} for one in checks]
         typer.echo(json.dumps({"schema": 1, "ok": code == 0, "recipes": each}, indent=2))
     else:
-        out, problems = Console(), Console(stderr=True)
+        out, problems = terminal(), terminal(stderr=True)
         for checked in checks:
             _print(checked, out, problems)
     raise typer.Exit(code)
@@ -55,25 +57,22 @@ def check(
 def _print(checked: Check, out: Console, problems: Console) -> None:
     """Errors go to stderr, all else to stdout."""
     if checked.recipe is not None:
-        out.print(f"[bold]{checked.recipe}[/]  {' → '.join(checked.stages)}", highlight=False)
+        out.print(Text.assemble((checked.recipe, "bold"), f"  {' → '.join(checked.stages)}"))
     for line in [
         *_model_lines(checked),
         *_example_lines(checked),
         *(_source_line(rows) for rows in checked.rows),
         *_need_lines(checked),
     ]:
-        out.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"  {line}")
     for level, style in STYLES.items():
         console = problems if level == "error" else out
         for finding in checked.findings:
             if finding.level == level:
-                console.print(f"  [{style}]{level:<8}[/]", end="")
-                console.print(finding.line, highlight=False, markup=False, soft_wrap=True)
+                console.print(Text.assemble("  ", (f"{level:<8}", style), finding.line))
     errors = sum(finding.level == "error" for finding in checked.findings)
     verdict = f"{errors} to repair" if errors else "nothing is wrong"
-    out.print(
-        f"  {checked.file}: {verdict} ({checked.seconds:.1f} s)", highlight=False, soft_wrap=True
-    )
+    out.print(f"  {checked.file}: {verdict} ({checked.seconds:.1f} s)")
 
 
 def _model_lines(checked: Check) -> list[str]:

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from alignflow.errors import AlignflowError, RecipeError
+from alignflow.commands.streams import make_patient, unwritten
+from alignflow.errors import AlignflowError, DiskSpaceError, RecipeError
 
 COMMANDS = {
     "run": ("run", "Prepares, fine-tunes, aligns, evaluates and merges as a recipe says."),
@@ -97,7 +98,12 @@ def _options(
 
 def main() -> None:
     """Entry of the command: an AlignflowError is one message and its exit code, no traceback."""
-    sys.exit(exit_code_of(sys.argv[1:]))
+    make_patient()
+    code = exit_code_of(sys.argv[1:])
+    if error := unwritten():
+        typer.echo(f"stdout could not be written in full: {error}", err=True)
+        code = code or DiskSpaceError.exit_code
+    sys.exit(code)
 
 
 def exit_code_of(arguments: list[str]) -> int:
@@ -116,7 +122,12 @@ def exit_code_of(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("Cancelled. Finished stages are kept; run again to continue.", err=True)
         return CANCELLED
-    except Exception:
+    except Exception as error:
+        from alignflow.machine import fault_of
+
+        if fault := fault_of(error):
+            typer.echo(fault.message, err=True)
+            return fault.exit_code
         traceback.print_exc()
         typer.echo("This is a defect of alignflow; the lines above help to find it.", err=True)
         return UNEXPECTED

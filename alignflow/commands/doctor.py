@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from alignflow.commands.options import Home, Json
+from alignflow.pipeline import terminal
 from alignflow.services import examine
 from alignflow.settings import resolve_home
 
@@ -30,11 +31,10 @@ def doctor(home: Home = None, as_json: Json = False) -> None:
         answer = {"schema": 1, "ok": not broken, "facts": [fact._asdict() for fact in facts]}
         typer.echo(json.dumps(answer, indent=2))
     else:
-        console = Console()
+        console = terminal()
         for fact in facts:
             mark, style = MARKS[fact.state]
-            console.print(f"[{style}]{mark}[/] {fact.name:<14}", end="")
-            console.print(fact.text, highlight=False, markup=False, soft_wrap=True)
+            console.print(Text.assemble((mark, style), f" {fact.name:<14}", fact.text))
         verdict = f"{len(broken)} to repair" if broken else "this machine can run alignflow"
-        console.print(f"\n{verdict}", highlight=False)
+        console.print(f"\n{verdict}")
     raise typer.Exit(70 if broken else 0)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
-    TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
@@ -23,6 +20,7 @@ from rich.progress import (
 from alignflow.commands.options import Json
 from alignflow.errors import RecipeError
 from alignflow.merging import Certificate
+from alignflow.pipeline import redraws, terminal, text_column
 
 
 def merge(
@@ -111,17 +109,18 @@ def merge(
 @contextmanager
 def shown_progress() -> Iterator[Callable[[int, int], None] | None]:
     """A bar on stderr with bytes, bytes per second and time left; None where that is no terminal."""
-    if not sys.stderr.isatty():
+    console = terminal(stderr=True)
+    if not redraws(console):
         yield None
         return
     columns = (
-        TextColumn("merge"),
+        text_column("merge"),
         BarColumn(bar_width=28),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=console) as bar:
         task = bar.add_task("merge", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from alignflow.commands.options import Home, Json, Overrides
-from alignflow.pipeline import Evaluation, as_text, require_model
+from alignflow.commands.streams import read_stdin
+from alignflow.pipeline import Evaluation, as_text, redraws, require_model, terminal
 from alignflow.pipeline import evaluate as judge
 from alignflow.pipeline import generate as ask
 from alignflow.recipe import load_recipe
@@ -50,7 +49,7 @@ def evaluate(
 
 
 def _show_progress(done: int, total: int) -> None:
-    if sys.stderr.isatty():
+    if redraws(terminal(stderr=True)):
         typer.echo(f"\r{done} of {total} responses", nl=done == total, err=True)
 
 
@@ -63,7 +62,7 @@ def _print(judged: Evaluation) -> None:
         low, high = judged.intervals.get(name, (None, None))
         spread = f"{as_text(name, low)} to {as_text(name, high)}" if low is not None else ""
         table.add_row(name, as_text(name, value), spread)
-    Console().print(table)
+    terminal().print(table, soft_wrap=False)
 
 
 def generate(
@@ -87,7 +86,7 @@ def generate(
     require_model(model)
     response = ask(
         model,
-        sys.stdin.read() if prompt == "-" else prompt,
+        read_stdin() if prompt == "-" else prompt,
         system=system,
         base=base,
         max_new_tokens=max_new_tokens,

@@ -12,11 +12,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TimeElapsedColumn
 
 from alignflow.commands.options import Home, Json
-from alignflow.errors import RecipeError
+from alignflow.errors import DataError, RecipeError
 from alignflow.ledger import printable
+from alignflow.pipeline import redraws, terminal, text_column
 from alignflow.settings import resolve_home
 
 prefs = typer.Typer(
@@ -47,6 +48,8 @@ def add(
 ) -> None:
     """Takes in preferences: .jsonl, .jsonl.gz or .parquet. What was taken in before is a duplicate.
 
+    The exit code is 65 if a file was refused; the others are taken in all the same.
+
     Example:  alignflow prefs add feedback/ --into support
     """
     from alignflow.ledger import add as add_files
@@ -58,7 +61,7 @@ def add(
     elif "-" in sources:
         raise RecipeError("- (stdin) cannot be mixed with files; give one or the other.")
     else:
-        with _progress(Console(stderr=as_json)) as on_progress:
+        with _progress(terminal(stderr=as_json)) as on_progress:
             added = add_files(place, [Path(source) for source in sources], into, on_progress)
     result = added.as_json()
     counts = added.counts
@@ -74,6 +77,8 @@ def add(
         moved = f"; moved to {entry.moved_to}" if entry.moved_to else ""
         lines.append(f"refused ({entry.reason}): {entry.message}{moved}")
     _print(result, as_json, lines)
+    if added.refused:
+        raise typer.Exit(DataError.exit_code)
 
 
 @prefs.command()
@@ -220,7 +225,7 @@ def _print(answer: Any, as_json: bool, texts: Sequence[str] | None = None) -> No
         return
     for text in _fields(answer) if texts is None else texts:
         lines = [printable(line.encode("utf-8", "backslashreplace")) for line in text.split("\n")]
-        Console().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+        terminal().print("\n".join(lines))
 
 
 def _fields(answer: dict[str, Any]) -> Iterator[str]:
@@ -233,16 +238,16 @@ def _fields(answer: dict[str, Any]) -> Iterator[str]:
 @contextmanager
 def _progress(console: Console) -> Iterator[Any]:
     columns = (
-        TextColumn("{task.description}"),
+        text_column("{task.description}"),
         BarColumn(),
-        TextColumn("{task.percentage:.0f} %  {task.fields[rate]:,.0f} rows/s"),
+        text_column("{task.percentage:.0f} %  {task.fields[rate]:,.0f} rows/s"),
         TimeElapsedColumn(),
     )
     tasks: dict[str, TaskID] = {}
     with Progress(*columns, console=console, transient=True) as progress:
 
         def report(label: str, rows: int, done: int, size: int) -> None:
-            if size < BAR_FROM_BYTES or not console.is_terminal:
+            if size < BAR_FROM_BYTES or not redraws(console):
                 return
             if label not in tasks:
                 tasks[label] = progress.add_task(Path(label).name, total=size, rate=0.0)

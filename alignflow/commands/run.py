@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from alignflow.checking import preflight
 from alignflow.commands.options import Home, Json, Overrides
+from alignflow.commands.streams import patient
 from alignflow.errors import RecipeError
-from alignflow.pipeline import load_report, print_report, recent_runs, report_file
+from alignflow.machine import demand_room
+from alignflow.pipeline import load_report, print_report, recent_runs, report_file, terminal
 from alignflow.recipe import Recipe, load_recipe
 from alignflow.services import start_temporary_server
 from alignflow.settings import resolve_home
@@ -34,8 +35,8 @@ def run(
 
     What was done before is not done again: a second run is all cached, a changed dpo.beta repeats
     dpo, evaluate and merge. Stop it at any moment; the next run continues. Exit codes: 0 done, 64
-    recipe, 65 data, 66 artifact or adapter, 67 out of memory, 68 evaluation, 69 NaN, 70 other, 71
-    disk full, 72 merge certificate, 75 preempted, 130 cancelled.
+    recipe or home, 65 data, 66 artifact or adapter, 67 out of memory, 68 evaluation, 69 NaN, 70
+    other or a server that is away, 71 disk full, 72 merge certificate, 75 preempted, 130 cancelled.
 
     \b
     Examples:
@@ -52,13 +53,16 @@ def run(
 def _run(recipe: Recipe, home: Path, json_to: Any) -> None:
     """Runs the flow in this process, in sight; its report is printed however it ends."""
     os.environ.update(prefect_environment(home))  # before prefect is imported
+    demand_room(home)
     wait_for_server = start_temporary_server(home)  # comes up during the imports
     from alignflow.pipeline import new_run_id, shown_on
     from flows.finetune import finetune
+    from tasks.driver import demand_server
 
     import_mlflow()
     wait_for_server()
-    console = Console(stderr=json_to is not None)
+    demand_server()
+    console = terminal(stderr=json_to is not None)
     run_id = new_run_id(recipe.name)
     try:
         with shown_on(console):
@@ -81,7 +85,7 @@ def _stdout_kept(kept: bool) -> Iterator[Any]:
     descriptor = os.dup(1)
     os.dup2(2, 1)
     try:
-        with os.fdopen(os.dup(descriptor), "w", encoding="utf-8") as stdout:
+        with patient(descriptor) as stdout:
             yield stdout
     finally:
         sys.stdout.flush()
@@ -111,4 +115,4 @@ def show(
     if as_json:
         typer.echo(json.dumps(report))
     else:
-        print_report(report, Console())
+        print_report(report, terminal())

@@ -23,7 +23,7 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 from alignflow.errors import DataError, DiskSpaceError
 from alignflow.ledger.migrations import MIGRATIONS, current_version, migrate
@@ -37,6 +37,9 @@ POSTGRES_LOCK = 0x616C6967
 NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "smbfs")
 FIRST_SALT = "alignflow"
 HOLDOUT_SHARE = 0.05
+REFUSED = ("42501", "25006")
+"""Postgres: the role may not; the server, or its transaction, is read-only."""
+CONNECT_SECONDS = 15
 FULL_DISK = ("database or disk is full", "disk I/O error", "No space left", "could not extend file")
 
 
@@ -78,7 +81,8 @@ def explained(place: str, home: Path) -> Generator[None]:
                 "undone as a whole and nothing before it is lost. Free some space and repeat the command: "
                 "it continues where it stopped."
             ) from error
-        if isinstance(error, OperationalError) or "not a database" in reason:
+        state = getattr(error.orig, "sqlstate", None)
+        if isinstance(error, OperationalError) or "not a database" in reason or state in REFUSED:
             raise DataError(
                 f"The ledger {place} cannot be used: {reason}. Check {URL_VARIABLE}, the server and "
                 "the file; nothing was changed."
@@ -209,7 +213,19 @@ def _server(url: str) -> Engine:
             f"{URL_VARIABLE} names a {kind!r} database; the ledger knows postgresql:// addresses. "
             "Unset it for SQLite in the home."
         )
-    return create_engine(url)
+    try:
+        engine = create_engine(url, connect_args={"connect_timeout": CONNECT_SECONDS})
+    except (ArgumentError, ValueError) as error:
+        raise DataError(
+            f"{URL_VARIABLE} is no address of a database ({type(error).__name__}). Write it as "
+            "postgresql://USER:PASSWORD@HOST:5432/DATABASE, with %-escapes in the password."
+        ) from error
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"{URL_VARIABLE} names a Postgres database, and {error.name} is not installed. "
+            "`pip install 'psycopg[binary]'`, or unset it for SQLite in the home."
+        ) from error
+    return engine
 
 
 def _embedded(home: Path, create: bool) -> Engine:

@@ -15,7 +15,14 @@ from alignflow.ledger import Generation, champion
 from alignflow.merging import require_certificate
 from alignflow.settings import has_ledger
 from alignflow.stages import Artifact, Record, verify
-from alignflow.tracking import is_server, model_digest, new_version, registry_client, tracking_uri
+from alignflow.tracking import (
+    experiment_id,
+    is_server,
+    model_digest,
+    new_version,
+    registry_client,
+    tracking_uri,
+)
 
 CHAMPION, CANDIDATE = "champion", "candidate"
 LAST_SET = "alignflow.champion"
@@ -61,11 +68,8 @@ class Registry:
             return known
         if not is_server(self._uri):
             return new_version(self._client, self._model, merge, None, copy=False)
-        experiment = self._client.get_experiment_by_name(self._model)
-        run = self._client.create_run(
-            experiment.experiment_id if experiment else self._client.create_experiment(self._model),
-            run_name="register",
-        )
+        experiment = experiment_id(self._client, self._model)
+        run = self._client.create_run(experiment, run_name="register")
         version = new_version(self._client, self._model, merge, run.info.run_id, copy=True)
         self._client.set_terminated(run.info.run_id)
         return version

@@ -20,11 +20,12 @@ from rich.progress import (
     Progress,
     SpinnerColumn,
     TaskID,
-    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
+from alignflow.pipeline.terminal import redraws, text_column
 from alignflow.stages import StageOutcome, StageSpec
 
 MEGABYTE = 10**6
@@ -102,11 +103,11 @@ class Lines:
     def stage_event(self, spec: StageSpec, event: Mapping[str, Any]) -> None:
         """Repeats what goes wrong, nothing else."""
         if text := trouble(spec, event):
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(Text(text), soft_wrap=True)
 
     def stage_ended(self, outcome: StageOutcome) -> None:
         """The stage's line."""
-        self._console.print(_ended_line(outcome), markup=False, highlight=False, soft_wrap=True)
+        self._console.print(Text(_ended_line(outcome)), soft_wrap=True)
 
 
 class Bars:
@@ -126,7 +127,7 @@ class Bars:
     def stage_event(self, spec: StageSpec, event: Mapping[str, Any]) -> None:
         """Moves the bar, or repeats what goes wrong above it."""
         if text := trouble(spec, event):
-            self._progress.console.print(text, markup=False, highlight=False)
+            self._progress.console.print(Text(text), soft_wrap=False)
         task = self._tasks.get(spec.stage)
         if task is None:
             return
@@ -165,19 +166,19 @@ def shown_on(console: Console | None) -> Iterator[None]:
     """
     if console is None:
         yield
-    elif not (console.is_terminal or (console.is_jupyter and _has_widgets())):
+    elif not (redraws(console) or (console.is_jupyter and _has_widgets())):
         with observed_by(Lines(console)):
             yield
     else:
         columns = (
             SpinnerColumn(finished_text="✓"),
-            TextColumn("{task.description:<9}"),
+            text_column("{task.description:<9}"),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]} {task.fields[rate]}"),
+            text_column("{task.fields[unit]} {task.fields[rate]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            text_column("{task.fields[figures]}"),
         )
         with Progress(*columns, console=console) as progress, observed_by(Bars(progress)):
             yield

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from alignflow.errors import RecipeError
 from alignflow.evaluation import is_rate
@@ -83,7 +84,7 @@ class Report(dict[str, Any]):
     merged_model: str | None
     """Directory of the merged model, which loads without alignflow."""
     mlflow: dict[str, str | None]
-    """`tracking_uri`, `experiment` and `run_id`."""
+    """`tracking_uri`, `experiment` and `run_id`; `problem` where something is not recorded."""
     retrain: dict[str, Any] | None = None
     """What a retrain decided: `verdict`, `outcome`, `gate`, `generation` and more."""
 
@@ -261,18 +262,16 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
     table.add_column("before → after")
     colours = {"failed": "red", "skipped": "dim", "cached": "cyan", "completed": "green"}
     for stage in report["stages"]:
-        colour = colours.get(stage["state"], "")
-        figure = key_figure(stage, report)
         table.add_row(
             stage["stage"],
-            f"[{colour}]{stage['state']}[/]" if colour else stage["state"],
+            Text(stage["state"], colours.get(stage["state"], "")),
             f"{stage['seconds']:.1f}",
-            figure.replace("[", "\\["),
+            Text(key_figure(stage, report)),
         )
-    console.print(table)
-    console.print(f"\n{report['status']} in {report['seconds']:.1f} s", highlight=False)
+    console.print(table, soft_wrap=False)
+    console.print(Text(f"\n{report['status']} in {report['seconds']:.1f} s"))
     for label, value in _places(report):
-        console.print(f"{label:<14}{value}", highlight=False, markup=False, soft_wrap=True)
+        console.print(Text(f"{label:<14}{value}"), soft_wrap=True)
 
 
 def _places(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -287,6 +286,9 @@ def _places(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if home is not None:
         yield "report", str(report_file(home, report["run_id"]).with_suffix(".html"))
     address = report["mlflow"].get("tracking_uri") or ""
+    if problem := report["mlflow"].get("problem"):
+        yield "MLflow", f"{problem}: {address}"
+        address = ""
     if address.startswith("http"):
         yield "MLflow", address
     elif address:

@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.console import Console
-
 from alignflow.checking import preflight
 from alignflow.errors import AlignflowError
+from alignflow.files import held
 from alignflow.merging import require_certificate
 from alignflow.pipeline.driver import IN_PROCESS, Driver
 from alignflow.pipeline.plan import stage_spec
 from alignflow.pipeline.progress import observed_by, shown_on, tell
 from alignflow.pipeline.report import Report, build_report, write_report
+from alignflow.pipeline.terminal import plain_console
 from alignflow.recipe import PPOSection, Recipe
 from alignflow.settings import resolve_home
 from alignflow.stages import (
@@ -102,10 +102,19 @@ class PipelineRun:
 
     def _made(self, spec: StageSpec, started: float) -> tuple[Artifact, StageOutcome]:
         tell(lambda observer: observer.stage_started(spec))
-        finished = find(self.home, spec.stage, spec.key)
-        if finished is None:
-            forkserver.ensure()  # imports overlap `prepare`; a run that is all cached needs none
-        artifact, cached = self.driver.complete_stage(spec, self.recipe.compute, finished)
+        work = work_directory(self.home, spec.stage, spec.key)
+
+        def say_so() -> None:
+            text = "another run of this home is at it; this one waits for what it makes"
+            self.driver.log().info("%s: %s", spec.stage, text)
+            event = {"kind": "message", "level": "warning", "text": text}
+            tell(lambda observer: observer.stage_event(spec, event))
+
+        with held(work.with_name(f"{work.name}.lock"), say_so):
+            finished = find(self.home, spec.stage, spec.key)
+            if finished is None:
+                forkserver.ensure()  # imports overlap `prepare`; a run that is all cached needs none
+            artifact, cached = self.driver.complete_stage(spec, self.recipe.compute, finished)
         return artifact, StageOutcome(
             stage=artifact.stage,
             key=artifact.key,
@@ -208,7 +217,7 @@ def run(
     place = resolve_home(home)
     preflight(recipe, recipe.name, place)
     this = PipelineRun(recipe, place, run_id or new_run_id(recipe.name), IN_PROCESS)
-    with shown_on(Console(stderr=True) if progress else None), watched(this):
+    with shown_on(plain_console(stderr=True) if progress else None), watched(this):
         for stage in recipe.stages:
             this.complete(this.in_force(stage))
     return this.report

@@ -14,9 +14,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from alignflow.errors import StageError
+from alignflow.files import held
+from alignflow.machine import DISK_TEXTS, demand_room, full_disk
 from alignflow.services.children import answers, end_group
 from alignflow.stages import start_module, wait_for_death
 
@@ -36,9 +39,10 @@ def start_temporary_server(home: Path) -> Callable[[], None]:
     """
     if os.environ.get("PREFECT_API_URL"):
         return lambda: None
-    log = home / "prefect" / "server.log"
-    log.unlink(missing_ok=True)
-    with socket.create_server(("127.0.0.1", 0)) as line:
+    log = home / "prefect" / f"server-{os.getpid()}.log"
+    with ExitStack() as failing, socket.create_server(("127.0.0.1", 0)) as line:
+        # Until it answers: of two servers that make the tables of one database one would fail.
+        failing.enter_context(held(log.with_name("starting.lock")))
         address = f"http://127.0.0.1:{line.getsockname()[1]}/api"
         # A session of its own: Ctrl-C is for the flow, which still has states to report.
         process = start_module(
@@ -48,17 +52,35 @@ def start_temporary_server(home: Path) -> Callable[[], None]:
             log,
             pass_fds=[line.fileno()],
         )
+        starting = failing.pop_all()
     os.environ["PREFECT_API_URL"] = address
-    atexit.register(end_group, process)  # once it has written what it has heard of the run
-    return lambda: _wait(process, address, log)
+    atexit.register(_end, process, log)  # once it has written what it has heard of the run
+
+    def wait() -> None:
+        with starting:
+            _wait(process, address, log)
+
+    return wait
 
 
 def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    if not answers(process, f"{address}/health"):
-        raise StageError(
-            f"Prefect's temporary server did not start (log: {log}). Run again, or set "
-            "PREFECT_API_URL to a server of yours."
-        )
+    if answers(process, f"{address}/health"):
+        return
+    demand_room(log.parent)
+    lines = log.read_text(errors="replace").strip().splitlines() or ["no message"]
+    if any(text in line for line in lines for text in DISK_TEXTS):
+        raise full_disk(str(log.parent), lines[-1])
+    raise StageError(
+        f"Prefect's temporary server did not start: {lines[-1]} (log: {log}). Run again, or set "
+        "PREFECT_API_URL to a server of yours."
+    )
+
+
+def _end(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Ends the server; a log in which nothing stands goes with it."""
+    end_group(process)
+    if log.read_text(errors="replace") == "":
+        log.unlink()
 
 
 def main() -> None:

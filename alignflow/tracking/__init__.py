@@ -3,6 +3,7 @@
 Where a stage's run is stands beside its sealed artifact, in `<key>.mlflow.json`.
 """
 
+from alignflow.tracking.connection import experiment_id as experiment_id
 from alignflow.tracking.connection import import_mlflow as import_mlflow
 from alignflow.tracking.connection import is_server as is_server
 from alignflow.tracking.connection import local_store as local_store

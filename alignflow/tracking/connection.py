@@ -13,6 +13,8 @@ from alignflow.settings import Settings, without_password
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
+logger = logging.getLogger(__name__)
+
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -55,6 +57,29 @@ def registry_client(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
+def experiment_id(client: MlflowClient, name: str, location: str | None = None) -> str:
+    """Id of the experiment of a name: made if there is none, restored if somebody deleted it."""
+    from mlflow.exceptions import MlflowException
+
+    known = client.get_experiment_by_name(name)
+    if known is None:
+        try:
+            return client.create_experiment(name, location)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        known = client.get_experiment_by_name(name)  # another run has made it in this moment
+        assert known is not None
+    if known.lifecycle_stage == "deleted":
+        client.restore_experiment(known.experiment_id)
+        logger.warning(
+            "The MLflow experiment %r had been deleted, so nothing could be recorded in it. It is "
+            "restored. Set tracking.experiment to record elsewhere.",
+            name,
+        )
+    return known.experiment_id
+
+
 class Connection:
     """A client with its experiment, made on first use and again after the server was away."""
 
@@ -70,12 +95,21 @@ class Connection:
     def client(self) -> MlflowClient:
         """The client; imports mlflow."""
         client = registry_client(self.uri)
-        known = client.get_experiment_by_name(self.experiment)
         location = None if is_server(self.uri) else self._artifact_root.as_uri()
-        self.experiment_id = (
-            known.experiment_id if known else client.create_experiment(self.experiment, location)
-        )
+        self.experiment_id = experiment_id(client, self.experiment, location)
         return client
+
+    def state_of(self, run_id: str) -> str | None:
+        """`active` or `deleted`; None where MLflow has no such run."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        return str(run.info.lifecycle_stage)
 
     def new_run(self, name: str, tags: dict[str, str]) -> str:
         """Id of a run that is made."""

@@ -44,10 +44,10 @@ class StageRecord(NamedTuple):
     parent_id: str
 
     def open(self, spec: StageSpec) -> RunLog:
-        """The stage key's run, continued if an earlier attempt made it."""
+        """The stage key's run, continued if an earlier attempt made it and nobody deleted it."""
         parent = {"mlflow.parentRunId": self.parent_id}
         note = _read_note(self.home, spec.stage, spec.key)
-        if not note:
+        if not note or self.connection.state_of(note["run_id"]) != "active":
             tags = {"stage": spec.stage, "stage_key": spec.key, **parent}
             note = self._note(spec, self.connection.new_run(spec.stage, tags), done=False)
         log = RunLog(self.connection, note["run_id"])
@@ -64,7 +64,7 @@ class StageRecord(NamedTuple):
         """Everything of a finished stage; once. Returns the run's id."""
         spec = artifact.spec
         note = _read_note(self.home, spec.stage, spec.key)
-        if note.get("done"):
+        if note.get("done") and self.connection.state_of(note["run_id"]) is not None:
             return note["run_id"]
         log = self.open(spec)
         log.params(artifact.result.params)

@@ -54,7 +54,7 @@ class Tracker:
         self._waiting: dict[str, dict[str, dict[int, float]]] = {}
         self._sent_at = 0.0
         self._away_until = 0.0
-        self._told = False
+        self._problem = ""
         self._unsent: dict[str, Artifact] = {}
         self._linked: dict[str, str] = {}
 
@@ -103,12 +103,17 @@ class Tracker:
         done.wait(DRAIN_SECONDS)
 
     def place(self) -> dict[str, Any]:
-        """Where the parent run is, for the report; run_id is None while MLflow is away."""
-        return {
+        """Where the parent run is, for the report, and what it lacks; run_id is None while MLflow is away."""
+        place = {
             "tracking_uri": self._connection.shown,
             "experiment": self._connection.experiment,
             "run_id": self._parent.run_id if self._parent else None,
         }
+        if self._parent is None or self._unsent:
+            missing = ", ".join(artifact.stage for artifact in self._unsent.values())
+            what = f"not recorded yet: {missing}" if self._parent else "nothing is recorded"
+            place["problem"] = f"{what} ({self._problem or 'no answer yet'}); a later run sends it"
+        return place
 
     def address(self) -> str | None:
         """The parent run's page, where a server shows one."""
@@ -131,12 +136,15 @@ class Tracker:
     def _away(self, error: Exception) -> None:
         self._away_until = time.monotonic() + AWAY_SECONDS
         self._live.clear()
-        if not self._told:
-            self._told = True
+        first = not self._problem
+        self._problem = (
+            str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        )
+        if first:
             logger.warning(
                 "MLflow at %s is away (%s). The run goes on; its events are kept and sent later.",
                 self._connection.shown,
-                str(error).splitlines()[0][:300] if str(error) else type(error).__name__,
+                self._problem,
             )
 
     @property
