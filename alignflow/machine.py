@@ -26,6 +26,7 @@ from alignflow.settings import without_password
 
 SERVERS_BYTES = 16 * 1024**2
 """Databases and logs of Prefect and MLflow in a home: 7 MB after the first run, and room to grow."""
+LEAST_BYTES = 1024**2
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 DISK_TEXTS = ("No space left on device", "database or disk is full")
 RIGHTS: Mapping[int, str] = {
@@ -97,6 +98,32 @@ def demand_room(home: Path) -> None:
 
 
 @contextmanager
+def blaming_full_disk(home: Path) -> Generator[None]:
+    """Servers on a full disk answer with errors of their own; then the disk is what is named."""
+    try:
+        yield
+    except AlignflowError:
+        raise
+    except Exception as error:
+        if shutil.disk_usage(home).free >= LEAST_BYTES:
+            raise
+        raise full_disk(f"under {home}", first_line(error)) from error
+
+
+@contextmanager
+def named_faults(where: str) -> Generator[None]:
+    """Raises a fault of the machine as the error of ours that it stands for."""
+    try:
+        yield
+    except AlignflowError:
+        raise
+    except Exception as error:
+        if fault := fault_of(error, where):
+            raise fault from error
+        raise
+
+
+@contextmanager
 def asking_hub(what: str) -> Generator[None]:
     """Says of what the Hub does not give, why, and what to do.
 
@@ -158,7 +185,7 @@ def _rights_fault(error: BaseException) -> AlignflowError | None:
         return StageError(
             f"{error.filename} cannot be opened: too many files are open. Raise `ulimit -n`."
         )
-    if error.errno not in RIGHTS:
+    if error.errno is None or error.errno not in RIGHTS:
         return None
     return RecipeError(
         f"{error.filename} cannot be used ({error.strerror}): {RIGHTS[error.errno]}. Make it usable, "

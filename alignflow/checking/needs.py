@@ -13,6 +13,7 @@ from alignflow.checking.findings import Finding, error, warning
 from alignflow.checking.merging import merged_bytes
 from alignflow.checking.ppo_rules import model_count, trained_count
 from alignflow.errors import DiskSpaceError
+from alignflow.machine import SERVERS_BYTES
 from alignflow.recipe import TRAINING_STAGES, PPOSection, Recipe, RewardedSection, TrainingSection
 from alignflow.stages import (
     Record,
@@ -183,7 +184,7 @@ def _row_bytes(recipe: Recipe, tokens: int, shape: Shape, value: int) -> int:
 
 
 def _disk_bytes(recipe: Recipe, shape: Shape, trainable: int) -> int:
-    """Artifacts and checkpoints; the merged model twice where MLflow is given a copy."""
+    """Servers' files, artifacts and checkpoints; the merged model twice where MLflow is given a copy."""
     kept, sections = kept_bytes(recipe), recipe.training_sections.values()
     checkpoint = trainable * max(
         (moved_bytes(recipe, section) - kept)
@@ -195,7 +196,7 @@ def _disk_bytes(recipe: Recipe, shape: Shape, trainable: int) -> int:
     merged = merged_bytes(recipe, shape)
     trained = (len(sections) + best) * trainable * kept
     copies = 2 if recipe.tracking.upload == "merged" else 1
-    return trained + CHECKPOINTS * checkpoint + merged * copies + merged // 10
+    return SERVERS_BYTES + trained + CHECKPOINTS * checkpoint + merged * copies + merged // 10
 
 
 def need_findings(needs: Needs, *, guessed: bool) -> Iterator[Finding]:

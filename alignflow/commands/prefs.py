@@ -193,9 +193,11 @@ def export(
 
     path = training_rows(resolve_home(home), name, snapshot)
     target = output or Path(f"{snapshot}.parquet")
-    if target.exists():
-        raise RecipeError(f"{target} exists already; give another --output.")
-    shutil.copyfile(path, target)
+    try:
+        with path.open("rb") as rows, target.open("xb") as file:
+            shutil.copyfileobj(rows, file)
+    except FileExistsError as error:
+        raise RecipeError(f"{target} exists already; give another --output.") from error
     _print({"snapshot": snapshot, "path": str(target.absolute())}, as_json)
 
 

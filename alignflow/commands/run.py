@@ -16,7 +16,7 @@ from alignflow.checking import preflight
 from alignflow.commands.options import Home, Json, Overrides
 from alignflow.commands.streams import patient
 from alignflow.errors import RecipeError
-from alignflow.machine import demand_room
+from alignflow.machine import blaming_full_disk, demand_room
 from alignflow.pipeline import load_report, print_report, recent_runs, report_file, terminal
 from alignflow.recipe import Recipe, load_recipe
 from alignflow.services import start_temporary_server
@@ -65,7 +65,7 @@ def _run(recipe: Recipe, home: Path, json_to: Any) -> None:
     console = terminal(stderr=json_to is not None)
     run_id = new_run_id(recipe.name)
     try:
-        with shown_on(console):
+        with shown_on(console), blaming_full_disk(home):
             finetune(recipe, home=home, run_id=run_id)
     finally:
         if report_file(home, run_id).is_file():  # else the run did not come far enough

@@ -10,7 +10,16 @@ from typing import Any
 
 from alignflow.errors import RecipeError
 
-PLAINER = {"→": "->", "✓": "ok", "✗": "x", "·": "-", "…": "...", "×": "x", "—": "-", "━": "-"}
+PLAINER = {
+    "→": "->",
+    "✓": "ok",
+    "✗": "x",
+    "·": "-",
+    "…": "...",
+    "\N{MULTIPLICATION SIGN}": "x",
+    "—": "-",
+    "━": "-",
+}
 """What stands for our own characters where the terminal's encoding lacks them."""
 SPINNER = range(0x2800, 0x2900)
 

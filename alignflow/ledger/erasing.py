@@ -183,7 +183,10 @@ def _leave_no_trace(engine: Engine) -> None:
 def _rewrite_snapshots(engine: Engine, home: Path, ids: set[str]) -> list[str]:
     changed: list[str] = []
     for path in sorted((home / "snapshots").rglob("*.parquet")):
-        if not keep_rows(path, lambda fields: fields["id"] not in ids, ["id"]):
+        try:
+            if not keep_rows(path, lambda fields: fields["id"] not in ids, ["id"]):
+                continue
+        except FileNotFoundError:  # rows that waited once: another run has dropped the file
             continue
         changed.append(str(path))
         with writing(engine) as connection:

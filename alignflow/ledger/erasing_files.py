@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from alignflow.errors import StageError
 from alignflow.files import atomic_write_bytes
 from alignflow.ledger.snapshot_files import renamed
 from alignflow.stages import MANIFEST_FILE, recertify
 
 ERASED = "[erased]"
+SWEEPS = 20
 SHORTEST_SEARCHED = 12
 """Shorter texts are erased where they stand alone, not as parts of others."""
 INBOX = "inbox"
@@ -84,14 +86,32 @@ def erase_from_files(home: Path, words: Words) -> list[str]:
     """Removes texts from every file of a home that may hold some; returns those it changed."""
     if not words.whole:
         return []
-    changed = [
-        path
-        for path in _files(home)
-        if _erase_from(path, words, drop=path.is_relative_to(home / INBOX))
-    ]
+    changed: set[Path] = set()
+    for _ in range(SWEEPS):
+        if _swept(home, words, changed):
+            break
+    else:
+        raise StageError(
+            f"{home}: files were moved again and again while texts were erased from them. Nothing is "
+            "lost; repeat the command once the runs of this home are done."
+        )
     for directory in {artifact for path in changed if (artifact := _artifact_of(home, path))}:
         recertify(directory)
-    return [str(path) for path in changed]
+    return sorted(map(str, changed))
+
+
+def _swept(home: Path, words: Words, changed: set[Path]) -> bool:
+    """Adds the files that were changed; whether all were seen.
+
+    One that a run publishes or takes in meanwhile has moved, maybe to where this pass has been.
+    """
+    try:
+        for path in _files(home):
+            if _erase_from(path, words, drop=path.is_relative_to(home / INBOX)):
+                changed.add(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _files(home: Path) -> Iterator[Path]:

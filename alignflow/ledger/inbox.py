@@ -15,7 +15,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -38,6 +38,10 @@ class Entry(NamedTuple):
     label: str
     stamp: object
     """Differs once the file has changed."""
+
+
+class TakenAway(Exception):
+    """Somebody has moved the file since it was listed."""
 
 
 class Taken(NamedTuple):
@@ -63,8 +67,13 @@ def take_in(home: Path, inbox: str, into: str, settled_seconds: float = SETTLED_
     complete, waiting, ignored = box.look()
     added: list[Added] = []
     for entry in complete:
-        with box.fetched(entry) as path:
-            result = add_sources(home, [Source(path, entry.label)], into)
+        try:
+            with box.fetched(entry) as path:
+                result = add_sources(home, [Source(path, entry.label)], into)
+                if result.refused and _stamp(path) is None:
+                    continue  # another ingest has taken it in and moved it
+        except TakenAway:
+            continue
         box.move(entry, REJECTED if result.refused else DONE)
         added.append(result)
     return Taken(added, waiting, ignored)
@@ -116,7 +125,7 @@ class LocalInbox:
             path = self._folder / name
             if (stamp := _stamp(path)) is None:
                 continue
-            if time.time() - path.lstat().st_mtime < self._settled_seconds or is_written(path):
+            if time.time() - stamp.changed < self._settled_seconds or is_written(path):
                 waiting.append(name)
             else:
                 complete.append(Entry(name, label_of(path.absolute()), stamp))
@@ -139,16 +148,25 @@ class LocalInbox:
         """Moves the file away, unless it has changed since `look`."""
         path = self._folder / entry.name
         if _stamp(path) == entry.stamp and not is_written(path):
-            move_into(self._folder / folder, path, entry.name)
+            with suppress(FileNotFoundError):  # another ingest has moved it in this moment
+                move_into(self._folder / folder, path, entry.name)
 
 
-def _stamp(path: Path) -> object:
-    """What changes with the file; None where somebody has taken it away."""
+class Stamp(NamedTuple):
+    """What changes with a file."""
+
+    number: int
+    size: int
+    changed: float
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """A file's stamp; None where somebody has taken it away."""
     try:
         state = path.lstat()
     except FileNotFoundError:
         return None
-    return state.st_ino, state.st_size, state.st_mtime_ns
+    return Stamp(state.st_ino, state.st_size, state.st_mtime)
 
 
 def is_written(path: Path) -> bool:
@@ -238,7 +256,10 @@ class RemoteInbox:
         suffix = next(end for end in reversed(SUFFIXES) if entry.name.endswith(end))
         with tempfile.TemporaryDirectory(prefix="inbox-", dir=self._work) as folder:
             path = Path(folder) / f"fetched{suffix}"
-            self._system.get_file(self._full(entry.name), str(path))
+            try:
+                self._system.get_file(self._full(entry.name), str(path))
+            except FileNotFoundError as error:
+                raise TakenAway(entry.name) from error
             yield path
 
     def move(self, entry: Entry, folder: str) -> None:
@@ -248,4 +269,5 @@ class RemoteInbox:
         wanted = PurePosixPath(self._full(folder, entry.name))
         target = str(free_name(wanted, lambda path: self._system.exists(str(path))))
         self._system.makedirs(target.rpartition("/")[0], exist_ok=True)
-        self._system.mv(self._full(entry.name), target)
+        with suppress(FileNotFoundError):  # another ingest has moved it in this moment
+            self._system.mv(self._full(entry.name), target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import NamedTuple, TypeVar
 
@@ -63,8 +64,9 @@ def label_of(path: Path) -> str:
 def refuse(source: Source, problem: RefusedFile) -> Refused:
     """Moves a refused file aside, if it has a folder for that."""
     moved = None
-    if source.aside is not None and os.path.lexists(source.path):
-        moved = move_into(source.aside, source.path, source.path.name)
+    if source.aside is not None:
+        with suppress(FileNotFoundError):  # somebody has taken it away
+            moved = move_into(source.aside, source.path, source.path.name)
     return Refused(
         source.label, problem.reason, f"{source.label} {problem}", str(moved) if moved else None
     )
@@ -72,11 +74,30 @@ def refuse(source: Source, problem: RefusedFile) -> Refused:
 
 def move_into(folder: Path, path: Path, name: str) -> Path:
     """Moves a file to `folder`/`name`, or beside it where that is taken; returns where it is."""
-    target = free_name(folder / name)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(path, target)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        target = free_name(folder / name)
+        with suppress(FileExistsError):  # another took the name between look and use
+            _rename_to_free(path, target)
+            break
     fsync_directory(target.parent)
     return target
+
+
+def _rename_to_free(path: Path, target: Path) -> None:
+    """Renames, but never over another file.
+
+    Raises:
+        FileExistsError: There is one of that name.
+    """
+    try:
+        os.link(path, target, follow_symlinks=False)
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError:  # a directory, or a file system without hard links
+        os.rename(path, target)
+    else:
+        path.unlink()
 
 
 def free_name(path: Place, exists: Callable[[Place], bool] = os.path.lexists) -> Place:

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,9 @@ def _columns(entry: Any) -> dict[str, Any]:
 def drop_old_waiting(folder: Path) -> None:
     """Deletes what waited once and was not asked for in a week: any of it can be written again."""
     for path in folder.glob(f"{WAITING}*.parquet"):
-        if time.time() - path.stat().st_mtime > WAITING_SECONDS:
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another run drops them too
+            if time.time() - path.stat().st_mtime > WAITING_SECONDS:
+                path.unlink()
 
 
 def described(path: Path) -> tuple[str, int]:

@@ -189,9 +189,9 @@ def _waiting_file(engine: Engine, home: Path, name: str) -> Path:
                 f"or name a snapshot: ledger:{name}@SNAPSHOT (`alignflow prefs status` lists them)."
             )
         path = snapshot_folder(home, name) / f"{WAITING}{digest[:DIGEST_CHARACTERS]}.parquet"
-        if path.exists():
+        try:
             os.utime(path)  # in use
-        else:
+        except FileNotFoundError:
             chosen = (
                 select(rows.c.id, texts.c.prompt, texts.c.chosen, texts.c.rejected, literal(False))
                 .join(texts, texts.c.row == rows.c.key)
@@ -226,12 +226,19 @@ def find_snapshot(connection: Connection, set_key: int, name: str, snapshot: str
     return known[snapshot]
 
 
+def _digest_of(path: Path) -> str | None:
+    try:
+        return sha256_file(path)
+    except FileNotFoundError:
+        return None
+
+
 def _with_file(engine: Engine, home: Path, name: str, key: int) -> Snapshot:
     """The snapshot, its file written if it is absent or not what the ledger knows."""
     with reading(engine) as connection:
         entry = connection.execute(select(snapshots).where(snapshots.c.key == key)).one()
         path = snapshot_folder(home, name) / f"{entry.name}.parquet"
-        whole = path.exists() and entry.sha256 is not None and sha256_file(path) == entry.sha256
+        whole = entry.sha256 is not None and _digest_of(path) == entry.sha256
         if not whole:
             write_parquet(path, rows_of(connection, key))
     if not whole:

@@ -214,18 +214,12 @@ def _server(url: str) -> Engine:
             "Unset it for SQLite in the home."
         )
     try:
-        engine = create_engine(url, connect_args={"connect_timeout": CONNECT_SECONDS})
+        return create_engine(url, connect_args={"connect_timeout": CONNECT_SECONDS})
     except (ArgumentError, ValueError) as error:
         raise DataError(
             f"{URL_VARIABLE} is no address of a database ({type(error).__name__}). Write it as "
             "postgresql://USER:PASSWORD@HOST:5432/DATABASE, with %-escapes in the password."
         ) from error
-    except ModuleNotFoundError as error:
-        raise DataError(
-            f"{URL_VARIABLE} names a Postgres database, and {error.name} is not installed. "
-            "`pip install 'psycopg[binary]'`, or unset it for SQLite in the home."
-        ) from error
-    return engine
 
 
 def _embedded(home: Path, create: bool) -> Engine:

@@ -19,10 +19,10 @@ from .report import load_report as load_report
 from .report import print_report as print_report
 from .report import recent_runs as recent_runs
 from .report import report_file as report_file
-from .terminal import redraws as redraws
-from .terminal import terminal as terminal
-from .terminal import text_column as text_column
 from .run import PipelineRun as PipelineRun
 from .run import new_run_id as new_run_id
 from .run import run as run
 from .run import watched as watched
+from .terminal import redraws as redraws
+from .terminal import terminal as terminal
+from .terminal import text_column as text_column

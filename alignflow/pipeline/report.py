@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,9 +185,11 @@ def report_file(home: Path, run_id: str) -> Path:
 
 def recent_runs(home: Path) -> list[str]:
     """Ids of the runs that left a report, the newest first."""
-    reports = (home / "runs").glob("*/report.json")
-    newest_first = sorted(reports, key=lambda path: -path.stat().st_mtime)
-    return [path.parent.name for path in newest_first]
+    written: dict[str, float] = {}
+    for path in (home / "runs").glob("*/report.json"):
+        with suppress(FileNotFoundError):  # somebody deletes the run
+            written[path.parent.name] = path.stat().st_mtime
+    return sorted(written, key=lambda name: -written[name])
 
 
 def write_report(home: Path, report: Mapping[str, Any], recipe: Recipe | None = None) -> Path:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from alignflow.checking import preflight
 from alignflow.errors import AlignflowError
 from alignflow.files import held
+from alignflow.machine import named_faults
 from alignflow.merging import require_certificate
 from alignflow.pipeline.driver import IN_PROCESS, Driver
 from alignflow.pipeline.plan import stage_spec
@@ -80,8 +81,9 @@ class PipelineRun:
         started = time.monotonic()
         spec = None
         try:
-            spec = self.spec_of(stage)
-            artifact, outcome = self._made(spec, started)
+            with named_faults(f"under {self.home}"):
+                spec = self.spec_of(stage)
+                artifact, outcome = self._made(spec, started)
             if stage == "merge":
                 require_certificate(artifact.directory / "model")
         except BaseException as error:
@@ -151,7 +153,8 @@ class PipelineRun:
             mlflow=tracker.place(),
         )
         self.report = Report(built | self.additions())
-        folder = write_report(self.home, self.report, self.recipe)
+        with named_faults(f"under {self.home}"):
+            folder = write_report(self.home, self.report, self.recipe)
         tracker.finish(status, self.report, folder)
         if address := tracker.address():
             self.driver.link(address)

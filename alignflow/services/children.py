@@ -119,7 +119,11 @@ def end_children() -> None:
 
 def _children() -> list[int]:
     lists = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-    return [int(word) for path in lists for word in path.read_text().split()]
+    children: list[int] = []
+    for path in lists:
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+            children += map(int, path.read_text().split())
+    return children
 
 
 def demand_free(host: str, port: int, option: str) -> None:

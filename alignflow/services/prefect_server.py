@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from alignflow.errors import StageError
@@ -79,8 +79,9 @@ def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
 def _end(process: subprocess.Popen[bytes], log: Path) -> None:
     """Ends the server; a log in which nothing stands goes with it."""
     end_group(process)
-    if log.read_text(errors="replace") == "":
-        log.unlink()
+    with suppress(FileNotFoundError):  # somebody has removed the home
+        if not log.stat().st_size:
+            log.unlink()
 
 
 def main() -> None:

@@ -45,6 +45,14 @@ class Database(Protocol):
         ...
 
 
+def _size_of(file: Path) -> int:
+    """Bytes of a file that its writer may remove at any moment; 0 where there is none."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 class SqliteDatabase:
     """A connection made `read_only`, which remembers what statements returned."""
 
@@ -71,7 +79,7 @@ class SqliteDatabase:
         waiting = file.with_name(f"{file.name}-wal")
         if not file.is_file():
             raise DataError(f"there is no database {path!r} ({file}). Name a SQLite file.")
-        if waiting.is_file() and waiting.stat().st_size:
+        if _size_of(waiting):
             raise DataError(
                 f"{path!r} is open elsewhere: {waiting.name} holds changes that the file lacks. "
                 "Close its writers, or run `PRAGMA wal_checkpoint(TRUNCATE)`."

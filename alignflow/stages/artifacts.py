@@ -9,13 +9,15 @@ and sha256, the spec, the result, library versions and seconds. What does not ve
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import shutil
 import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +135,8 @@ def publish(spec: StageSpec, result: StageResult, seconds: float, attempts: int)
     atomic_write_json(output / MANIFEST_FILE, manifest)
     target = artifact_directory(home, spec.stage, spec.key)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
+    while not _renamed(output, target):
         _move_aside(target)
-    os.rename(output, target)
     fsync_directory(target.parent)
     shutil.rmtree(work, ignore_errors=True)
     return read_manifest(target)
@@ -166,7 +167,12 @@ def verify(directory: Path) -> Artifact:
         ArtifactError: Names the first file that is missing, added or changed.
     """
     artifact = read_manifest(directory)
-    on_disk = hash_files(directory)
+    try:
+        on_disk = hash_files(directory)
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{error.filename} was taken away while it was read. Run the stage again."
+        ) from error
     on_disk.pop(MANIFEST_FILE, None)
     for name in sorted(set(on_disk) | set(artifact.files)):
         expected, actual = artifact.files.get(name), on_disk.get(name)
@@ -181,8 +187,6 @@ def verify(directory: Path) -> Artifact:
 def find(home: Path, stage: str, key: str) -> Artifact | None:
     """The verified artifact of a stage key, or None. One that does not verify is moved aside."""
     directory = artifact_directory(home, stage, key)
-    if not directory.exists():
-        return None
     try:
         return verify(directory)
     except ArtifactError:
@@ -192,10 +196,20 @@ def find(home: Path, stage: str, key: str) -> Artifact | None:
 
 def _move_aside(directory: Path) -> None:
     """Keeps a damaged artifact for inspection under another name."""
-    number = 0
-    while (aside := directory.with_name(f"bad-{directory.name}-{number}")).exists():
-        number += 1
-    os.rename(directory, aside)
+    with suppress(FileNotFoundError):  # there is none, or another process has moved it
+        names = (directory.with_name(f"bad-{directory.name}-{number}") for number in count())
+        next(aside for aside in names if _renamed(directory, aside))
+
+
+def _renamed(directory: Path, target: Path) -> bool:
+    """Renames a directory that is not empty; False where another one has the name."""
+    try:
+        os.rename(directory, target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
 
 
 def recertify(directory: Path) -> None:

@@ -23,7 +23,7 @@ class EventWriter:
 
     def __init__(self, path: Path, attempt: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+        torn = _is_torn(path)
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._attempt = attempt
         if torn:
@@ -52,6 +52,23 @@ class EventWriter:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether a killed attempt left half a line."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return False
+    return bool(content) and not content.endswith(b"\n")
+
+
+def written_bytes(path: Path) -> int:
+    """Size of an event file; 0 where there is none, or its stage has been published."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

@@ -14,8 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from alignflow.errors import AlignflowError, OutOfMemory, StageError, error_for
+from alignflow.errors import AlignflowError, DiskSpaceError, OutOfMemory, StageError, error_for
 from alignflow.files import atomic_write_text
+from alignflow.machine import full_disk
 from alignflow.recipe import STAGES, TRAINING_STAGES
 from alignflow.stages.artifacts import (
     Artifact,
@@ -26,7 +27,7 @@ from alignflow.stages.artifacts import (
 )
 from alignflow.stages.device import first_micro_batch, largest_divisor
 from alignflow.stages.environment import stage_environment
-from alignflow.stages.events import EVENTS_FILE, EventTail, EventWriter, read_events
+from alignflow.stages.events import EVENTS_FILE, EventTail, EventWriter, read_events, written_bytes
 from alignflow.stages.forkserver import Forkserver, ForkserverGone
 from alignflow.stages.process import LOG_FILE, SPEC_FILE, start_module
 from alignflow.stages.spec import StageSpec
@@ -124,8 +125,7 @@ def _watched(
     """Runs the child to its end, hands on its events and keeps the limits; its exit code."""
     finished = artifact_directory(Path(spec.home), spec.stage, spec.key) / EVENTS_FILE
     seen = len(read_events(work / EVENTS_FILE))
-    offset = (work / EVENTS_FILE).stat().st_size if (work / EVENTS_FILE).exists() else 0
-    tail = EventTail(work / EVENTS_FILE, offset)
+    tail = EventTail(work / EVENTS_FILE, written_bytes(work / EVENTS_FILE))
     child = start_child(spec.stage, work, attempt, server)
     started = heard = time.monotonic()
     try:
@@ -185,6 +185,8 @@ def _failure(
     """What an exit code means; a death by signal is written into the event file for the child."""
     if code > 0:
         texts = [f"{spec.stage} ended with code {code} (log: {work / LOG_FILE})"]
+        if code == DiskSpaceError.exit_code:  # its own words may not have found room either
+            texts = [full_disk(f"under {work}", texts[0]).message]
         texts += [
             event["text"]
             for event in read_events(work / EVENTS_FILE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,10 +85,11 @@ class StageRecord(NamedTuple):
         for name, digest in sources.items():
             path = artifact.spec.paths.get(name)
             rows = None
-            if is_ledger(name) and path and Path(path).exists():
+            if is_ledger(name) and path:
                 from alignflow.ledger import described
 
-                digest, rows = described(Path(path))
+                with suppress(FileNotFoundError):  # of rows that waited, and were dropped since
+                    digest, rows = described(Path(path))
             log.data(name[:500], str(digest), path or name, "source", rows)
         if data := artifact.spec.inputs.get("data"):
             log.data("prepared", data.digest, data.path, "training")

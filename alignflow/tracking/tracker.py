@@ -137,9 +137,7 @@ class Tracker:
         self._away_until = time.monotonic() + AWAY_SECONDS
         self._live.clear()
         first = not self._problem
-        self._problem = (
-            str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-        )
+        self._problem = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
         if first:
             logger.warning(
                 "MLflow at %s is away (%s). The run goes on; its events are kept and sent later.",
