@@ -12,7 +12,7 @@ from rich.text import Text
 
 from alignflow.checking import Check, SourceRows, check_file, gib
 from alignflow.commands.options import Home, Json, Overrides
-from alignflow.pipeline import terminal
+from alignflow.pipeline import plain_console
 from alignflow.settings import resolve_home
 
 STYLES = {"error": "bold red", "warning": "yellow", "advice": "cyan", "note": "dim"}
@@ -48,7 +48,7 @@ def check(
         each = [{**one.model_dump(mode="json"), "exit_code": one.exit_code} for one in checks]
         typer.echo(json.dumps({"schema": 1, "ok": code == 0, "recipes": each}, indent=2))
     else:
-        out, problems = terminal(), terminal(stderr=True)
+        out, problems = plain_console(), plain_console(stderr=True)
         for checked in checks:
             _print(checked, out, problems)
     raise typer.Exit(code)

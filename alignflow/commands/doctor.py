@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from alignflow.commands.options import Home, Json
-from alignflow.pipeline import terminal
+from alignflow.pipeline import plain_console
 from alignflow.services import examine
 from alignflow.settings import resolve_home
 
@@ -31,7 +31,7 @@ def doctor(home: Home = None, as_json: Json = False) -> None:
         answer = {"schema": 1, "ok": not broken, "facts": [fact._asdict() for fact in facts]}
         typer.echo(json.dumps(answer, indent=2))
     else:
-        console = terminal()
+        console = plain_console()
         for fact in facts:
             mark, style = MARKS[fact.state]
             console.print(Text.assemble((mark, style), f" {fact.name:<14}", fact.text))

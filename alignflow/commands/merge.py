@@ -20,7 +20,7 @@ from rich.progress import (
 from alignflow.commands.options import Json
 from alignflow.errors import RecipeError
 from alignflow.merging import Certificate
-from alignflow.pipeline import redraws, terminal, text_column
+from alignflow.pipeline import plain_console, redraws, text_column
 
 
 def merge(
@@ -109,7 +109,7 @@ def merge(
 @contextmanager
 def shown_progress() -> Iterator[Callable[[int, int], None] | None]:
     """A bar on stderr with bytes, bytes per second and time left; None where that is no terminal."""
-    console = terminal(stderr=True)
+    console = plain_console(stderr=True)
     if not redraws(console):
         yield None
         return

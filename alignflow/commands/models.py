@@ -10,8 +10,8 @@ import typer
 from rich.table import Table
 
 from alignflow.commands.options import Home, Json, Overrides
-from alignflow.commands.streams import read_stdin
-from alignflow.pipeline import Evaluation, as_text, redraws, require_model, terminal
+from alignflow.commands.streams import as_argument, read_stdin
+from alignflow.pipeline import Evaluation, as_text, plain_console, redraws, require_model
 from alignflow.pipeline import evaluate as judge
 from alignflow.pipeline import generate as ask
 from alignflow.recipe import load_recipe
@@ -49,7 +49,7 @@ def evaluate(
 
 
 def _show_progress(done: int, total: int) -> None:
-    if redraws(terminal(stderr=True)):
+    if redraws(plain_console(stderr=True)):
         typer.echo(f"\r{done} of {total} responses", nl=done == total, err=True)
 
 
@@ -62,7 +62,7 @@ def _print(judged: Evaluation) -> None:
         low, high = judged.intervals.get(name, (None, None))
         spread = f"{as_text(name, low)} to {as_text(name, high)}" if low is not None else ""
         table.add_row(name, as_text(name, value), spread)
-    terminal().print(table, soft_wrap=False)
+    plain_console().print(table, soft_wrap=False)
 
 
 def generate(
@@ -86,7 +86,7 @@ def generate(
     require_model(model)
     response = ask(
         model,
-        read_stdin() if prompt == "-" else prompt,
+        read_stdin() if prompt == "-" else as_argument(prompt),
         system=system,
         base=base,
         max_new_tokens=max_new_tokens,

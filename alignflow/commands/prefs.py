@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TimeElapsedColumn
 from alignflow.commands.options import Home, Json
 from alignflow.errors import DataError, RecipeError
 from alignflow.ledger import printable
-from alignflow.pipeline import redraws, terminal, text_column
+from alignflow.pipeline import plain_console, redraws, text_column
 from alignflow.settings import resolve_home
 
 prefs = typer.Typer(
@@ -61,7 +61,7 @@ def add(
     elif "-" in sources:
         raise RecipeError("- (stdin) cannot be mixed with files; give one or the other.")
     else:
-        with _progress(terminal(stderr=as_json)) as on_progress:
+        with _progress(plain_console(stderr=as_json)) as on_progress:
             added = add_files(place, [Path(source) for source in sources], into, on_progress)
     result = added.as_json()
     counts = added.counts
@@ -227,7 +227,7 @@ def _print(answer: Any, as_json: bool, texts: Sequence[str] | None = None) -> No
         return
     for text in _fields(answer) if texts is None else texts:
         lines = [printable(line.encode("utf-8", "backslashreplace")) for line in text.split("\n")]
-        terminal().print("\n".join(lines))
+        plain_console().print("\n".join(lines))
 
 
 def _fields(answer: dict[str, Any]) -> Iterator[str]:

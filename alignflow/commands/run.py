@@ -17,7 +17,7 @@ from alignflow.commands.options import Home, Json, Overrides
 from alignflow.commands.streams import patient
 from alignflow.errors import RecipeError
 from alignflow.machine import blaming_full_disk, demand_room
-from alignflow.pipeline import load_report, print_report, recent_runs, report_file, terminal
+from alignflow.pipeline import load_report, plain_console, print_report, recent_runs, report_file
 from alignflow.recipe import Recipe, load_recipe
 from alignflow.services import start_temporary_server
 from alignflow.settings import resolve_home
@@ -62,7 +62,7 @@ def _run(recipe: Recipe, home: Path, json_to: Any) -> None:
     import_mlflow()
     wait_for_server()
     demand_server()
-    console = terminal(stderr=json_to is not None)
+    console = plain_console(stderr=json_to is not None)
     run_id = new_run_id(recipe.name)
     try:
         with shown_on(console), blaming_full_disk(home):
@@ -115,4 +115,4 @@ def show(
     if as_json:
         typer.echo(json.dumps(report))
     else:
-        print_report(report, terminal())
+        print_report(report, plain_console())

@@ -75,6 +75,22 @@ def read_stdin() -> str:
         ) from error
 
 
+def as_argument(text: str) -> str:
+    """PROMPT of the command line, as it was given.
+
+    Raises:
+        RecipeError: Its bytes are not text.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RecipeError(
+            f"PROMPT is not text in this terminal's encoding: character {error.start} is "
+            f"{text[error.start]!a}. Give UTF-8, or set LC_ALL to the encoding it has."
+        ) from error
+    return text
+
+
 def patient(descriptor: int, like: Any = None) -> io.TextIOWrapper:
     """A text stream to a descriptor, in the encoding of another stream; else UTF-8."""
     raw = _ForWhoListens(descriptor, "wb", closefd=False)

@@ -9,7 +9,7 @@ from alignflow.lineage.gating import agreed, gated
 from alignflow.lineage.look import Waiting, look
 from alignflow.lineage.run import RetrainRun
 from alignflow.lineage.settling import begin_lineage, project, register, repair, settle
-from alignflow.pipeline import IN_PROCESS, Report, shown_on, terminal, watched
+from alignflow.pipeline import IN_PROCESS, Report, plain_console, shown_on, watched
 from alignflow.recipe import Recipe, require_retrain
 from alignflow.settings import resolve_home
 
@@ -46,7 +46,7 @@ def retrain(
     if isinstance(work, Waiting):
         return work
     _refuse_approval(work.recipe)
-    shown = shown_on(terminal(stderr=True) if progress else None)
+    shown = shown_on(plain_console(stderr=True) if progress else None)
     with shown, watched(RetrainRun(work, place, reason, IN_PROCESS)) as run:
         for stage in work.recipe.stages:
             run.complete(run.in_force(stage))

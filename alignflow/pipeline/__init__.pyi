@@ -23,6 +23,6 @@ from .run import PipelineRun as PipelineRun
 from .run import new_run_id as new_run_id
 from .run import run as run
 from .run import watched as watched
+from .terminal import plain_console as plain_console
 from .terminal import redraws as redraws
-from .terminal import terminal as terminal
 from .terminal import text_column as text_column

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import TextColumn
 
 
-def terminal(*, stderr: bool = False) -> Console:
+def plain_console(*, stderr: bool = False) -> Console:
     """The console of a command."""
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
