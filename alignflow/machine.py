@@ -68,8 +68,8 @@ def fault_of(error: BaseException, where: str = "") -> AlignflowError | None:
     links = list(_chain(error))
     if any(is_out_of_memory(link) for link in links):
         return OutOfMemory(f"Out of memory: {first_line(error)}")
-    if full := next((link for link in links if _is_full_disk(link)), None):
-        return full_disk(getattr(full, "filename", None) or where, first_line(error))
+    if full := [link for link in links if _is_full_disk(link)]:
+        return full_disk(getattr(full[-1], "filename", None) or where, first_line(full[-1]))
     stood_for = list(_chain(error, guess=False))
     rights = (fault for link in stood_for if (fault := _rights_fault(link)))
     return next(rights, None) or _network_fault(stood_for)

@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from alignflow.errors import AlignflowError, CertificateError
+from alignflow.errors import AlignflowError, CertificateError, DiskSpaceError
 from alignflow.files import digest_json
+from alignflow.machine import fault_of
 from alignflow.recipe import Recipe
 from alignflow.stages import Artifact, StageOutcome, StageSpec, library_versions, read_manifest
 from alignflow.tracking.connection import Connection, is_server, tracking_uri
@@ -137,7 +138,9 @@ class Tracker:
         self._away_until = time.monotonic() + AWAY_SECONDS
         self._live.clear()
         first = not self._problem
-        self._problem = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        fault = fault_of(error, self._connection.shown)
+        said = fault.message if isinstance(fault, DiskSpaceError) else str(error)
+        self._problem = said.splitlines()[0][:300] if said else type(error).__name__
         if first:
             logger.warning(
                 "MLflow at %s is away (%s). The run goes on; its events are kept and sent later.",

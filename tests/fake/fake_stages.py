@@ -154,6 +154,18 @@ def break_down(argument: str, spec: StageSpec, work: Path, events: EventWriter) 
     raise ValueError("something\nunexpected")
 
 
+def fill(argument: str, spec: StageSpec, work: Path, events: EventWriter) -> None:
+    """Fills the disk: by its own `output`, which fails, or `beside` it, so that what follows does."""
+    folder = work / "output" if argument == "output" else Path(spec.home)
+    with (folder / "filler").open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(65536)):
+                pass
+        except OSError:
+            if argument == "output":
+                raise
+
+
 def kill_itself(argument: str, spec: StageSpec, work: Path, events: EventWriter) -> None:
     os.kill(os.getpid(), getattr(signal, argument))
     time.sleep(30)
@@ -229,4 +241,5 @@ ACTIONS = {
     "uncertified": uncertified,
     "background": background,
     "matmul": matmul,
+    "fill": fill,
 }

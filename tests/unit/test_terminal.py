@@ -65,7 +65,7 @@ def test_brackets_and_colons_of_a_name_are_printed_everywhere(
         ],
         "merged_model": None,
         "adapter": NAME,
-        "mlflow": {"tracking_uri": NAME},
+        "mlflow": {"tracking_uri": NAME, "problem": "nothing is recorded (away)"},
     }
     console = a_console(monkeypatch)
     print_report(report, console)
@@ -73,6 +73,7 @@ def test_brackets_and_colons_of_a_name_are_printed_everywhere(
         ended = StageOutcome(stage="sft", state="failed", error=NAME)
         tell(lambda observer: observer.stage_ended(ended))
     assert captured(console).count(NAME) == 4
+    assert f"MLflow        nothing is recorded (away): {NAME}" in captured(console)
 
 
 def test_a_bar_shows_a_file_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
