@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from alignflow.commands.options import Home, Json, Overrides
-from alignflow.pipeline import PreviewedRow, Tokens
+from alignflow.pipeline import PreviewedRow, Tokens, plain_console
 from alignflow.pipeline import preview as previewed
 from alignflow.recipe import load_recipe
 
@@ -45,12 +44,12 @@ def preview(
       alignflow preview my.yaml --part preferences --rows 1 --json
     """  # noqa: D301 (click's mark)
     read = load_recipe(recipe, overrides or [])
-    out = Console()
+    out = plain_console()
     for row in previewed(read, parts=part or (), rows=rows, home=home):
         if as_json:
             typer.echo(json.dumps(row.as_json(), ensure_ascii=False))
         else:
-            out.print(_shown(row, coloured=out.is_terminal), soft_wrap=True)
+            out.print(_shown(row, coloured=out.color_system is not None))
 
 
 def _shown(row: PreviewedRow, *, coloured: bool) -> Text:

@@ -11,6 +11,8 @@ from typing import Any
 from alignflow.errors import RecipeError
 
 PLAINER = {
+    "«": "<<",
+    "»": ">>",
     "→": "->",
     "✓": "ok",
     "✗": "x",
