@@ -19,6 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -69,8 +70,9 @@ def run_and_exit(work: Path, attempt: int, flow_pid: int) -> None:
     isolate(work / LOG_FILE)
     die_with(flow_pid)
     code = run_to_exit_code(work, attempt)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # a full disk takes the log with it; the exit code still tells
+        sys.stdout.flush()
+        sys.stderr.flush()
     # Not sys.exit: what is published stays published, whatever a library does at its teardown.
     os._exit(code)
 
@@ -158,7 +160,8 @@ def run_to_exit_code(work: Path, attempt: int) -> int:
             run_and_publish(work, attempt, events)
         return 0
     except BaseException as error:
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
         failure = as_alignflow_error(error, work / LOG_FILE)
         _record(events, failure)
         return failure.exit_code
@@ -203,10 +206,8 @@ def set_threads(threads: int | None) -> int:
 
 
 def _record(events: EventWriter, failure: AlignflowError) -> None:
-    try:
+    with suppress(OSError):  # a full disk takes the event with it; the exit code still tells
         events.write("error", exit_code=failure.exit_code, text=failure.message)
-    except OSError:  # a full disk takes the event with it; the exit code still tells
-        traceback.print_exc()
 
 
 def as_alignflow_error(error: BaseException, log: Path) -> AlignflowError:

@@ -25,7 +25,7 @@ FAKES = """
 import os, sys
 from functools import partial
 from pathlib import Path
-from fake_runs import fake_recipe, states
+from fake_runs import fake_recipe, fake_spec, states
 from alignflow.pipeline import retries
 from alignflow.stages import forkserver
 retries.FIRST_DELAY_SECONDS = 0.0
@@ -87,8 +87,9 @@ FULL = (
 import shutil
 from alignflow.errors import DiskSpaceError
 from alignflow.pipeline import run
+from alignflow.stages import run_stage
 from alignflow.tracking import Tracker
-place, orders, store = map(Path, sys.argv[1:])
+place, store = map(Path, sys.argv[1:])
 home = place / "home"
 home.mkdir()
 shutil.copy(store, home / "mlflow.db")
@@ -101,9 +102,9 @@ def fill():
         except OSError:
             pass
 
-def fails(when):
+def fails(when, work):
     try:
-        run(fake_recipe(), home=home, progress=False)
+        work()
     except DiskSpaceError as error:
         assert "No space left while writing" in error.message, error.message
         assert "Free space or use another --home" in error.message, error.message
@@ -112,17 +113,13 @@ def fails(when):
     for path in place.rglob("filler"):
         path.unlink()
 
-(orders / "prepare").write_text("fill:output")
-fails("output")
-(orders / "prepare").unlink()
-(orders / "sft").write_text("fill:beside")
-fails("publish")
-(orders / "sft").unlink()
+fails("output", lambda: run_stage(fake_spec(home, "fill:output")))
+fails("publish", lambda: run_stage(fake_spec(home, "fill:beside")))
 import alignflow.pipeline.run
 module = sys.modules["alignflow.pipeline.run"]
 write = module.write_report
 module.write_report = lambda *arguments: fill() or write(*arguments)
-fails("report")
+fails("report", lambda: run(fake_recipe(), home=home, progress=False))
 module.write_report = write
 fill()
 with Tracker(fake_recipe(), home, "unheard") as tracker:
@@ -141,7 +138,7 @@ def test_a_disk_that_fills_at_any_moment_of_a_run_is_71_and_the_next_run_goes_on
     tmp_path: Path, mlflow_store: Path
 ) -> None:
     place = tmp_path / "disk"
-    printed = on_tmpfs("size=8m", place, FULL, place, tmp_path / "orders", mlflow_store)
+    printed = on_tmpfs("size=8m", place, FULL, place, mlflow_store)
     assert printed.split() == ["completed", *["cached"] * 6]
 
 
