@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from alignflow.data import gguf_base
-from alignflow.errors import CertificateError, RecipeError
+from alignflow.errors import CertificateError
 from alignflow.machine import asking_hub
 from alignflow.merging.certificate import Certificate
 from alignflow.merging.planning import AdapterStep, MergeOptions, trained_on_nf4

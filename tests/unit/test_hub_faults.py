@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -112,14 +113,14 @@ def raise_as_ours() -> None:
 
 
 def test_a_model_that_is_not_in_the_cache_while_offline(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: object
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(RecipeError, match=r"base_model: o/m at 1+: .*HF_HUB_OFFLINE forbids"):
-        fetch_base(ResolvedModel(source="o/m", digest=COMMIT), None)
+        fetch_base(ResolvedModel(source="o/m", digest=COMMIT), None, tmp_path)
 
 
 def test_a_setting_that_names_a_dead_server_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
