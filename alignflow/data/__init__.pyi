@@ -11,10 +11,6 @@ from .feedback import Rating as Rating
 from .feedback import observation_of as observation_of
 from .feedback import pair_ids as pair_ids
 from .feedback import preferences_of as preferences_of
-from .forms import MAX_MESSAGE_CHARACTERS as MAX_MESSAGE_CHARACTERS
-from .forms import BadRow as BadRow
-from .forms import one_row as one_row
-from .forms import transcript as transcript
 from .gguf import GgufHeader as GgufHeader
 from .gguf import demand_supported as demand_supported
 from .gguf import read_gguf as read_gguf
@@ -22,6 +18,8 @@ from .gguf_base import DEQUANTIZED as DEQUANTIZED
 from .gguf_base import dequantized_from as dequantized_from
 from .gguf_base import gguf_base as gguf_base
 from .gguf_base import gguf_base_directory as gguf_base_directory
+from .feedback import prompt_of as prompt_of
+from .feedback import response_of as response_of
 from .groups import HOLDOUT as HOLDOUT
 from .groups import PARAPHRASE as PARAPHRASE
 from .groups import falls_into as falls_into
@@ -38,6 +36,9 @@ from .reading import RawRow as RawRow
 from .reading import json_object as json_object
 from .reading import parquet_rows as parquet_rows
 from .reading import read_source as read_source
+from .rejected import MAX_MESSAGE_CHARACTERS as MAX_MESSAGE_CHARACTERS
+from .rejected import BadRow as BadRow
+from .rejected import one_row as one_row
 from .rows import TOO_LONG as TOO_LONG
 from .rows import Outcome as Outcome
 from .rows import Rules as Rules
@@ -55,3 +56,5 @@ from .template import tokenizer_config as tokenizer_config
 from .tokens import Encoder as Encoder
 from .tokens import contract_of_tokenizer as contract_of_tokenizer
 from .tokens import special_of as special_of
+from .turns import answer_text as answer_text
+from .turns import transcript as transcript

@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, BinaryIO, NamedTuple
 
-from alignflow.data.forms import BadRow
+from alignflow.data.rejected import BadRow
 from alignflow.errors import DataError
 from alignflow.recipe import DataSource, is_builtin, is_hub_id, is_ledger, matching_files
 
@@ -33,6 +33,8 @@ class RawRow(NamedTuple):
     """Why it could not be read, as rows are counted by it."""
     message: str = ""
     """What is wrong with it."""
+    form: str | None = None
+    """What its source says that it is."""
 
 
 def read_source(source: DataSource, *, seed: int, path: str | None = None) -> list[RawRow]:

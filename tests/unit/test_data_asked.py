@@ -7,7 +7,7 @@ import hashlib
 import pytest
 
 from alignflow.data.asked import Asked
-from alignflow.data.forms import same_question
+from alignflow.data.turns import same_question
 from alignflow.data.reading import RawRow
 from alignflow.data.rows import Rules, outcome_of
 

@@ -13,7 +13,7 @@ import pytest
 from alignflow.checking.template import template_findings
 from alignflow.data.base import save_spoken, spoken
 from alignflow.data.contract import ResponseContract, contract_of
-from alignflow.data.forms import Demonstration
+from alignflow.data.demonstrations import Demonstration
 from alignflow.data.template import ChatTemplate, TemplateRejects, in_force
 from alignflow.data.tokens import Encoder, contract_of_tokenizer, special_of
 from alignflow.models.generate import answers
