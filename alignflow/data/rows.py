@@ -13,9 +13,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from alignflow.data.asked import Asked
+from alignflow.data.file_rows import RawRow
 from alignflow.data.groups import falls_into
 from alignflow.data.parts import PARTS, TRAINING_SPLIT, Formed, formed
-from alignflow.data.reading import RawRow
 from alignflow.data.rejected import UNREADABLE, BadRow, one_row
 from alignflow.data.tokens import Encoder
 from alignflow.data.turns import first_user_turn

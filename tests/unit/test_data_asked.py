@@ -8,7 +8,7 @@ import pytest
 
 from alignflow.data.asked import Asked
 from alignflow.data.turns import same_question
-from alignflow.data.reading import RawRow
+from alignflow.data.file_rows import RawRow
 from alignflow.data.rows import Rules, outcome_of
 
 LONG, SHORT = "Which trucks stood in Lyon on Monday, and why?", "List truck 3"

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from alignflow.data.feedback import pairs_of
 from alignflow.data.demonstrations import demonstration
-from alignflow.data.rejected import BadRow
-from alignflow.data.turns import conversation, first_user_turn
+from alignflow.data.feedback import pairs_of
 from alignflow.data.reading import read_source
+from alignflow.data.rejected import BadRow
 from alignflow.data.template import ChatTemplate, TemplateRejects
+from alignflow.data.turns import conversation, first_user_turn
 from alignflow.errors import DataError
 from alignflow.recipe import DataSource
 

@@ -17,10 +17,10 @@ from alignflow.checking import rows as check_rows
 from alignflow.data import prepare
 from alignflow.data.asked import Asked
 from alignflow.data.feedback import Rating, pairs_of, preferences_of
-from alignflow.data.rejected import BadRow
-from alignflow.data.turns import normalised
-from alignflow.data.reading import RawRow, json_object, read_source
+from alignflow.data.file_rows import RawRow, json_object
+from alignflow.data.reading import read_source
 from alignflow.data.rows import PARTS, Rules, outcome_of
+from alignflow.data.turns import normalised
 from alignflow.ledger import add, renew_holdout
 from alignflow.ledger.batches import parsed
 from alignflow.ledger.parsing import Line
@@ -52,9 +52,9 @@ BASES = [
     for good in GOOD.values()
 ]
 LEDGER_ONLY = ("split:", "nul", "surrogate", "duplicate_key", "non_finite", "too_deep")
-"""Why the ledger may refuse a pair that `prepare` takes: a message that is more than text, a label that no
-database stores, JSON that another reader may take otherwise. Beside that it takes ranked responses and
-ratings as pairs, and an equal row once; `prepare` takes pairs alone, and each time."""
+"""Why the ledger may refuse a pair that `prepare` takes: one that is not for training, a label that no
+database stores, JSON that another reader may take otherwise. Beside that it takes ratings as pairs, and an
+equal row once; `prepare` takes each row each time."""
 
 TEXTS = [
     *(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from alignflow.data.demonstrations import columns_of
 from alignflow.data.forms.conversations import (
     CONVERSATION_PAIRS,
     CONVERSATION_RATINGS,
@@ -43,7 +44,7 @@ FORMS: dict[str, tuple[tuple[Form, ...], ...]] = {
     "demonstration": (DEMONSTRATIONS, TEXTS),
     "pair": (ALL_PAIRS, RANKED),
     "rating": (ALL_RATINGS,),
-    "prompt": (PROMPTS, DEMONSTRATIONS, INSTRUCTION_PROMPTS),
+    "prompt": ((*PROMPTS, *PUBLISHED_DEMONSTRATIONS), DEMONSTRATIONS, INSTRUCTION_PROMPTS),
     "judged prompt": (JUDGED, DEMONSTRATIONS),
     "feedback": (ALL_PAIRS, RANKED, ALL_RATINGS),
 }
@@ -93,6 +94,8 @@ def recognised(row: Row, wanted: str, form: str | None = None) -> Recognised:
     for name in MEDIA:
         if row.get(name):
             raise BadRow(f"unsupported:{name}", f"has {name}; {TEXT_ALONE}")
+    if fit.form is None and form is not None:
+        raise BadRow("missing_columns", f"has {columns_of(row)}, and not the columns of {form}")
     if fit.form is None:
         return Recognised(None, [row])
     if fit.others:
