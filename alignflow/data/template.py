@@ -120,13 +120,17 @@ class ChatTemplate:
             TemplateRejects: The template refuses it; the text says why.
         """
         if tools and not self.writes_tools:
-            raise TemplateRejects(f"it writes no tools, and the row has some. {_ANOTHER}")
+            raise TemplateRejects(
+                f"the chat template writes no tools, and the row has some. {_ANOTHER}"
+            )
         calls = [message for message in messages if message.get("tool_calls")]
         if calls and self.calling is None:
-            raise TemplateRejects(f"it writes no tool calls, and the row has some. {_ANOTHER}")
+            raise TemplateRejects(
+                f"the chat template writes no tool calls, and the row has some. {_ANOTHER}"
+            )
         if not self.writes_results and any(message["role"] == "tool" for message in messages):
             raise TemplateRejects(
-                f"it writes no results of tools, and the row has some. {_ANOTHER}"
+                f"the chat template writes no results of tools, and the row has some. {_ANOTHER}"
             )
         return self._render(
             [self._prepared(message, self.calling if calls else None) for message in messages],

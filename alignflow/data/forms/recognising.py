@@ -50,8 +50,12 @@ FORMS: dict[str, tuple[tuple[Form, ...], ...]] = {
 }
 """What a row is wanted as, to the forms that it may have: a later group counts where none of an
 earlier one fits. Of one group a row must fit one form, or one whose columns include the others'."""
-_OWN = {"id", "split", "group", "quality", "replayed"}
-"""Columns that are read or told apart from the form of a row, or are ours."""
+_OWN = {
+    *("id", "split", "group", "quality", "replayed"),
+    *("annotator", "annotator_id", "time", "timestamp", "created_at"),
+    *("source", "model", "model_name"),
+}
+"""Columns that are read apart from the form of a row, or say who said so, or are ours."""
 _MEANING = {
     *("system", "system_prompt", "instruction", "input", "context", "history"),
     *("tools", "functions", "tool_calls", "function_call"),
