@@ -20,6 +20,7 @@ from ledger_cases import row, write
 
 from alignflow.builtin import base_model_directory
 from alignflow.data import PlainTokenizer, load_template
+from alignflow.data.asked import Asked
 from alignflow.data.file_rows import RawRow, read_file
 from alignflow.data.parts import PARTS
 from alignflow.data.rows import Rules, account_of, outcome_of
@@ -102,7 +103,7 @@ def odd_rows(draw: st.DrawFn) -> dict[str, Any]:
 def rules() -> Rules:
     directory = base_model_directory("freight-base")
     encoder = Encoder(PlainTokenizer(directory), load_template(directory))
-    return Rules(encoder, dict.fromkeys(PARTS, 512), 0.1, frozenset(), frozenset())
+    return Rules(encoder, dict.fromkeys(PARTS, 512), 0.1, Asked.of([]), frozenset())
 
 
 @MANY

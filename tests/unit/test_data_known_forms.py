@@ -25,6 +25,7 @@ from known_forms import (
     WORSE,
 )
 
+from alignflow.data.asked import Asked
 from alignflow.data.feedback import Rating, preferences_of, prompt_of, response_of
 from alignflow.data.file_rows import RawRow
 from alignflow.data.forms import form_names, recognised
@@ -57,7 +58,7 @@ class Case:
         return ids if options else ids[: len(ids) - len(self.tokenizer.encode("\n"))]
 
     def outcome(self, part: str, row: dict[str, Any], form: str | None = None) -> Outcome:
-        rules = Rules(self.encoder, {}, 0.0, frozenset(), frozenset())
+        rules = Rules(self.encoder, {}, 0.0, Asked.of([]), frozenset())
         return outcome_of(part, RawRow("a:1", json.loads(json.dumps(row)), form=form), rules)
 
 

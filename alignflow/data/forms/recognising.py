@@ -80,6 +80,10 @@ class _Fit(NamedTuple):
     others: tuple[str, ...] = ()
     """Names of further forms that fit as well."""
     unread: tuple[str, ...] = ()
+    media: tuple[str, ...] = ()
+    """Columns of images and the like."""
+    changing: tuple[str, ...] = ()
+    """Those unread that change what a row means."""
 
 
 def form_names() -> list[str]:
@@ -95,8 +99,8 @@ def recognised(row: Row, wanted: str, form: str | None = None) -> Recognised:
     """
     names = tuple(name for name, value in row.items() if value is not None)
     fit = _fit(names, wanted, form)
-    for name in MEDIA:
-        if row.get(name):
+    for name in fit.media:
+        if row[name]:
             raise BadRow(f"unsupported:{name}", f"has {name}; {TEXT_ALONE}")
     if fit.form is None and form is not None:
         raise BadRow("missing_columns", f"has {columns_of(row)}, and not the columns of {form}")
@@ -109,8 +113,8 @@ def recognised(row: Row, wanted: str, form: str | None = None) -> Recognised:
             f"fits the forms {both}. Say which in the data source (`form: {fit.form.name}`, or "
             f"`prefs add --form {fit.form.name}`)",
         )
-    for name in fit.unread:
-        if name in _MEANING and row[name] not in ("", [], {}):
+    for name in fit.changing:
+        if row[name] not in ("", [], {}):
             raise BadRow(
                 "unread_column",
                 f"has {name}, which the form {fit.form.name} does not read, and which changes what "
@@ -122,6 +126,7 @@ def recognised(row: Row, wanted: str, form: str | None = None) -> Recognised:
 @lru_cache(maxsize=4096)
 def _fit(names: tuple[Any, ...], wanted: str, named: str | None) -> _Fit:
     present = set(names)
+    media = tuple(name for name in MEDIA if name in present)
     for group in FORMS[wanted]:
         told = {
             form: columns
@@ -137,8 +142,9 @@ def _fit(names: tuple[Any, ...], wanted: str, named: str | None) -> _Fit:
             form = best[0]
             read = {*told[form], *form.reads, *_OWN}
             unread = tuple(sorted(name for name in present - read if isinstance(name, str)))
-            return _Fit(form, tuple(other.name for other in best[1:]), unread)
-    return _Fit(None)
+            changing = tuple(name for name in unread if name in _MEANING)
+            return _Fit(form, tuple(other.name for other in best[1:]), unread, media, changing)
+    return _Fit(None, media=media)
 
 
 def _told(form: Form, present: set[Any]) -> set[str] | None:
