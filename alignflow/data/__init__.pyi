@@ -28,7 +28,6 @@ from .file_rows import one_json_value as one_json_value
 from .file_rows import parquet_rows as parquet_rows
 from .file_rows import read_file as read_file
 from .file_rows import separator_of as separator_of
-from .file_rows import without_inner_nulls as without_inner_nulls
 from .groups import HOLDOUT as HOLDOUT
 from .groups import PARAPHRASE as PARAPHRASE
 from .groups import falls_into as falls_into

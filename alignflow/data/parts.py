@@ -79,7 +79,8 @@ def formed(part: str, fields: Row, form: str | None = None) -> Formed:
     if rules.is_judging and for_training:
         raise BadRow(TRAINING_SPLIT, f"split is {fields['split']!r}, and {part} only measures")
     told = recognised(fields, rules.wanted, form)
-    rows = [{**row, "group": fields.get("group")} for row in told.rows]
+    group = {} if fields.get("group") is None else {"group": fields["group"]}
+    rows = [{**row, **group} for row in told.rows]
     return rules.form(rows)._replace(form=told.form, unread=told.unread, for_training=for_training)
 
 

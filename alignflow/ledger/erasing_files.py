@@ -98,8 +98,9 @@ def _texts_in(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, (dict, list)):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _texts_in(inner)
+        inner = value.values() if isinstance(value, dict) else value
+        for entry in cast("Iterable[Any]", inner):
+            yield from _texts_in(entry)
 
 
 def erase_from_files(home: Path, words: Words) -> list[str]:

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
 from alignflow.data import (
     LINES,
@@ -193,19 +193,10 @@ class Unpacked:
 def _parquet_lines(file: BinaryIO, offset: int) -> Iterator[Line]:
     try:
         for number, fields in parquet_rows(file, offset):
-            yield Line(number, number + 1, b"", 0, without_nulls(fields))
+            told = {name: value for name, value in fields.items() if value is not None}
+            yield Line(number, number + 1, b"", 0, told)
     except (ValueError, NotImplementedError, OSError) as error:
         raise RefusedFile("parquet", f"is not a whole Parquet file ({error})") from error
-
-
-def without_nulls(value: Any) -> Any:
-    """Drops the nulls that Parquet's one schema puts where a row has no such field."""
-    if isinstance(value, dict):
-        fields = cast("dict[str, Any]", value)
-        return {name: without_nulls(item) for name, item in fields.items() if item is not None}
-    if isinstance(value, list):
-        return [without_nulls(item) for item in cast("list[Any]", value)]
-    return value
 
 
 def raw_of(line: Line) -> bytes:

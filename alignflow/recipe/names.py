@@ -70,16 +70,21 @@ def pointed_entry(file: Path, name: str) -> dict[str, Any]:
         entries = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read ({error}). Check the name.") from error
-    entry = entries.get(name) if isinstance(entries, dict) else None
-    if not isinstance(entry, dict):
-        known = ", ".join(map(str, entries)) if isinstance(entries, dict) else "none"
-        raise DataError(f"{file}: has no data set {name!r} (it has: {known}). Correct the name.")
+    known = _object(entries)
+    if name not in known:
+        names = ", ".join(known) or "none"
+        raise DataError(f"{file}: has no data set {name!r} (it has: {names}). Correct the name.")
+    entry = _object(known[name])
     if not isinstance(entry.get("file_name"), str):
         raise DataError(
-            f"{file}: {name!r} names no file here (it has: {', '.join(map(str, entry))}). Give the "
-            "data set itself as the source."
+            f"{file}: {name!r} names no file here (it has: {', '.join(entry)}). Give the data set itself "
+            "as the source."
         )
-    return cast("dict[str, Any]", entry)
+    return entry
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def matching_files(source: str, split: str = "train") -> list[Path]:

@@ -11,9 +11,11 @@ import pytest
 from ledger_cases import row, write
 
 from alignflow.commands.prefs import prefs
+from alignflow.data.feedback import preferences_of
 from alignflow.data.reading import read_source
 from alignflow.errors import DataError
 from alignflow.ledger import Told, add, quarantined, renew_holdout, training_rows
+from alignflow.ledger.erasing_files import erase_from_files, words_of
 from alignflow.recipe import DataSource, matching_files
 
 ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "ü; d"}]
@@ -217,6 +219,26 @@ def test_the_ledger_says_what_a_refused_file_is(
     (tmp_path / name).write_bytes(content)
     (refused,) = add(tmp_path / "home", [tmp_path / name]).refused
     assert refused.reason == reason and message in refused.message
+
+
+def test_what_a_call_says_is_erased_with_its_row_and_from_tables(tmp_path: Path) -> None:
+    function = {"name": "f", "arguments": {"who": "Maria of Lyon"}}
+    call = {"type": "function", "function": function}
+    answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+    asked = [{"role": "user", "content": "Who was it?"}]
+    (pair,) = preferences_of(
+        {
+            "prompt": asked,
+            "chosen": [answer],
+            "rejected": [{"role": "assistant", "content": "Nobody."}],
+        }
+    )
+    words = words_of([pair[:3]])
+    assert {"Maria of Lyon", "Who was it?", "Nobody."} <= words.whole and "f" not in words.whole
+    (table := tmp_path / "inbox" / "a.csv").parent.mkdir()
+    table.write_text("prompt;chosen;rejected\nWho was it?;b;c\nq;Maria of Lyon;d\nq;e;f\n")
+    assert erase_from_files(tmp_path, words) == [str(table)]
+    assert table.read_text() == "prompt;chosen;rejected\nq;e;f\n"
 
 
 def test_calls_and_tools_come_out_of_the_ledger_as_they_went_in(tmp_path: Path) -> None:

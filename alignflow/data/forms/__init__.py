@@ -6,6 +6,5 @@
 Files and ledger recognise a row here and nowhere else. docs/data.md is the list for users.
 """
 
-from alignflow.data.forms.recognising import Recognised as Recognised
 from alignflow.data.forms.recognising import form_names as form_names
 from alignflow.data.forms.recognising import recognised as recognised

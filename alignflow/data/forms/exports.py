@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, TypeGuard
 
 from alignflow.data.calls import from_json
 from alignflow.data.forms.form import Form, Row, context_of
@@ -91,8 +91,7 @@ def _argilla(row: Row) -> list[Row]:
             if isinstance(value, str) and value in answers:
                 verdicts.append(_better(answers, value))
             elif isinstance(value, list):
-                ranks = {rank["value"]: rank.get("rank") for rank in _ranks(value)}
-                verdicts.append({name: -float(rank) for name, rank in ranks.items() if rank})
+                verdicts.append({rank["value"]: -float(rank["rank"]) for rank in _ranks(value)})
             elif _is_number(value):
                 name = next((name for name in answers if name in question), None)
                 if name is not None:
@@ -106,7 +105,7 @@ def _ranks(value: list[Any]) -> Iterator[dict[str, Any]]:
             yield entry
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
