@@ -193,13 +193,14 @@ def preferences_of(fields: dict[str, Any], form: str | None = None) -> list[Pref
             f"split is {fields['split']!r}: the ledger takes rows to train on, and draws its own "
             "hold-out",
         )
-    found: dict[Preference, None] = {}
-    for row in recognised(fields, "feedback", form).rows:
-        said = _said(row)
-        if isinstance(said, Rating):
-            return said
-        found |= dict.fromkeys(said)
-    return list(found)
+    first, *others = recognised(fields, "feedback", form).rows
+    said = _said(first)
+    if isinstance(said, Rating) or not others:
+        return said
+    further = [
+        pair for row in others if not isinstance(pairs := _said(row), Rating) for pair in pairs
+    ]
+    return list(dict.fromkeys([*said, *further]))
 
 
 def _said(row: dict[str, Any]) -> list[Preference] | Rating:
@@ -349,19 +350,16 @@ def _after(prompt: list[Turn], answer: list[Turn]) -> list[Turn]:
 
 
 def _preference(fields: dict[str, Any]) -> Preference:
-    asked, chosen, rejected = (fields.get(name) for name in ("prompt", "chosen", "rejected"))
+    said: list[Any] = [fields.get(name) for name in ("prompt", "chosen", "rejected")]
     plain = (
-        type(asked) is type(chosen) is type(rejected) is str
+        all(type(value) is str and not is_dialogue(value) for value in said)
         and fields.get("system") is None
         and fields.get("tools") is None
-        and not any(map(is_dialogue, (asked, chosen, rejected)))
     )
     if not plain:
         return _canonical_pair(*_pair(fields), tools_of(fields.get("tools")))
     # The commonest form, one turn each, in half the time; the general way gives the same.
-    asked, chosen, rejected = map(
-        spoken_text, (asked, chosen, rejected), ("prompt", "chosen", "rejected")
-    )
+    asked, chosen, rejected = map(spoken_text, said, ("prompt", "chosen", "rejected"))
     if chosen == rejected:
         raise _equal()
     hashed = prompt_hash([{"content": asked, "role": "user"}])

@@ -98,8 +98,8 @@ def _texts_in(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, (dict, list)):
-        inner = value.values() if isinstance(value, dict) else value
-        for entry in cast("Iterable[Any]", inner):
+        told = cast("dict[str, Any] | list[Any]", value)
+        for entry in told.values() if isinstance(told, dict) else told:
             yield from _texts_in(entry)
 
 

@@ -124,7 +124,10 @@ def holdout_prompts_file(home: Path, name: str) -> Path | None:
         for prompt, (row_id, chosen) in first.items()
     ]
     if any(isinstance(entry["prompt"], str) for entry in entries):
-        entries = [{**entry, "prompt": _as_json(entry["prompt"])} for entry in entries]
+        entries = [
+            {**entry, "prompt": _as_json(entry["prompt"]), "tools": entry.get("tools")}
+            for entry in entries
+        ]
     digest = digest_json([entry["id"] for entry in entries])[:12]
     path = snapshot_folder(home, name) / f"held_out-{digest}.parquet"
     if not path.exists():

@@ -11,18 +11,35 @@ import pytest
 from ledger_cases import row, write
 
 from alignflow.commands.prefs import prefs
+from alignflow.data.demonstrations import prompt_to_answer
 from alignflow.data.feedback import preferences_of
+from alignflow.data.forms.form import parsed
 from alignflow.data.reading import read_source
 from alignflow.errors import DataError
-from alignflow.ledger import Told, add, quarantined, renew_holdout, training_rows
+from alignflow.ledger import (
+    Told,
+    add,
+    holdout_prompts_file,
+    quarantined,
+    renew_holdout,
+    training_rows,
+)
 from alignflow.ledger.erasing_files import erase_from_files, words_of
 from alignflow.recipe import DataSource, matching_files
 
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
 ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "ü; d"}]
 
 
 def fields(source: Path | str, **options: Any) -> list[Any]:
     return [row.fields for row in read_source(DataSource(source=str(source), **options), seed=0)]
+
+
+def call(number: int) -> list[dict[str, Any]]:
+    """A response that is a call."""
+    function = {"name": "f", "arguments": {"n": number}}
+    calls = [{"type": "function", "function": function}]
+    return [{"role": "assistant", "content": "", "tool_calls": calls}]
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
@@ -242,14 +259,7 @@ def test_what_a_call_says_is_erased_with_its_row_and_from_tables(tmp_path: Path)
 
 
 def test_calls_and_tools_come_out_of_the_ledger_as_they_went_in(tmp_path: Path) -> None:
-    asked = [{"role": "user", "content": "q"}]
-
-    def call(number: int) -> list[dict[str, Any]]:
-        function = {"name": "f", "arguments": {"n": number}}
-        calls = [{"type": "function", "function": function}]
-        return [{"role": "assistant", "content": "", "tool_calls": calls}]
-
-    tools = [{"type": "function", "function": {"name": "f"}}]
+    asked, tools = [{"role": "user", "content": "q"}], TOOLS
     pair = {"prompt": asked, "chosen": call(1), "rejected": call(2), "tools": tools}
     home = tmp_path / "home"
     renew_holdout(home, 0.0)
@@ -265,3 +275,21 @@ def test_calls_and_tools_come_out_of_the_ledger_as_they_went_in(tmp_path: Path) 
         "chosen": [{"role": "assistant", "content": plain["chosen"]}],
         "rejected": [{"role": "assistant", "content": plain["rejected"]}],
     } in told
+
+
+def test_held_out_prompts_of_calls_are_asked_with_their_tools(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    renew_holdout(home, 0.5)
+    calling = [
+        {"prompt": f"call {n}", "chosen": call(n), "rejected": call(n + 1), "tools": TOOLS}
+        for n in range(12)
+    ]
+    add(home, [write(tmp_path / "a.jsonl", [*calling, *(row(n) for n in range(12))])])
+    path = holdout_prompts_file(home, "default")
+    assert path is not None
+    told = [prompt_to_answer(parsed(entry)[0], wants_target=True) for entry in fields(path)]
+    calls = [prompt for prompt in told if prompt.messages[0]["content"].startswith("call")]
+    assert calls and len(calls) < len(told)
+    assert all(prompt.tools == TOOLS for prompt in calls)
+    assert all(json.loads(prompt.target or "")["name"] == "f" for prompt in calls)
+    assert all(prompt.tools is None for prompt in told if prompt not in calls)
