@@ -11,13 +11,6 @@ from .feedback import Rating as Rating
 from .feedback import observation_of as observation_of
 from .feedback import pair_ids as pair_ids
 from .feedback import preferences_of as preferences_of
-from .gguf import GgufHeader as GgufHeader
-from .gguf import demand_supported as demand_supported
-from .gguf import read_gguf as read_gguf
-from .gguf_base import DEQUANTIZED as DEQUANTIZED
-from .gguf_base import dequantized_from as dequantized_from
-from .gguf_base import gguf_base as gguf_base
-from .gguf_base import gguf_base_directory as gguf_base_directory
 from .feedback import prompt_of as prompt_of
 from .feedback import response_of as response_of
 from .file_rows import LINES as LINES
@@ -28,6 +21,13 @@ from .file_rows import one_json_value as one_json_value
 from .file_rows import parquet_rows as parquet_rows
 from .file_rows import read_file as read_file
 from .file_rows import separator_of as separator_of
+from .gguf import GgufHeader as GgufHeader
+from .gguf import demand_supported as demand_supported
+from .gguf import read_gguf as read_gguf
+from .gguf_base import DEQUANTIZED as DEQUANTIZED
+from .gguf_base import dequantized_from as dequantized_from
+from .gguf_base import gguf_base as gguf_base
+from .gguf_base import gguf_base_directory as gguf_base_directory
 from .groups import HOLDOUT as HOLDOUT
 from .groups import PARAPHRASE as PARAPHRASE
 from .groups import falls_into as falls_into
