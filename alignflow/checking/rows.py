@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -72,6 +73,10 @@ class SourceRows(Record):
     p95_tokens: int | None = None
     longest_tokens: int | None = None
     over_limit: int = 0
+    forms: dict[str, int] = Field(default_factory=dict)
+    """Form to how many rows were recognised as it."""
+    unread: list[str] = Field(default_factory=list)
+    """Columns that were not read."""
 
     @property
     def account(self) -> SourceAccount:
@@ -110,7 +115,7 @@ def _presence(part: str, source: DataSource) -> Iterator[Finding]:
             yield error(field, f"{source.source!r} does not exist. There are {known}.")
     elif not is_elsewhere(source.source):
         try:
-            matching_files(source.source)
+            matching_files(source.source, source.split)
         except DataError as problem:
             yield error(field, problem.message, DataError)
 
@@ -161,9 +166,27 @@ def row_findings(
         if "error" in answer:
             text = answer["error"].removeprefix(f"data.{answer['part']}: ")
             findings.append(error(f"data.{answer['part']}", text, DataError))
+    findings += _form_findings(accounts)
     findings += _loss_findings(recipe, accounts)
     findings += _update_findings(recipe, accounts)
     return accounts, findings
+
+
+def _form_findings(accounts: list[SourceRows]) -> Iterator[Finding]:
+    """What the rows of each source were taken for, and which of their columns were not read."""
+    for account in accounts:
+        told = [f"form {name}" for name in account.forms if name not in _OWN_FORMS]
+        if account.unread:
+            told.append(f"columns not read: {', '.join(account.unread)}")
+        if told:
+            yield note(f"data.{account.part}", f"{account.source}: {'; '.join(told)}")
+
+
+_OWN_FORMS = (
+    *("messages", "prompt-completion", "text", "pairs", "ratings"),
+    *("prompt", "prompt-target", "messages-target"),
+)
+"""Forms whose columns are ours, of which there is nothing to say."""
 
 
 def _held_out(home: Path) -> list[str]:
@@ -288,4 +311,6 @@ def _account(
         p95_tokens=lengths[math.ceil(0.95 * len(lengths)) - 1] if lengths else None,
         longest_tokens=lengths[-1] if lengths else None,
         over_limit=dropped.get(TOO_LONG, 0),
+        forms=dict(Counter(o.form for o in outcomes if o.form is not None).most_common()),
+        unread=sorted({name for outcome in outcomes for name in outcome.unread}),
     )

@@ -43,26 +43,35 @@ def add(
         typer.Argument(help="Files, folders, or - for JSONL on stdin.", metavar="SOURCE..."),
     ],
     into: Annotated[str, typer.Option("--into", help="Preference set.")] = "default",
+    form: Annotated[
+        str | None, typer.Option("--form", help="What the rows are, where columns do not tell.")
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--column", help="OUR_NAME=NAME_IN_THE_FILE; may be repeated."),
+    ] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Takes in preferences: .jsonl, .jsonl.gz or .parquet. What was taken in before is a duplicate.
+    """Takes in preferences: .jsonl, .jsonl.gz, .json, .parquet, .csv or .tsv, in any known form.
 
-    The exit code is 65 if a file was refused; the others are taken in all the same.
+    What was taken in before is a duplicate. The exit code is 65 if a file was refused; the others
+    are taken in all the same.
 
-    Example:  alignflow prefs add feedback/ --into support
+    Example:  alignflow prefs add feedback/ --into support --column prompt=question
     """
+    from alignflow.ledger import Told, add_stream
     from alignflow.ledger import add as add_files
-    from alignflow.ledger import add_stream
 
     place = resolve_home(home)
+    told = Told(form, tuple(_mapping(entry) for entry in columns or ()))
     if sources == ["-"]:
-        added = add_stream(place, sys.stdin.buffer, into)
+        added = add_stream(place, sys.stdin.buffer, into, told)
     elif "-" in sources:
         raise RecipeError("- (stdin) cannot be mixed with files; give one or the other.")
     else:
         with _progress(plain_console(stderr=as_json)) as on_progress:
-            added = add_files(place, [Path(source) for source in sources], into, on_progress)
+            added = add_files(place, [Path(source) for source in sources], into, on_progress, told)
     result = added.as_json()
     counts = added.counts
     lines = [
@@ -79,6 +88,13 @@ def add(
     _print(result, as_json, lines)
     if added.refused:
         raise typer.Exit(DataError.exit_code)
+
+
+def _mapping(entry: str) -> tuple[str, str]:
+    ours, mark, theirs = entry.partition("=")
+    if not (ours and mark and theirs):
+        raise RecipeError(f"--column {entry!r}: wanted OUR_NAME=NAME_IN_THE_FILE.")
+    return ours, theirs
 
 
 @prefs.command()

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
-from alignflow.data.forms import Message, same_question
+from alignflow.data.turns import Message, same_question
 
 LEAST_WORDS = 5
 """A shorter prompt is looked for on lines of its own only: within a sentence it would be anywhere."""

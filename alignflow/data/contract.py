@@ -13,7 +13,13 @@ import re
 from collections.abc import Sequence
 from typing import Any, Self
 
-from alignflow.data.template import ChatTemplate, TemplateRejects, ending_of
+from alignflow.data.template import (
+    PROBED_CALL,
+    PROBED_TOOL,
+    ChatTemplate,
+    TemplateRejects,
+    ending_of,
+)
 from alignflow.stages import Record
 
 FIELD = "alignflow_response"
@@ -21,15 +27,6 @@ FIELD = "alignflow_response"
 QUESTION, ANSWER, REASONING = "Alpha-question?", "Beta-answer.", "Gamma-reasoning."
 _USER = {"role": "user", "content": QUESTION}
 _ANSWER = {"role": "assistant", "content": ANSWER}
-_CALL = {"type": "function", "function": {"name": "delta", "arguments": {"epsilon": 1}}}
-_TOOL = {
-    "type": "function",
-    "function": {
-        "name": "delta",
-        "description": "Zeta.",
-        "parameters": {"type": "object", "properties": {"epsilon": {"type": "integer"}}},
-    },
-}
 _THINKS = ("<think>", "</think>")
 
 
@@ -117,11 +114,12 @@ def _call_closer(template: ChatTemplate, special: Sequence[str]) -> str | None:
     """The token that ends a response which calls a tool; some templates have one of its own."""
     try:
         text = template.render(
-            [_USER, {"role": "assistant", "content": "", "tool_calls": [_CALL]}], tools=[_TOOL]
+            [_USER, {"role": "assistant", "content": "", "tool_calls": [PROBED_CALL]}],
+            tools=[PROBED_TOOL],
         )
     except TemplateRejects:
         return None
-    return _last(ending_of(special).search(text.rpartition("epsilon")[2]), special)
+    return _last(ending_of(special).search(text.rpartition("Kappa")[2]), special)
 
 
 def _reasoning(template: ChatTemplate, prompt: str, whole: str) -> dict[str, Any]:

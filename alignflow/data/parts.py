@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from alignflow.data.feedback import PAIR_COLUMNS, RATING_COLUMNS, preference_pair, single_rating
-from alignflow.data.forms import (
+from alignflow.data.demonstrations import (
     DEMONSTRATION_COLUMNS,
-    Message,
     demonstration,
     general_text,
-    last_user_turn,
-    normalised,
     prompt_to_answer,
-    transcript,
 )
+from alignflow.data.feedback import PAIR_COLUMNS, RATING_COLUMNS, pairs_of, single_rating
+from alignflow.data.forms import recognised
+from alignflow.data.rejected import BadRow
+from alignflow.data.splits import is_for_training
 from alignflow.data.tokens import Encoder
+from alignflow.data.turns import Message, last_user_turn, normalised, transcript
+
+Row = dict[str, Any]
+TRAINING_SPLIT = "training_split"
+"""Why a row that is for training is not asked in an evaluation."""
 
 
 class Formed(NamedTuple):
@@ -32,6 +36,12 @@ class Formed(NamedTuple):
     """Of a row that has no turns, and must not hold what is judged."""
     responses: int = 0
     """Assistant turns of a demonstration."""
+    form: str | None = None
+    """What it was recognised as."""
+    unread: tuple[str, ...] = ()
+    """Columns that hold something and were not read."""
+    for_training: bool | None = None
+    """What the row says itself, by its split."""
 
     @property
     def said(self) -> str:
@@ -46,18 +56,36 @@ class Part(NamedTuple):
 
     wants: str
     """Its columns, in words."""
-    form: Callable[[dict[str, Any]], Formed]
-    """From a row's fields; raises BadRow for a row that has none of the forms."""
+    wanted: str
+    """What its rows are recognised as (`forms.FORMS`)."""
+    form: Callable[[list[Row]], Formed]
+    """From the canonical rows that one row says; raises BadRow."""
     is_limited: bool = False
     """Whether a row may be too long."""
-    takes_splits: bool = False
-    """Whether a row says itself that it is held out."""
     is_measured: bool = False
     """Whether a share of its rows is held out, and written."""
+    is_judging: bool = False
+    """Whether it is what models are measured with, so that nothing is held out of it."""
 
 
-def _document(fields: dict[str, Any]) -> Formed:
-    text = general_text(fields)
+def formed(part: str, fields: Row, form: str | None = None) -> Formed:
+    """A row in the form of a part. `form` is what the row is, where its columns do not tell.
+
+    Raises:
+        BadRow: It has none of the forms, or breaks the rules of one.
+    """
+    rules = PARTS[part]
+    for_training = is_for_training(fields)
+    if rules.is_judging and for_training:
+        raise BadRow(TRAINING_SPLIT, f"split is {fields['split']!r}, and {part} only measures")
+    told = recognised(fields, rules.wanted, form)
+    group = {} if fields.get("group") is None else {"group": fields["group"]}
+    rows = [{**row, **group} for row in told.rows]
+    return rules.form(rows)._replace(form=told.form, unread=told.unread, for_training=for_training)
+
+
+def _document(rows: list[Row]) -> Formed:
+    text = general_text(rows[0])
     return Formed(
         lambda encoder: [{"input_ids": encoder.document(text), "text": text}],
         document=text,
@@ -65,8 +93,8 @@ def _document(fields: dict[str, Any]) -> Formed:
     )
 
 
-def _demonstration(fields: dict[str, Any]) -> Formed:
-    row = demonstration(fields)
+def _demonstration(rows: list[Row]) -> Formed:
+    row = demonstration(rows[0])
     return Formed(
         lambda encoder: [part._asdict() for part in encoder.demonstrations(row)],
         row.messages,
@@ -75,27 +103,31 @@ def _demonstration(fields: dict[str, Any]) -> Formed:
     )
 
 
-def _pair(fields: dict[str, Any]) -> Formed:
-    pair = preference_pair(fields)
-    return Formed(lambda encoder: [encoder.pair(*pair)._asdict()], pair.prompt)
+def _pairs(rows: list[Row]) -> Formed:
+    pairs = [pair for row in rows for pair in pairs_of(row)]
+    prompts = [pair.prompt for pair in pairs]
+    asked = prompts[0] if all(p == prompts[0] for p in prompts) else [t for p in prompts for t in p]
+    return Formed(lambda encoder: [encoder.pair(*pair)._asdict() for pair in pairs], asked)
 
 
-def _rating(fields: dict[str, Any]) -> Formed:
-    rated = single_rating(fields)
-    return Formed(lambda encoder: [encoder.rated(*rated)._asdict()], rated[0])
+def _rating(rows: list[Row]) -> Formed:
+    rated = single_rating(rows[0])
+    return Formed(lambda encoder: [encoder.rated(*rated)._asdict()], rated.prompt)
 
 
-def _prompt(fields: dict[str, Any]) -> Formed:
-    row = prompt_to_answer(fields, wants_target=False)
+def _prompt(rows: list[Row]) -> Formed:
+    row = prompt_to_answer(rows[0], wants_target=False)
     return Formed(
-        lambda encoder: [encoder.prompt(row.messages)._asdict() | {"target": row.target}],
+        lambda encoder: [
+            encoder.prompt(row.messages, row.tools)._asdict() | {"target": row.target}
+        ],
         row.messages,
     )
 
 
-def _evaluation(fields: dict[str, Any]) -> Formed:
-    row = prompt_to_answer(fields, wants_target=True)
-    group = str(fields.get("group") or "all")
+def _evaluation(rows: list[Row]) -> Formed:
+    row = prompt_to_answer(rows[0], wants_target=True)
+    group = str(rows[0].get("group") or "all")
     normalised(group, "group")
     told = {
         "question": last_user_turn(row.messages),
@@ -103,22 +135,24 @@ def _evaluation(fields: dict[str, Any]) -> Formed:
         "target": row.target,
         "group": group,
     }
-    return Formed(lambda encoder: [encoder.prompt(row.messages)._asdict() | told], row.messages)
+    return Formed(
+        lambda encoder: [encoder.prompt(row.messages, row.tools)._asdict() | told], row.messages
+    )
 
 
-def _general(fields: dict[str, Any]) -> Formed:
-    text = general_text(fields)
+def _general(rows: list[Row]) -> Formed:
+    text = general_text(rows[0])
     return Formed(lambda _: [{"text": text}], document=text)
 
 
 PARTS = {
-    "pretrain": Part("text", _document, takes_splits=True, is_measured=True),
-    "replay": Part("text", _document, takes_splits=True),
-    "sft": Part(DEMONSTRATION_COLUMNS, _demonstration, is_limited=True),
-    "preferences": Part(PAIR_COLUMNS, _pair, True, True, True),
-    "ratings": Part(RATING_COLUMNS, _rating, True, True, True),
-    "prompts": Part("prompt", _prompt, True, True, True),
-    "evaluation": Part("prompt and target", _evaluation),
-    "general": Part("text", _general),
+    "pretrain": Part("text", "text", _document, is_measured=True),
+    "replay": Part("text", "text", _document),
+    "sft": Part(DEMONSTRATION_COLUMNS, "demonstration", _demonstration, is_limited=True),
+    "preferences": Part(PAIR_COLUMNS, "pair", _pairs, True, True),
+    "ratings": Part(RATING_COLUMNS, "rating", _rating, True, True),
+    "prompts": Part("prompt", "prompt", _prompt, True, True),
+    "evaluation": Part("prompt and target", "judged prompt", _evaluation, is_judging=True),
+    "general": Part("text", "text", _general, is_judging=True),
 }
 """The parts of `data`, by the names of its fields."""

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignflow.data.base import describe_base, fetch_base, save_spoken
+from alignflow.data.file_rows import RawRow
 from alignflow.data.gguf_base import dequantized_from
 from alignflow.data.lengths import within_context
 from alignflow.data.parts import PARTS
-from alignflow.data.reading import RawRow, read_source
+from alignflow.data.reading import read_source
 from alignflow.data.rows import Read, Rules, account_of, nothing_left, outcome_of, reasons, rules_of
 from alignflow.data.tokens import Encoder
 from alignflow.errors import DataError

@@ -3,7 +3,7 @@
     source -> raw row -> form of the part -> not excluded -> token ids -> not too long -> account
 
 Nothing that a row holds ends more than that row. The ledger reads files and forms with the same
-functions (`reading.json_object`, `forms.turns_of`, `feedback`).
+functions (`reading.json_object`, `forms`, `turns.turns_of`, `feedback`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from alignflow.data.asked import Asked
-from alignflow.data.forms import UNREADABLE, BadRow, first_user_turn, one_row
+from alignflow.data.file_rows import RawRow
 from alignflow.data.groups import falls_into
-from alignflow.data.parts import PARTS, Formed
-from alignflow.data.reading import RawRow
+from alignflow.data.parts import PARTS, TRAINING_SPLIT, Formed, formed
+from alignflow.data.rejected import UNREADABLE, BadRow, one_row
 from alignflow.data.tokens import Encoder
+from alignflow.data.turns import first_user_turn
 from alignflow.recipe import DataSection, DataSource
 from alignflow.stages import RowAccount
 
@@ -26,7 +27,7 @@ EVALUATION_PROMPT = "evaluation_prompt"
 GENERAL_TEXT = "general_text"
 TOO_LONG = "too_long"
 MISSING = "missing_columns"
-EXCLUDED = (EVALUATION_PROMPT, GENERAL_TEXT)
+EXCLUDED = (EVALUATION_PROMPT, GENERAL_TEXT, TRAINING_SPLIT)
 """Reasons that are no fault of a row."""
 
 Read = Callable[[DataSource], Sequence[RawRow]]
@@ -60,6 +61,10 @@ class Outcome(NamedTuple):
     message: str = ""
     responses: int = 0
     """Assistant turns of a demonstration that is used."""
+    form: str | None = None
+    """What it was recognised as."""
+    unread: tuple[str, ...] = ()
+    """Columns of a used row that hold something and were not read."""
 
     @property
     def responses_without_loss(self) -> int:
@@ -99,7 +104,7 @@ def _formed(part: str, row: RawRow) -> Formed:
     if row.fields is None:
         raise BadRow(row.problem or UNREADABLE, row.message)
     with one_row():
-        return PARTS[part].form(row.fields)
+        return formed(part, row.fields, row.form)
 
 
 def outcome_of(part: str, row: RawRow, rules: Rules) -> Outcome:
@@ -111,19 +116,26 @@ def outcome_of(part: str, row: RawRow, rules: Rules) -> Outcome:
     columns: list[dict[str, Any]] = []
     tokens = None
     try:
-        formed = _formed(part, row)
-        _check_allowed(part, formed, rules)
+        said = _formed(part, row)
+        _check_allowed(part, said, rules)
         if rules.encoder is not None:
             with one_row():
-                columns = formed.columns(rules.encoder)
+                columns = said.columns(rules.encoder)
             tokens = max((n for n in map(length_of, columns) if n is not None), default=None)
             limit = rules.limits.get(part) if PARTS[part].is_limited else None
             if limit is not None and tokens is not None and tokens > limit:
                 raise BadRow(TOO_LONG, f"{tokens} tokens, at most {limit}")
     except BadRow as bad:
         return Outcome(row, [], tokens, dropped=bad.reason, message=str(bad))
-    held_out = _is_held_out(part, row, formed, rules.held_out_share)
-    return Outcome(row, columns, tokens, held_out, responses=formed.responses)
+    return Outcome(
+        row,
+        columns,
+        tokens,
+        _is_held_out(part, said, rules.held_out_share),
+        responses=said.responses,
+        form=said.form,
+        unread=said.unread,
+    )
 
 
 def _check_allowed(part: str, formed: Formed, rules: Rules) -> None:
@@ -135,14 +147,13 @@ def _check_allowed(part: str, formed: Formed, rules: Rules) -> None:
         raise BadRow(EVALUATION_PROMPT)
 
 
-def _is_held_out(part: str, row: RawRow, formed: Formed, share: float) -> bool:
+def _is_held_out(part: str, said: Formed, share: float) -> bool:
     """By the row's own `split`, else by its text."""
-    split = (row.fields or {}).get("split")
-    if split is not None:
-        return PARTS[part].takes_splits and split == HELD_OUT
+    if said.for_training is not None:
+        return not said.for_training and not PARTS[part].is_judging
     if not PARTS[part].is_measured:
         return False
-    return falls_into(share, formed.said.strip().casefold().encode())
+    return falls_into(share, said.said.strip().casefold().encode())
 
 
 def length_of(columns: Mapping[str, Any]) -> int | None:

@@ -15,7 +15,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from alignflow.data.forms import BadRow, Message
+from alignflow.data.rejected import BadRow
+from alignflow.data.turns import Message
 from alignflow.errors import DataError
 from alignflow.files import digest_json
 from alignflow.recipe import ModelSource
@@ -23,6 +24,33 @@ from alignflow.recipe import ModelSource
 NOT_THE_BEGINNING = "the prompt with its generation prompt is not the beginning of the conversation"
 TEMPLATE_DATE = ModelSource.model_fields["template_date"].default
 """What a template that asks for today's date is told: one that does not change with the day."""
+
+
+PROBED_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "delta",
+        "description": "Zeta.",
+        "parameters": {"type": "object", "properties": {"epsilon": {"type": "string"}}},
+    },
+}
+PROBED_CALL = {
+    "id": "abcdef123",
+    "type": "function",
+    "function": {"name": "delta", "arguments": {"epsilon": "Kappa"}},
+}
+_RESULT = "Lambda"
+_USER: Message = {"role": "user", "content": "Alpha?"}
+_ANOTHER = "Name one that does in base_model.chat_template, or leave such rows out"
+
+
+class Calling(NamedTuple):
+    """How a template takes the turn of a call that says nothing beside it."""
+
+    as_text: bool
+    """Whether arguments are the text of their JSON; Transformers' convention is an object."""
+    content: str | None
+    has_content: bool
 
 
 class Rendered(NamedTuple):
@@ -91,9 +119,73 @@ class ChatTemplate:
         Raises:
             TemplateRejects: The template refuses it; the text says why.
         """
-        if self.wants_parts:
-            messages = [_in_parts(message) for message in messages]
-        return self._render(messages, tools, add_generation_prompt)
+        if tools and not self.writes_tools:
+            raise TemplateRejects(
+                f"the chat template writes no tools, and the row has some. {_ANOTHER}"
+            )
+        calls = [message for message in messages if message.get("tool_calls")]
+        if calls and self.calling is None:
+            raise TemplateRejects(
+                f"the chat template writes no tool calls, and the row has some. {_ANOTHER}"
+            )
+        if not self.writes_results and any(message["role"] == "tool" for message in messages):
+            raise TemplateRejects(
+                f"the chat template writes no results of tools, and the row has some. {_ANOTHER}"
+            )
+        return self._render(
+            [self._prepared(message, self.calling if calls else None) for message in messages],
+            tools,
+            add_generation_prompt,
+        )
+
+    def _prepared(self, message: Message, calling: Calling | None = None) -> Message:
+        """A message as this template takes it."""
+        told = {name: value for name, value in message.items() if name != "weight"}
+        if calling is not None and message.get("tool_calls"):
+            told = _calling_turn(told, calling)
+        return _in_parts(told) if self.wants_parts else told
+
+    @cached_property
+    def writes_tools(self) -> bool:
+        """Whether the template writes the definitions of tools."""
+        try:
+            return "delta" in self._render([self._prepared(_USER)], [PROBED_TOOL])
+        except TemplateRejects:
+            return False
+
+    @cached_property
+    def calling(self) -> Calling | None:
+        """How the template takes calls; None where it writes none."""
+        for as_text in (False, True):
+            for content, has_content in (("", True), (None, True), (None, False)):
+                calling = Calling(as_text, content, has_content)
+                text = self._with_call(calling)
+                if "epsilon" in text.rpartition("Alpha?")[2] and "Kappa" in text:
+                    return calling
+        return None
+
+    def _with_call(self, calling: Calling, *further: Message) -> str:
+        """Text of a question and a call; nothing where it is rejected."""
+        turns = [_USER, {"role": "assistant", "content": "", "tool_calls": [PROBED_CALL]}, *further]
+        try:
+            return self._render([self._prepared(turn, calling) for turn in turns], [PROBED_TOOL])
+        except TemplateRejects:
+            return ""
+
+    @cached_property
+    def writes_results(self) -> bool:
+        """Whether the template writes what a tool answered."""
+        result: Message = {"role": "tool", "content": _RESULT, "name": "delta"}
+        result["tool_call_id"] = PROBED_CALL["id"]
+        calling = self.calling
+        if calling is not None:
+            return _RESULT in self._with_call(calling, result)
+        try:
+            answer: Message = {"role": "assistant", "content": "Beta."}
+            turns = [self._prepared(turn) for turn in (_USER, answer, result)]
+            return _RESULT in self._render(turns)
+        except TemplateRejects:
+            return False
 
     @cached_property
     def wants_parts(self) -> bool:
@@ -137,6 +229,8 @@ class ChatTemplate:
     ) -> list[Rendered]:
         """Texts in which each assistant turn stands once as it is answered, after its own prompt.
 
+        A turn whose `weight` is 0 is context: it stands in the text, and is no response.
+
         One text is enough where the template renders a turn the same whatever follows it. Where it
         does not, such as one that drops the reasoning of earlier turns, there are several, each of
         the conversation up to another turn.
@@ -147,7 +241,11 @@ class ChatTemplate:
         Raises:
             TemplateRejects: An assistant turn does not continue its prompt.
         """
-        asked = [place for place, turn in enumerate(messages) if turn["role"] == "assistant"]
+        asked = [
+            place
+            for place, turn in enumerate(messages)
+            if turn["role"] == "assistant" and turn.get("weight") != 0
+        ]
         if turns == "last":
             asked = asked[-1:]
         prompts = {
@@ -181,6 +279,24 @@ def ending_of(special: Sequence[str]) -> re.Pattern[str]:
     """The end of a rendered text: its first group is the special tokens that close a response."""
     anyone = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True))
     return re.compile(rf"((?:{anyone})+)(?:\s|{anyone})*\Z" if anyone else r"(\Z)")
+
+
+def _calling_turn(message: Message, calling: Calling) -> Message:
+    """The turn of a call, its arguments and its empty content as the template takes them."""
+    told = dict(message)
+    if calling.as_text:
+        told["tool_calls"] = [_as_text(call) for call in message["tool_calls"]]
+    if not message["content"]:
+        told["content"] = calling.content
+        if not calling.has_content:
+            del told["content"]
+    return told
+
+
+def _as_text(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    arguments = json.dumps(function["arguments"], ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _in_parts(message: Message) -> Message:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
+from alignflow.data.calls import Tool
 from alignflow.data.contract import ResponseContract, contract_of
-from alignflow.data.forms import BadRow, Demonstration, Message
+from alignflow.data.demonstrations import Demonstration
+from alignflow.data.rejected import BadRow
 from alignflow.data.template import NOT_THE_BEGINNING, ChatTemplate, TemplateRejects, ending_of
+from alignflow.data.turns import Message, answer_text
 from alignflow.errors import DataError
 
 
@@ -98,13 +101,15 @@ class Encoder:
             ids = self.document(row.text or "")
             return [TrainingRow(ids, [1] * len(ids), "", row.text or "")]
         texts = self._required_template().rendered(
-            row.messages, turns=self._turns, special=self._special
+            row.messages, tools=row.tools, turns=self._turns, special=self._special
         )
+        if not texts:
+            raise BadRow("no_response", "its last response has weight 0")
         return [
             TrainingRow(
                 *self._marked(text, spans),
                 prompt=text[: spans[-1][0]],
-                response=row.messages[last]["content"],
+                response=answer_text(row.messages[last]),
                 responses=len(spans),
             )
             for text, last, spans in texts
@@ -118,30 +123,40 @@ class Encoder:
         return self._ended(ids, self._document_end)
 
     def pair(
-        self, prompt: list[Message], chosen: list[Message], rejected: list[Message]
+        self,
+        prompt: list[Message],
+        chosen: list[Message],
+        rejected: list[Message],
+        tools: list[Tool] | None = None,
     ) -> PairRow:
         """Ids of a pair.
 
         Raises:
             BadRow: Also where the two answers have the same ids.
         """
-        text = self._prompt_text(prompt)
-        chosen_ids = self._continuation(text, prompt, chosen)
-        rejected_ids = self._continuation(text, prompt, rejected)
+        text = self._prompt_text(prompt, tools)
+        chosen_ids = self._continuation(text, [*prompt, *chosen], tools)
+        rejected_ids = self._continuation(text, [*prompt, *rejected], tools)
         if chosen_ids == rejected_ids:
             raise BadRow("equal_responses", "chosen and rejected are the same")
-        answers = (chosen[-1]["content"], rejected[-1]["content"])
+        answers = (answer_text(chosen[-1]), answer_text(rejected[-1]))
         return PairRow(self._encode(text), chosen_ids, rejected_ids, text, *answers)
 
-    def rated(self, prompt: list[Message], answer: str, liked: bool) -> RatedRow:
+    def rated(
+        self,
+        prompt: list[Message],
+        completion: list[Message],
+        liked: bool,
+        tools: list[Tool] | None = None,
+    ) -> RatedRow:
         """Ids of a response and whether it was liked."""
-        text = self._prompt_text(prompt)
-        ids = self._continuation(text, prompt, [{"role": "assistant", "content": answer}])
-        return RatedRow(self._encode(text), ids, liked, text, answer)
+        text = self._prompt_text(prompt, tools)
+        ids = self._continuation(text, [*prompt, *completion], tools)
+        return RatedRow(self._encode(text), ids, liked, text, answer_text(completion[-1]))
 
-    def prompt(self, messages: list[Message]) -> PromptRow:
+    def prompt(self, messages: list[Message], tools: list[Tool] | None = None) -> PromptRow:
         """Ids of a prompt to answer."""
-        text = self._prompt_text(messages)
+        text = self._prompt_text(messages, tools)
         return PromptRow(text, self._encode(text))
 
     def texts(self, ids: list[int]) -> list[str]:
@@ -149,13 +164,15 @@ class Encoder:
         decode = (self._backend or self._tokenizer).decode
         return [decode([token], skip_special_tokens=False) for token in ids]
 
-    def _prompt_text(self, messages: list[Message]) -> str:
-        return self._required_template().render(messages, add_generation_prompt=True)
+    def _prompt_text(self, messages: list[Message], tools: list[Tool] | None) -> str:
+        template = self._required_template()
+        return template.render(messages, tools=tools, add_generation_prompt=True)
 
     def _continuation(
-        self, prompt_text: str, prompt: list[Message], answer: list[Message]
+        self, prompt_text: str, messages: list[Message], tools: list[Tool] | None
     ) -> list[int]:
-        whole = self._ending.sub(r"\1", self._required_template().render([*prompt, *answer]))
+        whole = self._required_template().render(messages, tools=tools)
+        whole = self._ending.sub(r"\1", whole)
         if not whole.startswith(prompt_text):
             raise TemplateRejects(NOT_THE_BEGINNING)
         ids, mask = self._marked(whole, [(len(prompt_text), len(whole))])

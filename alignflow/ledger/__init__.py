@@ -30,6 +30,7 @@ from alignflow.ledger.outbox import Event as Event
 from alignflow.ledger.outbox import mark_sent as mark_sent
 from alignflow.ledger.outbox import pending_events as pending_events
 from alignflow.ledger.outbox import set_threshold as set_threshold
+from alignflow.ledger.parsing import Told as Told
 from alignflow.ledger.reports import STATES as STATES
 from alignflow.ledger.reports import printable as printable
 from alignflow.ledger.reports import quarantined as quarantined

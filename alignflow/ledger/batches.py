@@ -23,11 +23,12 @@ from alignflow.data import (
 from alignflow.faults import faultpoint
 from alignflow.ledger.holdout import decide
 from alignflow.ledger.outbox import announce
-from alignflow.ledger.parsing import KEPT_BYTES, Line, fields_of, raw_of
+from alignflow.ledger.parsing import KEPT_BYTES, Line, Told, fields_of, raw_of
 from alignflow.ledger.schema import files, observations, quarantine, ratings, rows, texts
 from alignflow.ledger.store import insert_many, insert_one, rows_in, select_in, update_one
 
 MAX_RATINGS = 64
+_TOLD_NOTHING = Told()
 
 
 class Pair(NamedTuple):
@@ -114,7 +115,7 @@ class Overtaken(Exception):
         self.offset = offset
 
 
-def parsed(lines: Sequence[Line]) -> Batch:
+def parsed(lines: Sequence[Line], told: Told = _TOLD_NOTHING) -> Batch:
     """Parses lines without asking the ledger: the slow part, outside of any transaction."""
     pairs: list[Pair] = []
     rated: list[Rated] = []
@@ -125,7 +126,9 @@ def parsed(lines: Sequence[Line]) -> Batch:
         try:
             with one_row():
                 fields = fields_of(line)
-                said, seen = preferences_of(fields), observation_of(fields)
+                if told.columns:
+                    fields = told.mapped(fields)
+                said, seen = preferences_of(fields, told.form), observation_of(fields)
         except BadRow as problem:
             bad.append(_bad(line, problem))
             continue

@@ -6,13 +6,16 @@ finished artifact gets a manifest that says what its files are now, so it still 
 
 from __future__ import annotations
 
+import csv
 import gzip
 import html
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from alignflow.data import prompt_of, response_of, separator_of
 from alignflow.errors import StageError
 from alignflow.files import atomic_write_bytes
 from alignflow.ledger.snapshot_files import renamed
@@ -25,7 +28,8 @@ SHORTEST_SEARCHED = 12
 INBOX = "inbox"
 FOLDERS = ("runs", "artifacts", "work", "cache", "mlartifacts", INBOX)
 WEIGHTS = {"model", "adapter", "tokenizer", "checkpoints"}
-TEXT_SUFFIXES = (".json", ".jsonl", ".html", ".txt", ".md", ".csv", ".log")
+TEXT_SUFFIXES = (".json", ".jsonl", ".html", ".txt", ".md", ".log")
+TABLE_SUFFIXES = (".csv", ".tsv")
 
 
 class Words(NamedTuple):
@@ -75,11 +79,30 @@ def words_of(written: Iterable[tuple[str, str, str]]) -> Words:
     """The texts of rows: what was asked, in each turn, and both responses."""
     words: set[str] = set()
     for prompt, chosen, rejected in written:
-        words |= {chosen, rejected, *(turn["content"] for turn in json.loads(prompt))}
+        turns = [*prompt_of(prompt)[0], response_of(chosen), response_of(rejected)]
+        words |= {word for turn in turns for word in _words_in(turn)}
     parts = sorted(
         (word for word in words if len(word) >= SHORTEST_SEARCHED), key=len, reverse=True
     )
     return Words(frozenset(words), tuple(parts))
+
+
+def _words_in(turn: dict[str, Any]) -> Iterator[str]:
+    """The texts of a turn, as they are and as JSON writes them."""
+    told = [value for name, value in turn.items() if name not in ("role", "name", "tool_calls")]
+    told += [call["function"]["arguments"] for call in turn.get("tool_calls", ())]
+    for text in _texts_in(told):
+        yield text
+        yield json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        told = cast("dict[str, Any] | list[Any]", value)
+        for entry in told.values() if isinstance(told, dict) else told:
+            yield from _texts_in(entry)
 
 
 def erase_from_files(home: Path, words: Words) -> list[str]:
@@ -136,6 +159,8 @@ def _erase_from(path: Path, words: Words, *, drop: bool) -> bool:
     if path.suffix == ".parquet":
         return keep_rows(path, lambda fields: not words.holds(list(fields.values())))
     packed = path.name.endswith(".jsonl.gz")
+    if path.name.endswith(TABLE_SUFFIXES):
+        return _erase_from_table(path, words, drop)
     if not packed and not path.name.endswith(TEXT_SUFFIXES):
         return False
     before = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
@@ -144,6 +169,19 @@ def _erase_from(path: Path, words: Words, *, drop: bool) -> bool:
     if after != before:
         atomic_write_bytes(path, gzip.compress(after, mtime=0) if packed else after)
     return after != before
+
+
+def _erase_from_table(path: Path, words: Words, drop: bool) -> bool:
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    separator = separator_of(path, text)
+    rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+    after = [words.cleaned(row) for row in rows if not (drop and words.holds(row))]
+    if after == rows:
+        return False
+    table = io.StringIO(newline="")
+    csv.writer(table, delimiter=separator, lineterminator="\n").writerows(after)
+    atomic_write_bytes(path, table.getvalue().encode("utf-8", "surrogateescape"))
+    return True
 
 
 def _document(content: bytes, words: Words) -> bytes:

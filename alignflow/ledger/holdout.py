@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select
 
-from alignflow.data import HOLDOUT, falls_into
+from alignflow.data import HOLDOUT, answer_text, falls_into, prompt_of, response_of
 from alignflow.errors import RecipeError
 from alignflow.files import atomic_write_json, digest_json
 from alignflow.ledger.schema import holdouts, prompts, rows, texts
@@ -91,7 +91,7 @@ def held_out_file(home: Path) -> Path | None:
 class HeldOutPair(NamedTuple):
     """A preference that is never trained on."""
 
-    prompt: list[dict[str, str]]
+    prompt: list[dict[str, Any]]
     chosen: str
     rejected: str
 
@@ -100,7 +100,7 @@ def held_out_pairs(home: Path, name: str) -> list[HeldOutPair]:
     """Held-out preferences of a set, by id; contradictory ones say nothing and are left out."""
     with opened(home) as engine, reading(engine) as connection:
         return [
-            HeldOutPair(json.loads(prompt), chosen, rejected)
+            HeldOutPair(prompt_of(prompt)[0], *map(_answer, (chosen, rejected)))
             for _, prompt, chosen, rejected in _held_out(connection, name)
         ]
 
@@ -120,15 +120,37 @@ def holdout_prompts_file(home: Path, name: str) -> Path | None:
     if not first:
         return None
     entries: list[dict[str, Any]] = [
-        {"id": row_id.hex(), "prompt": json.loads(prompt), "target": chosen, "group": HOLDOUT}
+        {"id": row_id.hex(), **_asked(prompt), "target": _answer(chosen), "group": HOLDOUT}
         for prompt, (row_id, chosen) in first.items()
     ]
+    if any(isinstance(entry["prompt"], str) for entry in entries):
+        entries = [
+            {**entry, "prompt": _as_json(entry["prompt"]), "tools": entry.get("tools")}
+            for entry in entries
+        ]
     digest = digest_json([entry["id"] for entry in entries])[:12]
     path = snapshot_folder(home, name) / f"held_out-{digest}.parquet"
     if not path.exists():
         with renamed(path) as temporary:  # the column `id` is for erasing, which looks for it
             pq.write_table(pa.Table.from_pylist(entries), temporary, compression="zstd")
     return path
+
+
+def _answer(text: str) -> str:
+    return answer_text(response_of(text))
+
+
+def _asked(text: str) -> dict[str, Any]:
+    """Columns of a prompt: messages, or the text of their JSON where they are more than text."""
+    messages, tools = prompt_of(text)
+    if tools is None and all({*turn} == {"role", "content"} for turn in messages):
+        return {"prompt": messages}
+    told = {"prompt": _as_json(messages)}
+    return told if tools is None else {**told, "tools": _as_json(tools)}
+
+
+def _as_json(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _held_out(connection: Connection, name: str) -> list[Any]:

@@ -16,16 +16,20 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, func, select
 
+from alignflow.data import LINES, require_form
 from alignflow.errors import RecipeError
 from alignflow.faults import faultpoint
 from alignflow.files import CHUNK_BYTES
 from alignflow.ledger.batches import Batch, Counts, FileKey, Overtaken, commit, parsed
 from alignflow.ledger.incoming import Refused, Source, refuse, sources_in
 from alignflow.ledger.parsing import (
+    JUDGED_START_BYTES,
     SUFFIXES,
     Line,
     RefusedFile,
+    Told,
     Unpacked,
+    check_kind,
     lines_of,
     open_regular,
 )
@@ -46,6 +50,7 @@ BATCH_BYTES = 8 * 1024 * 1024
 JUDGED_BYTES = 8 * 1024 * 1024
 """A file is judged as a whole up to this size, a larger one by its beginning."""
 MAX_BAD_SHARE = 0.5
+_TOLD_NOTHING = Told()
 
 OnProgress = Callable[[str, int, int, int], None]
 """Called with label, rows so far, bytes (or rows of Parquet) done and bytes in all."""
@@ -83,10 +88,12 @@ def add(
     sources: Iterable[Path],
     into: str = "default",
     on_progress: OnProgress | None = None,
+    told: Told = _TOLD_NOTHING,
 ) -> Added:
     """Takes preferences of files and folders into the set of a name, in an absolute home.
 
     What is refused in a folder is moved to its `rejected/`. `on_progress` is called after each batch.
+    `told` is what the rows are, where their columns do not tell.
 
     Raises:
         DataError: A file or folder is not there, or the ledger cannot be used.
@@ -94,7 +101,7 @@ def add(
         DiskSpaceError: The disk is full. The batch at hand was undone, those before it are kept.
     """
     inside = [source for path in sources for source in sources_in(path)]
-    return add_sources(home, inside, into, on_progress)
+    return add_sources(home, inside, into, on_progress, told)
 
 
 def add_sources(
@@ -102,6 +109,7 @@ def add_sources(
     sources: Sequence[Source],
     into: str = "default",
     on_progress: OnProgress | None = None,
+    told: Told = _TOLD_NOTHING,
 ) -> Added:
     """`add` for files that were found already."""
     if not re.fullmatch(PREFERENCE_SET_PATTERN, into):
@@ -109,6 +117,7 @@ def add_sources(
             f"{into!r} cannot name a preference set: wanted letters, digits, '.', '_' or '-', at most "
             "63, the first a letter or digit."
         )
+    require_form(told.form, "prefs add")
     counts = Counts()
     reasons: dict[str, int] = {}
     first: dict[str, str] = {}
@@ -119,7 +128,9 @@ def add_sources(
             set_key = preference_set(connection, into)
         for source in sources:
             try:
-                file, own = _add_file(engine, set_key, source, frozenset(brought), on_progress)
+                file, own = _add_file(
+                    engine, set_key, source, frozenset(brought), on_progress, told
+                )
             except RefusedFile as problem:
                 refused.append(refuse(source, problem))
                 continue
@@ -130,14 +141,14 @@ def add_sources(
     return Added(len(sources) - len(refused), counts, reasons, first, refused)
 
 
-def add_stream(home: Path, stream: Any, into: str = "default") -> Added:
+def add_stream(home: Path, stream: Any, into: str = "default", told: Told = _TOLD_NOTHING) -> Added:
     """Takes JSONL from a stream in, once it has ended."""
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home, prefix=".stdin-") as folder:
         path = Path(folder) / "stdin.jsonl"
         with path.open("wb") as file:
             shutil.copyfileobj(stream, file, CHUNK_BYTES)
-        return add(home, [path], into)
+        return add(home, [path], into, None, told)
 
 
 def _add_file(
@@ -146,17 +157,18 @@ def _add_file(
     source: Source,
     siblings: frozenset[int],
     on_progress: OnProgress | None,
+    told: Told,
 ) -> tuple[FileKey, Counts]:
     """What this call did, and as duplicates what had been taken in of the same file before."""
     if not source.path.name.endswith(SUFFIXES):
         raise RefusedFile("unknown_kind", f"is none of {', '.join(SUFFIXES)}")
     sha256, size = _first_pass(source.path)
     faultpoint("ledger.add.hashed")
-    file, offset, done, judged = _register(engine, set_key, sha256, size, source)
+    file, offset, done, judged = _register(engine, set_key, sha256, size, source, told)
     file, own = file._replace(siblings=siblings), Counts()
     if not done:
-        batches = chain(judged, _batches(source.path, judged[-1].end if judged else offset))
-        own = _add_batches(engine, file, source, batches, size, on_progress)
+        batches = chain(judged, _batches(source.path, judged[-1].end if judged else offset, told))
+        own = _add_batches(engine, file, source, batches, size, on_progress, told)
     with reading(engine) as connection:
         total = connection.execute(select(files).where(files.c.key == file.key)).one()
     before = total.duplicates + total.accepted - own.accepted
@@ -167,6 +179,9 @@ def _first_pass(path: Path) -> tuple[str, int]:
     """sha256 and size of a file; a compressed one is unpacked once, and refused if it is bad."""
     digest, size = hashlib.sha256(), 0
     with open_regular(path) as file:
+        if path.name.endswith(LINES):
+            check_kind(path, file.read(JUDGED_START_BYTES))
+            file.seek(0)
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
             size += len(chunk)
@@ -179,7 +194,7 @@ def _first_pass(path: Path) -> tuple[str, int]:
 
 
 def _register(
-    engine: Engine, set_key: int, sha256: str, size: int, source: Source
+    engine: Engine, set_key: int, sha256: str, size: int, source: Source, told: Told
 ) -> tuple[FileKey, int, bool, list[Batch]]:
     """Key, offset and state of the file of this content, and what was parsed to judge it.
 
@@ -194,7 +209,7 @@ def _register(
     with reading(engine) as connection:
         known = connection.execute(same_content).first()
     if known is None:
-        judged = _judge(source.path, size)
+        judged = _judge(source.path, size, told)
         with writing(engine) as connection:
             known = connection.execute(same_content).first()
             if known is None:
@@ -206,7 +221,7 @@ def _register(
     return FileKey(known.key, set_key), known.offset, known.done, []
 
 
-def _judge(path: Path, size: int) -> list[Batch]:
+def _judge(path: Path, size: int, told: Told) -> list[Batch]:
     """The beginning of a file, parsed.
 
     Raises:
@@ -217,7 +232,7 @@ def _judge(path: Path, size: int) -> list[Batch]:
     first: dict[str, str] = {}
     with lines_of(path, 0) as source:
         for chunk in _chunks(source):
-            batch = parsed(chunk)
+            batch = parsed(chunk, told)
             judged.append(batch)
             lines += batch.lines
             bad += len(batch.bad)
@@ -260,6 +275,7 @@ def _add_batches(
     batches: Iterator[Batch],
     size: int,
     on_progress: OnProgress | None,
+    told: Told,
 ) -> Counts:
     """Takes in what is left of a file; starts over where another process has overtaken this one."""
     counts = Counts()
@@ -274,17 +290,17 @@ def _add_batches(
                     on_progress(source.label, sum(counts[:3]), batch.end, size)
             break
         except Overtaken as overtaken:
-            batches = _batches(source.path, overtaken.offset)
+            batches = _batches(source.path, overtaken.offset, told)
     with writing(engine) as connection:
         update_one(connection, files, file.key, done=True)
     faultpoint("ledger.add.done")
     return counts
 
 
-def _batches(path: Path, offset: int) -> Iterator[Batch]:
+def _batches(path: Path, offset: int, told: Told) -> Iterator[Batch]:
     with lines_of(path, offset) as lines:
         for chunk in _chunks(lines):
-            yield parsed(chunk)
+            yield parsed(chunk, told)
 
 
 def _tell_bad(

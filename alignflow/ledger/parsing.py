@@ -1,7 +1,7 @@
 """Lines and rows of untrusted files, each with its offset. One bad line costs one line.
 
 Memory does not grow with the file: lines are bounded, compressed streams are bounded in size and
-ratio, and Parquet is read by batches.
+ratio, Parquet is read by batches, and what must be read whole is bounded in size.
 """
 
 from __future__ import annotations
@@ -14,11 +14,26 @@ import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
-from alignflow.data import LINES, BadRow, json_object, parquet_rows
+from alignflow.data import (
+    LINES,
+    BadRow,
+    RawRow,
+    json_object,
+    mapped_row,
+    not_the_data,
+    one_json_value,
+    parquet_rows,
+    read_file,
+)
+from alignflow.errors import DataError
 
-SUFFIXES = (*LINES, ".parquet")
+WHOLE = (".json", ".csv", ".tsv")
+"""Kinds of file that are read as a whole, or by the reader that `prepare` has."""
+SUFFIXES = (*LINES, ".parquet", *WHOLE)
+MAX_WHOLE_BYTES = 512 * 1024 * 1024
+JUDGED_START_BYTES = 64 * 1024
 MAX_LINE_BYTES = 1024 * 1024
 MAX_GZ_BYTES = 4 * 1024**3
 MAX_GZ_RATIO = 100
@@ -45,7 +60,22 @@ class Line(NamedTuple):
     """Its bytes, at most KEPT_BYTES of a line that is too long."""
     size: int
     fields: dict[str, Any] | None = None
-    """Of a Parquet row, which needs no parsing."""
+    """Of a row that needs no parsing."""
+    problem: BadRow | None = None
+    """Why a row that needs no parsing could not be read."""
+
+
+class Told(NamedTuple):
+    """What whoever adds a file says of its rows."""
+
+    form: str | None = None
+    """What they are, where their columns could be of several forms."""
+    columns: tuple[tuple[str, str], ...] = ()
+    """Our names of columns, and those of the file."""
+
+    def mapped(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """A row's fields under our names."""
+        return mapped_row(RawRow("", fields), dict(self.columns)).fields or {}
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -72,11 +102,45 @@ def lines_of(path: Path, offset: int) -> Generator[Iterator[Line]]:
     with open_regular(path) as file:
         if path.name.endswith(".parquet"):
             yield _parquet_lines(file, offset)
+        elif path.name.endswith(WHOLE):
+            yield _whole_lines(path, offset)
         elif path.name.endswith(".gz"):
             yield (line for line in split_lines(Unpacked(file)) if line.offset >= offset)
         else:
             file.seek(offset)
             yield split_lines(file, offset)
+
+
+def _whole_lines(path: Path, offset: int) -> Iterator[Line]:
+    size = path.stat().st_size
+    if size > MAX_WHOLE_BYTES:
+        raise RefusedFile(
+            "too_large",
+            f"has {size} bytes, and its kind is read as a whole, at most {MAX_WHOLE_BYTES}. Give it as "
+            ".jsonl or .parquet",
+        )
+    try:
+        for number, row in enumerate(read_file(path)):
+            if number >= offset:
+                bad = BadRow(row.problem, row.message) if row.problem is not None else None
+                yield Line(number, number + 1, b"", 0, row.fields or {}, bad)
+    except DataError as error:
+        told = error.message.removeprefix(f"{path}: ").rstrip(".")
+        raise RefusedFile("unreadable", told) from error
+
+
+def check_kind(path: Path, beginning: bytes) -> None:
+    """Checks that a file of lines holds lines of text.
+
+    Raises:
+        RefusedFile: Its first bytes say that it is something else.
+    """
+    if problem := not_the_data(beginning):
+        raise RefusedFile("not_the_data", problem)
+    whole = beginning if len(beginning) < JUDGED_START_BYTES else b""
+    is_lines = path.name.endswith(".jsonl") and b"\n" in whole.strip()
+    if is_lines and (kind := one_json_value(whole)):
+        raise RefusedFile("one_value", f"is one JSON {kind} over several lines. Name it .json")
 
 
 def split_lines(file: Any, offset: int = 0) -> Iterator[Line]:
@@ -129,26 +193,20 @@ class Unpacked:
 def _parquet_lines(file: BinaryIO, offset: int) -> Iterator[Line]:
     try:
         for number, fields in parquet_rows(file, offset):
-            yield Line(number, number + 1, b"", 0, without_nulls(fields))
+            told = {name: value for name, value in fields.items() if value is not None}
+            yield Line(number, number + 1, b"", 0, told)
     except (ValueError, NotImplementedError, OSError) as error:
         raise RefusedFile("parquet", f"is not a whole Parquet file ({error})") from error
-
-
-def without_nulls(value: Any) -> Any:
-    """Drops the nulls that Parquet's one schema puts where a row has no such field."""
-    if isinstance(value, dict):
-        fields = cast("dict[str, Any]", value)
-        return {name: without_nulls(item) for name, item in fields.items() if item is not None}
-    if isinstance(value, list):
-        return [without_nulls(item) for item in cast("list[Any]", value)]
-    return value
 
 
 def raw_of(line: Line) -> bytes:
     """The bytes that quarantine keeps and hashes."""
     if line.fields is None:
         return line.raw
-    text = json.dumps(line.fields, ensure_ascii=False, default=str)
+    try:
+        text = json.dumps(line.fields, ensure_ascii=False, default=str, skipkeys=True)
+    except (RecursionError, ValueError):
+        text = repr(line.fields)[:KEPT_BYTES]
     return text.encode("utf-8", "backslashreplace")
 
 
@@ -158,6 +216,8 @@ def fields_of(line: Line) -> dict[str, Any]:
     Raises:
         BadRow: It is anything but one strict, flat enough, unambiguous JSON object.
     """
+    if line.problem is not None:
+        raise line.problem
     if line.fields is not None:
         return line.fields
     if line.size > MAX_LINE_BYTES:

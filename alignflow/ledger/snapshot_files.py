@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from alignflow.data import prompt_of, response_of
 from alignflow.faults import faultpoint
 from alignflow.files import fsync_directory, fsync_file
 
@@ -25,12 +26,28 @@ def snapshot_folder(home: Path, name: str) -> Path:
     return home / "snapshots" / name
 
 
-def write_parquet(path: Path, entries: Any) -> None:
-    """Writes rows as Parquet under another name, and renames: equal rows, equal bytes."""
+def write_parquet(path: Path, read: Callable[[], Iterable[Any]]) -> None:
+    """Writes rows as Parquet under another name, and renames: equal rows, equal bytes.
+
+    Columns are messages of role and content; where a row has calls of tools or reasoning, texts of
+    the JSON of messages, with a column `tools`.
+    """
+    try:
+        _write(path, read(), is_plain=True)
+    except _MoreThanText:
+        _write(path, read(), is_plain=False)
+
+
+class _MoreThanText(Exception):
+    """A row has what the plain columns cannot hold."""
+
+
+def _write(path: Path, entries: Iterable[Any], *, is_plain: bool) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    message = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    text = pa.string()
+    message = pa.list_(pa.struct([("role", text), ("content", text)])) if is_plain else text
     schema = pa.schema(
         [
             ("id", pa.string()),
@@ -38,14 +55,16 @@ def write_parquet(path: Path, entries: Any) -> None:
             ("chosen", message),
             ("rejected", message),
             ("replayed", pa.bool_()),
+            *(() if is_plain else [("tools", pa.string())]),
         ]
     )
+    columns = _columns if is_plain else _full_columns
     remaining = iter(entries)
     with (
         renamed(path) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd") as file,
     ):
-        while part := [_columns(entry) for entry in islice(remaining, WRITTEN_ROWS)]:
+        while part := [columns(entry) for entry in islice(remaining, WRITTEN_ROWS)]:
             file.write_table(pa.Table.from_pylist(part, schema))
         faultpoint("ledger.snapshot.written")
     faultpoint("ledger.snapshot.renamed")
@@ -64,13 +83,33 @@ def renamed(path: Path) -> Generator[Path]:
 
 def _columns(entry: Any) -> dict[str, Any]:
     name, prompt, chosen, rejected, replayed = entry
+    messages, tools = prompt_of(prompt)
+    answers = (response_of(chosen), response_of(rejected))
+    if tools is not None or any({*turn} != _PLAIN for turn in (*messages, *answers)):
+        raise _MoreThanText
     return {
         "id": bytes(name).hex(),
-        "prompt": json.loads(prompt),
-        "chosen": [{"role": "assistant", "content": chosen}],
-        "rejected": [{"role": "assistant", "content": rejected}],
+        "prompt": messages,
+        "chosen": [answers[0]],
+        "rejected": [answers[1]],
         "replayed": bool(replayed),
     }
+
+
+_PLAIN = {"role", "content"}
+
+
+def _full_columns(entry: Any) -> dict[str, Any]:
+    name, prompt, chosen, rejected, replayed = entry
+    messages, tools = prompt_of(prompt)
+    told = {
+        "prompt": messages,
+        "chosen": [response_of(chosen)],
+        "rejected": [response_of(rejected)],
+        **({} if tools is None else {"tools": tools}),
+    }
+    written = {column: json.dumps(value, ensure_ascii=False) for column, value in told.items()}
+    return {"id": bytes(name).hex(), "replayed": bool(replayed), **written}
 
 
 def drop_old_waiting(folder: Path) -> None:

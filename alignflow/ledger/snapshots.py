@@ -198,9 +198,8 @@ def _waiting_file(engine: Engine, home: Path, name: str) -> Path:
                 .where(is_waiting(key))
                 .order_by(rows.c.id)
             )
-            write_parquet(
-                path, connection.execution_options(yield_per=WRITTEN_ROWS).execute(chosen)
-            )
+            streamed = connection.execution_options(yield_per=WRITTEN_ROWS)
+            write_parquet(path, lambda: streamed.execute(chosen))
             drop_old_waiting(path.parent)
         return path
 
@@ -240,7 +239,7 @@ def _with_file(engine: Engine, home: Path, name: str, key: int) -> Snapshot:
         path = snapshot_folder(home, name) / f"{entry.name}.parquet"
         whole = entry.sha256 is not None and _digest_of(path) == entry.sha256
         if not whole:
-            write_parquet(path, rows_of(connection, key))
+            write_parquet(path, lambda: rows_of(connection, key))
     if not whole:
         sha256 = sha256_file(path)
         with writing(engine) as connection:

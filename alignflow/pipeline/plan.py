@@ -137,7 +137,7 @@ def resolve_data_source(source: DataSource, home: Path, seed: int) -> Resolved:
         return Resolved(sha256_file(path), str(path))
     if is_hub_id(source.source):
         return Resolved(hub_commit(source.source, source.revision, "dataset"), None)
-    files = matching_files(source.source)
+    files = matching_files(source.source, source.split)
     return Resolved(digest_json([sha256_file(path) for path in files]), None)
 
 

@@ -22,6 +22,8 @@ from alignflow.recipe.names import is_gguf as is_gguf
 from alignflow.recipe.names import is_hub_id as is_hub_id
 from alignflow.recipe.names import is_ledger as is_ledger
 from alignflow.recipe.names import matching_files as matching_files
+from alignflow.recipe.names import pointed as pointed
+from alignflow.recipe.names import pointed_entry as pointed_entry
 from alignflow.recipe.online import DistillSection as DistillSection
 from alignflow.recipe.online import GRPOSection as GRPOSection
 from alignflow.recipe.online import OnlineSection as OnlineSection

@@ -58,14 +58,15 @@ class DataSource(Section):
     """Rows. A plain string is accepted for a source with nothing else to say."""
 
     source: str = Field(min_length=1)
-    """`builtin:NAME`, `ledger:NAME[@SNAPSHOT]`, a file or glob (.jsonl, .jsonl.gz, .json, .parquet,
-    .csv), or a Hub dataset id."""
+    """`builtin:NAME`, `ledger:NAME[@SNAPSHOT]`, a file, glob or folder (.jsonl, .jsonl.gz, .json,
+    .parquet, .arrow, .csv, .tsv, .txt, what `save_to_disk` wrote), `dataset_info.json:NAME` of
+    LLaMA-Factory, or a Hub dataset id."""
 
     revision: str | None = None
     """Hub commit, tag or branch."""
 
     split: str = "train"
-    """Split of a Hub dataset."""
+    """Split of a Hub dataset, or of a folder whose files are named for splits."""
 
     subset: str | None = None
     """Configuration name of a Hub dataset."""
@@ -75,6 +76,9 @@ class DataSource(Section):
 
     columns: dict[str, str] = Field(default_factory=dict)
     """Column mapping, `{our name: name in the source}`."""
+
+    form: str | None = Field(default=None, exclude_if=lambda form: form is None)
+    """What its rows are, such as `alpaca`, where their columns could be of several forms."""
 
     @model_validator(mode="before")
     @classmethod

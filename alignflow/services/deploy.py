@@ -21,6 +21,7 @@ from alignflow.recipe import (
     TRAINING_STAGES,
     Recipe,
     load_recipe,
+    pointed,
     require_retrain,
 )
 from alignflow.settings import Settings
@@ -108,7 +109,8 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     for part in DATA_PARTS:
         for source in values.get("data", {}).get(part, ()):
             name = source["source"]
-            if ":" not in name and name.endswith(DATA_SUFFIXES):  # it need not be there yet
+            is_file = ":" not in name and name.endswith(DATA_SUFFIXES)
+            if is_file or pointed(name):  # it need not be there yet
                 source["source"] = str(folder / name)
     for field in PATH_FIELDS:
         _move(values, field.split("."), folder)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from alignflow.data.forms import first_user_turn
+from alignflow.data.turns import first_user_turn
 from alignflow.ledger.schema import prompts, ratings, rows, texts
 from alignflow.ledger.store import opened, reading
 from alignflow.settings import has_ledger

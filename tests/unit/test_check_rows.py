@@ -99,6 +99,41 @@ def test_more_bad_rows_than_allowed_are_65_with_the_first_of_each_kind(tmp_path:
     assert allowed.rows[0].over_limit == 10
 
 
+def test_the_form_of_rows_and_the_columns_that_were_not_read_are_said(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": f"list truck {n}", "input": "now", "output": "select name", "topic": "x"}
+        for n in range(40)
+    ]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    found = checked(tmp_path, data__sft=source)
+    assert f"data.sft: {source}: form alpaca; columns not read: topic" in lines(found, "note")
+    assert (found.rows[0].kept, found.rows[0].forms) == (40, {"alpaca": 40})
+
+
+def test_rows_that_fit_two_forms_are_refused_with_the_line_that_decides(tmp_path: Path) -> None:
+    rows = [
+        {**row, "instruction": row["prompt"], "output": row["completion"]}
+        for row in demonstrations(40)
+    ]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    found = checked(tmp_path, data__sft=source)
+    assert found.exit_code == 65
+    assert "fits the forms prompt-completion, alpaca. Say which" in lines(found, "error")
+    decided = checked(tmp_path, data__sft={"source": source, "form": "alpaca"})
+    assert errors(decided) == [] and decided.rows[0].forms == {"alpaca": 40}
+    unknown = checked(tmp_path, data__sft={"source": source, "form": "alpaka"})
+    assert "no form is named 'alpaka'; there are alpaca," in lines(unknown, "error")
+
+
+def test_a_column_that_changes_what_rows_mean_is_no_column_to_leave_out(tmp_path: Path) -> None:
+    rows = [{**row, "input": "of Lyon"} for row in demonstrations(40)]
+    found = checked(tmp_path, data__sft=write_rows(tmp_path / "rows.jsonl", rows))
+    assert found.exit_code == 65 and "has input, which the form" in lines(found, "error")
+    rows = [{**row, "images": ["a.png"]} for row in demonstrations(40)]
+    found = checked(tmp_path, data__sft=write_rows(tmp_path / "rows.jsonl", rows))
+    assert "has images; alignflow trains on text alone" in lines(found, "error")
+
+
 def test_pairs_that_are_equal_are_counted(tmp_path: Path) -> None:
     pairs = [
         {"prompt": f"p {n}", "chosen": "yes", "rejected": "no" if n else "yes"} for n in range(40)

@@ -7,9 +7,9 @@ import hashlib
 import pytest
 
 from alignflow.data.asked import Asked
-from alignflow.data.forms import same_question
-from alignflow.data.reading import RawRow
+from alignflow.data.file_rows import RawRow
 from alignflow.data.rows import Rules, outcome_of
+from alignflow.data.turns import same_question
 
 LONG, SHORT = "Which trucks stood in Lyon on Monday, and why?", "List truck 3"
 BY_DIGEST = hashlib.sha256(same_question("How many crates are red?").encode()).hexdigest()

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from alignflow.data.feedback import preference_pair
-from alignflow.data.forms import BadRow, conversation, demonstration, first_user_turn
+from alignflow.data.demonstrations import demonstration
+from alignflow.data.feedback import pairs_of
 from alignflow.data.reading import read_source
+from alignflow.data.rejected import BadRow
 from alignflow.data.template import ChatTemplate, TemplateRejects
+from alignflow.data.turns import conversation, first_user_turn
 from alignflow.errors import DataError
 from alignflow.recipe import DataSource
 
@@ -112,14 +114,14 @@ DIALOGUE = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: q\n\nAssistant:"
     ],
 )
 def test_pairs_of_every_form_are_a_prompt_and_two_answers(fields: dict[str, Any]) -> None:
-    pair = preference_pair(fields)
+    (pair,) = pairs_of(fields)
     assert pair.prompt[-1] == USER
     assert (pair.chosen, pair.rejected) == ([YES], [NO])
 
 
 def test_equal_answers_are_a_bad_row() -> None:
     with pytest.raises(BadRow) as caught:
-        preference_pair({"prompt": "q", "chosen": "x", "rejected": "x"})
+        pairs_of({"prompt": "q", "chosen": "x", "rejected": "x"})
     assert caught.value.reason == "equal_responses"
 
 

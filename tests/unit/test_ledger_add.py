@@ -131,7 +131,7 @@ def test_a_folder_is_read_whole_and_what_is_refused_is_moved_aside(tmp_path: Pat
 
 
 def test_a_file_named_by_hand_is_refused_where_it_is(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.csv", GOOD)
+    path = write(tmp_path / "a.xlsx", GOOD)
     result = added(tmp_path / "home", path)
     assert result["refused_files"][0]["reason"] == "unknown_kind" and path.exists()
     with pytest.raises(DataError, match="no such file or folder"):

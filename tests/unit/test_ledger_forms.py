@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from alignflow.data.feedback import Preference, Rating, observation_of, pair_ids, preferences_of
-from alignflow.data.forms import BadRow
+from alignflow.data.rejected import BadRow
 
 USER = {"role": "user", "content": "q"}
 YES, NO = {"role": "assistant", "content": "yes"}, {"role": "assistant", "content": "no"}
@@ -118,6 +118,11 @@ GOOD = {"prompt": "q", "chosen": "yes", "rejected": "no"}
         ({**GOOD, "prompt": [{"role": ["user"], "content": "s"}]}, "role_order:unknown"),
         ({**GOOD, "prompt": [{"role": "user", "content": None}]}, "type:prompt:null"),
         ({**GOOD, "prompt": [{**USER, "tool_calls": [1]}]}, "unsupported:tool_calls"),
+        ({**GOOD, "chosen": [{**YES, "tool_calls": [1]}], "rejected": [NO]}, "type:tool_calls:int"),
+        ({**GOOD, "split": "test"}, "split:held_out"),
+        ({**GOOD, "split": "tset"}, "unknown_split"),
+        ({**GOOD, "images": ["a.png"]}, "unsupported:images"),
+        ({**GOOD, "input": "x"}, "unread_column"),
         ({"chosen": [USER, YES, USER, YES], "rejected": [USER, NO]}, "no_response"),
         ({"prompt": "q", "responses": ["a", "b"]}, "missing:scores"),
         ({"prompt": "q", "responses": ["a", "b"], "scores": [1]}, "ranking_length"),

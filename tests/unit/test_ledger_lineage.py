@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from ledger_cases import content, new_database, postgres_server, row, swapped, write
 
-from alignflow.data.feedback import preference_pair
+from alignflow.data.feedback import pairs_of
 from alignflow.errors import DataError, RecipeError
 from alignflow.ledger import (
     PromotionRace,
@@ -210,7 +210,7 @@ def test_training_reads_the_pairs_that_were_given(home: Path) -> None:
     fill(home, 0, 5)
     path = training_rows(home, "default")
     found = pq.read_table(path).to_pylist()
-    assert {preference_pair(entry).chosen[0]["content"] for entry in found} == {
+    assert {pairs_of(entry)[0].chosen[0]["content"] for entry in found} == {
         f"a good answer to {number}" for number in range(5)
     }
     assert [entry["id"] for entry in found] == sorted(content(home))

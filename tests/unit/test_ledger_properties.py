@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ledger_cases import content, row, swapped, write
 
 from alignflow.data.feedback import Rating, preferences_of
-from alignflow.data.forms import BadRow
+from alignflow.data.rejected import BadRow
 from alignflow.ledger import add, freeze, quarantined
 from alignflow.ledger.parsing import Line, fields_of
 

@@ -16,10 +16,11 @@ from alignflow.builtin import base_model_directory
 from alignflow.checking import rows as check_rows
 from alignflow.data import prepare
 from alignflow.data.asked import Asked
-from alignflow.data.feedback import Rating, preference_pair, preferences_of
-from alignflow.data.forms import BadRow, normalised
-from alignflow.data.reading import RawRow, json_object, read_source
+from alignflow.data.feedback import Rating, pairs_of, preferences_of
+from alignflow.data.file_rows import RawRow, json_object
+from alignflow.data.reading import read_source
 from alignflow.data.rows import PARTS, Rules, outcome_of
+from alignflow.data.turns import normalised
 from alignflow.ledger import add, renew_holdout
 from alignflow.ledger.batches import parsed
 from alignflow.ledger.parsing import Line
@@ -50,10 +51,10 @@ BASES = [
     }
     for good in GOOD.values()
 ]
-LEDGER_ONLY = ("unsupported:", "nul", "surrogate", "duplicate_key", "non_finite", "too_deep")
-"""Why the ledger may refuse a pair that `prepare` takes: a message that is more than text, a label that no
-database stores, JSON that another reader may take otherwise. Beside that it takes ranked responses and
-ratings as pairs, and an equal row once; `prepare` takes pairs alone, and each time."""
+LEDGER_ONLY = ("split:", "nul", "surrogate", "duplicate_key", "non_finite", "too_deep")
+"""Why the ledger may refuse a pair that `prepare` takes: one that is not for training, a label that no
+database stores, JSON that another reader may take otherwise. Beside that it takes ratings as pairs, and an
+equal row once; `prepare` takes each row each time."""
 
 TEXTS = [
     *(
@@ -104,10 +105,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def recipe_on(folder: Path, odd: list[bytes]) -> Recipe:
-    """All parts have the odd rows, some of them twice, and a good one."""
+def recipe_on(folder: Path, odd: list[bytes], judged: bool = True) -> Recipe:
+    """All parts have the odd rows, some of them twice, and a good one; evaluation where `judged`."""
     sources = {
-        part: str(write(folder / f"{part}.jsonl", [*odd, good, *odd[:2]]))
+        part: str(
+            write(
+                folder / f"{part}.jsonl",
+                [*odd, good, *odd[:2]] if judged or part != "evaluation" else [good],
+            )
+        )
         for part, good in GOOD.items()
     }
     return Recipe.model_validate(
@@ -164,9 +170,9 @@ def test_what_is_held_out_and_excluded_is_known_to_check_too(
         {"text": "always measured"},
         {**GOOD["preferences"], **GOOD["ratings"], "text": "t", "split": "held_out"},
     ]
-    accounts = checked(
-        recipe_on(tmp_path, [json.dumps(fields).encode() for fields in odd]), home, monkeypatch
-    )
+    lines = [json.dumps(fields).encode() for fields in odd]
+    # any demonstration may be judged: only what evaluation asks itself is
+    accounts = checked(recipe_on(tmp_path, lines, judged=False), home, monkeypatch)
     assert accounts["sft"].dropped == {"evaluation_prompt": 2}
     assert accounts["preferences"].dropped == {"evaluation_prompt": 2, "missing_columns": 2}
     assert accounts["ratings"].held_out == accounts["prompts"].held_out == 1
@@ -218,7 +224,7 @@ def test_the_ledger_takes_the_pairs_that_prepare_takes(fields: dict[str, Any]) -
     else:
         assert ours.dropped is None
         (taken,) = batch.pairs
-        pair = preference_pair(fields)
+        (pair,) = pairs_of(fields)
         for ledgers, (turn,) in (
             (taken.preference.chosen, pair.chosen),
             (taken.preference.rejected, pair.rejected),
@@ -228,10 +234,9 @@ def test_the_ledger_takes_the_pairs_that_prepare_takes(fields: dict[str, Any]) -
         assert [turn["content"] for turn in json.loads(taken.preference.prompt)] == asked
 
 
-def test_ranked_responses_and_equal_rows_are_the_ledgers_own() -> None:
-    ranked = {"prompt": "q", "responses": ["a", "b"], "scores": [1, 2]}
+def test_ranked_responses_are_the_same_pairs_in_a_file_and_in_the_ledger() -> None:
+    ranked = {"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, 2, 2]}
     said = preferences_of(ranked)
-    assert not isinstance(said, Rating) and len(said) == 1
-    with pytest.raises(BadRow) as caught:
-        preference_pair(ranked)
-    assert caught.value.reason == "missing_columns"
+    assert not isinstance(said, Rating)
+    ours = [(pair.chosen[0]["content"], pair.rejected[0]["content"]) for pair in pairs_of(ranked)]
+    assert ours == [(pair.chosen, pair.rejected) for pair in said] == [("b", "a"), ("c", "a")]

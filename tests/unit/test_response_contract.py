@@ -13,7 +13,7 @@ import pytest
 from alignflow.checking.template import template_findings
 from alignflow.data.base import save_spoken, spoken
 from alignflow.data.contract import ResponseContract, contract_of
-from alignflow.data.forms import Demonstration
+from alignflow.data.demonstrations import Demonstration
 from alignflow.data.template import ChatTemplate, TemplateRejects, in_force
 from alignflow.data.tokens import Encoder, contract_of_tokenizer, special_of
 from alignflow.models.generate import answers
@@ -27,6 +27,34 @@ TWO = [*ONE, {"role": "user", "content": "And 3+3?"}, {"role": "assistant", "con
 SYSTEM = [{"role": "system", "content": "Be kind."}, *TWO]
 SPOKEN = [name for name in chat_templates.names() if name not in chat_templates.REFUSED]
 MARKED = [name for name in SPOKEN if chat_templates.training_source(name)]
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "locate",
+        "description": "Finds a truck.",
+        "parameters": {
+            "type": "object",
+            "properties": {"truck": {"type": "string", "description": "Its number."}},
+            "required": ["truck"],
+        },
+    },
+}
+CALLED = [
+    {"role": "user", "content": "Where is truck 7?"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {
+                "id": "abcdef123",
+                "type": "function",
+                "function": {"name": "locate", "arguments": {"truck": "seven"}},
+            }
+        ],
+    },
+    {"role": "tool", "name": "locate", "tool_call_id": "abcdef123", "content": "Lyon"},
+    {"role": "assistant", "content": "In Lyon."},
+]
 HISTORY = {
     "gptoss": "earlier turns end with another token, and their channel is rewritten",
     "glm4moe": "a turn has no end of its own: the mark of the next speaker ends it",
@@ -159,6 +187,91 @@ def test_roles_that_a_template_takes_are_rendered_as_transformers_does(case: Cas
         return
     theirs = case.tokenizer.apply_chat_template(case.messages(SYSTEM), tokenize=False)
     assert text == theirs
+
+
+def as_taken(case: Case, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Calls as this template takes them, written here once more from what it was found to take."""
+    calling = case.template.calling
+    assert calling is not None
+    taken = []
+    for message in messages:
+        told = dict(message)
+        if calling.as_text and "tool_calls" in message:
+            told["tool_calls"] = json.loads(json.dumps(message["tool_calls"]))
+            for call in told["tool_calls"]:
+                call["function"]["arguments"] = json.dumps(call["function"]["arguments"])
+        if "tool_calls" in message and not calling.has_content:
+            del told["content"]
+        elif "tool_calls" in message and calling.content is None:
+            told["content"] = None
+        taken.append(told)
+    if case.template.wants_parts:
+        return [
+            m | {"content": [{"type": "text", "text": m["content"]}]}
+            if isinstance(m.get("content"), str)
+            else m
+            for m in taken
+        ]
+    return taken
+
+
+@every_template
+def test_tools_and_calls_are_rendered_as_transformers_does_or_refused(case: Case) -> None:
+    name, template = case.source, case.template
+    if not template.writes_tools:
+        with pytest.raises(TemplateRejects, match="writes no tools"):
+            template.render(ASKED, tools=[TOOL])
+    if template.calling is None:
+        with pytest.raises(TemplateRejects, match="writes no tool calls"):
+            template.render(CALLED[:2])
+        return
+    tools = [TOOL] if template.writes_tools else None
+    rows = case.encoder.demonstrations(Demonstration(CALLED[:2], tools=tools))
+    (row,) = rows
+    theirs = case.tokenizer.apply_chat_template(
+        as_taken(case, CALLED[:2]), tools=tools, tokenize=True, return_dict=False
+    )
+    length = len(row.input_ids)
+    assert theirs[: length - 1] == row.input_ids[:-1], name[:80]
+    prompted = case.tokenizer.apply_chat_template(
+        as_taken(case, CALLED[:1]),
+        tools=tools,
+        tokenize=True,
+        return_dict=False,
+        add_generation_prompt=True,
+    )
+    assert row.input_ids[: len(prompted)] == prompted
+    assert row.completion_mask.index(1) == len(prompted)
+    (said,) = case.responses(row.input_ids, row.completion_mask)
+    assert "locate" in said and "seven" in said
+    assert json.loads(row.response) == {"name": "locate", "arguments": {"truck": "seven"}}
+
+
+@every_template
+def test_an_answer_after_a_tools_result_is_rendered_as_transformers_does(case: Case) -> None:
+    template = case.template
+    if template.calling is None or not template.writes_results:
+        return
+    tools = [TOOL] if template.writes_tools else None
+    ours = template.render(CALLED, tools=tools)
+    assert ours == case.tokenizer.apply_chat_template(
+        as_taken(case, CALLED), tools=tools, tokenize=False
+    )
+    assert "Lyon" in ours and "seven" in ours
+    rows = case.encoder.demonstrations(Demonstration(CALLED, tools=tools))
+    said = [text for row in rows for text in case.responses(row.input_ids, row.completion_mask)]
+    assert len(said) == 2 and "seven" in said[0] and "In Lyon." in said[1]
+
+
+def test_templates_that_know_tools_are_known() -> None:
+    calling = {name for name in SPOKEN if _case_template(name).calling is not None}
+    tools = {name for name in SPOKEN if _case_template(name).writes_tools}
+    assert {"qwen2_5", "qwen3", "llama3_1", "gptoss"} <= calling & tools
+    assert not {"llama3", "gemma", "phi3"} & (calling | tools)
+
+
+def _case_template(name: str) -> ChatTemplate:
+    return ChatTemplate(chat_templates.source(name), {"bos_token": "<bos>"})
 
 
 def test_unfinished_reasoning_is_no_answer() -> None:
