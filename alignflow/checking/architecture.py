@@ -42,6 +42,8 @@ class Shape(Record):
     """On disk."""
     from_name: bool = False
     """Guessed from the model's name, for it is not on this machine."""
+    dequantized_from: str | None = None
+    """What a GGUF file has most weights in, such as Q4_1."""
 
     def adapter_parameters(self, tuning: TuningSection) -> int:
         """Parameters of one adapter; a guess where the layers are not known.

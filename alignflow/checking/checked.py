@@ -11,11 +11,11 @@ from pydantic import Field
 from alignflow.checking.architecture import (
     Shape,
     adapter_findings,
-    base_shape,
     context_findings,
     target_findings,
 )
 from alignflow.checking.findings import Finding, error, exit_code, raise_errors, raised, warning
+from alignflow.checking.gguf_shape import shape_here
 from alignflow.checking.merging import adapter_merge_findings, merge_findings
 from alignflow.checking.model_files import model_directory, read_config, refusals
 from alignflow.checking.needs import Needs, need_findings, needs_of
@@ -32,7 +32,7 @@ from alignflow.data import (
 )
 from alignflow.errors import AlignflowError
 from alignflow.files import digest_directory
-from alignflow.recipe import Recipe, is_hub_id, load_recipe
+from alignflow.recipe import Recipe, is_gguf, is_hub_id, load_recipe
 from alignflow.settings import resolve_home
 from alignflow.stages import Record
 
@@ -101,7 +101,7 @@ def check(recipe: Recipe, *, full: bool = False, home: Path | str | None = None)
         home: Where results would go; None is ALIGNFLOW_HOME or `.alignflow`.
     """
     started, place = time.monotonic(), resolve_home(home)
-    around = surroundings(recipe)
+    around = surroundings(recipe, place)
     findings, rows, needs, example = list(around.findings), [], None, None
     if exit_code(findings) == 0 and around.directory is not None:
         findings += trial_findings(recipe, around.directory, place)
@@ -129,17 +129,17 @@ def check(recipe: Recipe, *, full: bool = False, home: Path | str | None = None)
     )
 
 
-def surroundings(recipe: Recipe) -> Surroundings:
+def surroundings(recipe: Recipe, home: Path) -> Surroundings:
     """What can be said of a recipe in a second: rules, file names, headers."""
     directory, shape, findings = None, None, []
     try:
-        directory = model_directory(recipe.base_model)
+        directory = model_directory(recipe.base_model, home)
     except AlignflowError as problem:
         findings.append(raised(problem))
     else:
         is_local = directory is not None and not is_hub_id(recipe.base_model.source)
         findings += refusals(directory) if directory is not None and is_local else []
-        shape, problems = base_shape(recipe.base_model, directory)
+        shape, problems = shape_here(recipe.base_model, directory)
         findings += problems
     small = shape is not None and shape.parameters < SMALL_PARAMETERS
     findings += recipe_findings(recipe, small_model=small)
@@ -151,7 +151,7 @@ def surroundings(recipe: Recipe) -> Surroundings:
         findings += beyond_embedding(directory, recipe.base_model, shape.vocabulary)
     if recipe.tuning.init_adapter:
         findings += _adapter_seen(recipe, directory, shape)
-    named, problems = _named_models(recipe, directory)
+    named, problems = _named_models(recipe, directory, home)
     return Surroundings(
         directory=directory, shape=shape, named=named, findings=[*findings, *problems]
     )
@@ -163,7 +163,7 @@ def preflight(recipe: Recipe, name: str, home: Path) -> None:
     Raises:
         AlignflowError: Names everything that is wrong.
     """
-    around = surroundings(recipe)
+    around = surroundings(recipe, home)
     raise_errors(name, around.findings)
     if around.directory is not None:
         raise_errors(name, trial_findings(recipe, around.directory, home))
@@ -183,15 +183,17 @@ def _adapter_seen(recipe: Recipe, directory: Path | None, shape: Shape | None) -
     return findings
 
 
-def _named_models(recipe: Recipe, base: Path | None) -> tuple[dict[str, Shape], list[Finding]]:
+def _named_models(
+    recipe: Recipe, base: Path | None, home: Path
+) -> tuple[dict[str, Shape], list[Finding]]:
     """Shapes of the models beside the base by field of the recipe, and what is wrong with them."""
     shapes, findings = dict[str, Shape](), list[Finding]()
     for stage, section in recipe.training_sections.items():
         for name, model in section.models().items():
             field = f"{stage}.{name}"
             try:
-                directory = model_directory(model, field)
-                shape, problems = base_shape(model, directory, field)
+                directory = model_directory(model, home, field)
+                shape, problems = shape_here(model, directory, field)
                 findings += problems
                 if directory is not None and not is_hub_id(model.source):
                     findings += refusals(directory, field)
@@ -222,8 +224,8 @@ def _compared(recipe: Recipe, field: str, directory: Path, base: Path) -> Iterat
 
 
 def _digest(recipe: Recipe, directory: Path) -> str:
-    """The base model's, as stages record it: of a Hub model the commit, which names its snapshot."""
-    if is_hub_id(recipe.base_model.source):
+    """The base model's, as stages record it: its content's, or what its directory is named by."""
+    if is_hub_id(recipe.base_model.source) or is_gguf(recipe.base_model.source):
         return directory.name
     return digest_directory(directory)
 

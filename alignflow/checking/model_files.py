@@ -8,21 +8,32 @@ from pathlib import Path
 from typing import Any
 
 from alignflow.checking.findings import Finding, error
+from alignflow.data import demand_supported, gguf_base_directory, read_gguf
 from alignflow.errors import AlignflowError, ArtifactError, RecipeError
 from alignflow.models import checkpoint_files
-from alignflow.recipe import ModelSource, local_directory
+from alignflow.recipe import ModelSource, is_gguf, local_directory, resolve_base_model
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".msgpack")
 CONFIGS = ("config.json", "tokenizer_config.json", "adapter_config.json", "generation_config.json")
 LARGEST_CONFIG_BYTES = 32 * 1024 * 1024
 
 
-def model_directory(model: ModelSource, field: str = "base_model") -> Path | None:
+def model_directory(model: ModelSource, home: Path, field: str = "base_model") -> Path | None:
     """Where a model's files are on this machine; None for a Hub model not in the cache.
 
+    None also for a model in a GGUF file of which no directory was made in the home.
+
     Raises:
-        RecipeError: The builtin name or the directory does not exist.
+        RecipeError: The builtin name, the directory or the file does not exist, or the file holds
+            no model that is read.
     """
+    if is_gguf(model.source):
+        digest, path = resolve_base_model(model, field)
+        place = gguf_base_directory(digest, home)
+        if place.is_dir():
+            return place
+        demand_supported(read_gguf(Path(str(path)), field), field)
+        return None
     return local_directory(model, field) or cached_on_hub(model.source, model.revision, field)
 
 

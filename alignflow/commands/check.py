@@ -84,9 +84,9 @@ def _model_lines(checked: Check) -> list[str]:
         return [f"base model  about {_count(shape.parameters)} parameters, by its name"]
     context = f", context {shape.context} tokens" if shape.context else ""
     layers = f", {shape.layers} layers" if shape.layers else ""
-    return [
-        f"base model  {shape.model_type}, {_count(shape.parameters)} parameters{layers}{context}"
-    ]
+    made_of = f", dequantized from {shape.dequantized_from}" if shape.dequantized_from else ""
+    what = f"{shape.model_type}, {_count(shape.parameters)} parameters"
+    return [f"base model  {what}{layers}{context}{made_of}"]
 
 
 def _example_lines(checked: Check) -> list[str]:

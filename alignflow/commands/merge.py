@@ -26,7 +26,9 @@ from alignflow.merging import Certificate
 
 
 def merge(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="Base model: directory or Hub id.")],
+    base: Annotated[
+        str, typer.Argument(metavar="BASE", help="Base model: directory, Hub id or gguf:PATH.")
+    ],
     adapter: Annotated[
         str, typer.Argument(metavar="ADAPTER", help="Adapter: directory or Hub id; =WEIGHT scales.")
     ],

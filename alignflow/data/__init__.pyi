@@ -15,6 +15,13 @@ from .forms import MAX_MESSAGE_CHARACTERS as MAX_MESSAGE_CHARACTERS
 from .forms import BadRow as BadRow
 from .forms import one_row as one_row
 from .forms import transcript as transcript
+from .gguf import GgufHeader as GgufHeader
+from .gguf import demand_supported as demand_supported
+from .gguf import read_gguf as read_gguf
+from .gguf_base import DEQUANTIZED as DEQUANTIZED
+from .gguf_base import dequantized_from as dequantized_from
+from .gguf_base import gguf_base as gguf_base
+from .gguf_base import gguf_base_directory as gguf_base_directory
 from .groups import HOLDOUT as HOLDOUT
 from .groups import PARAPHRASE as PARAPHRASE
 from .groups import falls_into as falls_into

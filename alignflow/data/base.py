@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignflow.data.contract import FIELD, ResponseContract
+from alignflow.data.gguf_base import dequantized_from, gguf_base
 from alignflow.data.template import (
     ChatTemplate,
     TemplateRejects,
@@ -19,7 +20,7 @@ from alignflow.data.template import (
 from alignflow.data.tokens import contract_of_tokenizer
 from alignflow.errors import DataError, RecipeError
 from alignflow.files import atomic_write_json, digest_directory, file_stamps
-from alignflow.recipe import ModelSource
+from alignflow.recipe import ModelSource, is_gguf
 from alignflow.stages import NamedModel, Prepared, ResolvedModel
 
 CONTEXT_FIELDS = (
@@ -32,13 +33,17 @@ MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tikt
 
 
 def fetch_base(
-    model: NamedModel | ResolvedModel, path: str | None, field: str = "base_model"
+    model: NamedModel | ResolvedModel, path: str | None, home: Path, field: str = "base_model"
 ) -> Path:
     """Directory of a model: its `path` here; None is a Hub model, downloaded into the Hub's cache.
 
+    Of a GGUF file it is the model made of it, in the home.
+
     Raises:
-        RecipeError: It cannot be downloaded.
+        RecipeError: It cannot be downloaded, or is a file that holds no model that is read.
     """
+    if path is not None and is_gguf(model.source):
+        return gguf_base(Path(path), model.digest, home, field)
     if path is not None:
         return Path(path)
     from huggingface_hub import snapshot_download
@@ -168,6 +173,8 @@ def describe_base(model: ResolvedModel, base: Path, files: Prepared) -> int | No
         "model_type": config.get("model_type"),
         "torch_dtype": config.get("dtype") or config.get("torch_dtype"),
     }
+    if made_of := dequantized_from(base):
+        record["dequantized_from"] = made_of
     atomic_write_json(files.base_model, record)
     location = {"path": str(base.absolute()), "files": file_stamps(base)}
     atomic_write_json(files.location, location)

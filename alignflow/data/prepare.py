@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignflow.data.base import describe_base, fetch_base, save_spoken
+from alignflow.data.gguf_base import dequantized_from
 from alignflow.data.lengths import within_context
 from alignflow.data.parts import PARTS
 from alignflow.data.reading import RawRow, read_source
@@ -62,9 +63,11 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     parts = [part for part in DATA_PARTS if getattr(data, part)]
     events.progress(0, len(parts) + 1, "parts")
 
-    base = fetch_base(params.base_model, spec.paths.get("base_model"))
+    base = fetch_base(params.base_model, spec.paths.get("base_model"), Path(spec.home))
     said = save_spoken(base, params.base_model, files.tokenizer)
     context = describe_base(params.base_model, base, files)
+    if made_of := dequantized_from(base):
+        events.message(f"The base model's weights are dequantized from {made_of}, in float32.")
 
     def read(source: DataSource) -> list[RawRow]:
         return read_source(source, seed=spec.seed, path=spec.paths.get(source.source))

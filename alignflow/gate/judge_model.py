@@ -28,7 +28,7 @@ BATCH_SIZE = 16
 def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     """Runs the stage; see the module."""
     questions, params = read_questions(spec), JudgeParams.of(spec)
-    directory = fetch_base(params.model, spec.paths.get("model"), MODEL_FIELD)
+    directory = fetch_base(params.model, spec.paths.get("model"), Path(spec.home), MODEL_FIELD)
     model = ModelSource(source=str(directory), template_arguments={"enable_thinking": False})
     said = spoken(directory, model, MODEL_FIELD)
     base = BaseModel(path=str(directory), source=params.model.source, digest=params.model.digest)

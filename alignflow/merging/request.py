@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from alignflow.data import gguf_base
 from alignflow.errors import CertificateError, RecipeError
 from alignflow.merging.certificate import Certificate
 from alignflow.merging.planning import AdapterStep, MergeOptions, trained_on_nf4
+from alignflow.recipe import ModelSource, is_gguf, resolve_base_model
+from alignflow.settings import resolve_home
 
 
 class MergeRequest(NamedTuple):
@@ -66,7 +69,13 @@ def demand_passed(certificate: Certificate, out: Path) -> None:
 
 
 def _directory(name: str) -> Path:
-    """A local directory, or the snapshot of a Hub id on this disk, downloaded where allowed."""
+    """A local directory, or the snapshot of a Hub id on this disk, downloaded where allowed.
+
+    Of a GGUF file it is the model made of it, in the home.
+    """
+    if is_gguf(name):
+        digest, path = resolve_base_model(ModelSource(source=name), "BASE")
+        return gguf_base(Path(str(path)), digest, resolve_home(None), "BASE")
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download

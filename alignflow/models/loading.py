@@ -54,13 +54,15 @@ class BaseModel(Record):
     context_length: int | None = None
     model_type: str | None = None
     torch_dtype: str | None = None
+    dequantized_from: str | None = None
+    """What a GGUF file had most weights in, such as Q4_1."""
     attention: Attention = "auto"
     """How this process loads it; not of the model's identity."""
 
     @property
     def identity(self) -> dict[str, Any]:
         """What it is, wherever it lies and however it is loaded."""
-        return self.model_dump(exclude={"path", "attention"})
+        return self.model_dump(exclude={"path", "attention", "dequantized_from"})
 
 
 def read_base(prepare_directory: Path, attention: Attention = "auto") -> BaseModel:
@@ -276,11 +278,19 @@ def _load(
                 f"{path} cannot be loaded as {kind.__name__} with compute.attention {attention}: "
                 f"{str(error).strip().splitlines()[0]}"
             ) from error
+    _name_experts(model.config.get_text_config())
     if quantization:
         keep_unpacked(model)
     elif device().type != "cpu":
         model = model.to(device())
     return read_last_attended(model, Path(path)) if scores else model
+
+
+def _name_experts(config: Any) -> None:
+    """Lets TRL's router loss ask for `num_experts` where the family calls them local."""
+    if hasattr(config, "num_local_experts") and not hasattr(config, "num_experts"):
+        kind = type(config)
+        kind.attribute_map = {**kind.attribute_map, "num_experts": "num_local_experts"}
 
 
 def keep_unpacked(model: Any) -> None:

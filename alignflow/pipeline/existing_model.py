@@ -196,7 +196,7 @@ def generate(
         try:
             resolved = resolve_base_model(source)
             named = NamedModel(source=source.source, digest=resolved.digest)
-            place = fetch_base(named, resolved.path)
+            place = fetch_base(named, resolved.path, resolve_home(None))
         except RecipeError as error:
             if base is not None:
                 raise
@@ -230,7 +230,7 @@ def merge(
     """Merges an adapter into its base in bounded memory, and certifies the result.
 
     Args:
-        base: Directory or Hub id of the base model.
+        base: Directory or Hub id of the base model, or gguf:PATH.
         adapter: Directory or Hub id of the adapter.
         out: Directory of the merged model.
         weight: Scales the adapter's delta.

@@ -96,7 +96,9 @@ def preview(
         if part not in has:
             raise RecipeError(f"data.{part}: the recipe has none. It has {', '.join(has)}.")
     spec = stage_spec(recipe, "prepare", resolve_home(home), {})
-    base = fetch_base(PrepareParams.of(spec).base_model, spec.paths.get("base_model"))
+    base = fetch_base(
+        PrepareParams.of(spec).base_model, spec.paths.get("base_model"), Path(spec.home)
+    )
     encoder = _encoder(recipe, base)
     rules = _rules(spec, base, encoder)
     for part in parts or has:

@@ -18,6 +18,7 @@ from alignflow.recipe.methods import STAGES as STAGES
 from alignflow.recipe.methods import TRAINING_STAGES as TRAINING_STAGES
 from alignflow.recipe.names import DATA_SUFFIXES as DATA_SUFFIXES
 from alignflow.recipe.names import is_builtin as is_builtin
+from alignflow.recipe.names import is_gguf as is_gguf
 from alignflow.recipe.names import is_hub_id as is_hub_id
 from alignflow.recipe.names import is_ledger as is_ledger
 from alignflow.recipe.names import matching_files as matching_files
@@ -36,6 +37,7 @@ from alignflow.recipe.preferences import SimPOSection as SimPOSection
 from alignflow.recipe.pretraining import PretrainSection as PretrainSection
 from alignflow.recipe.resolve import Resolved as Resolved
 from alignflow.recipe.resolve import digest_adapter as digest_adapter
+from alignflow.recipe.resolve import gguf_file as gguf_file
 from alignflow.recipe.resolve import hub_commit as hub_commit
 from alignflow.recipe.resolve import local_directory as local_directory
 from alignflow.recipe.resolve import resolve_base_model as resolve_base_model

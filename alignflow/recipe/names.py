@@ -20,11 +20,17 @@ def is_ledger(source: str) -> bool:
     return source.startswith("ledger:")
 
 
+def is_gguf(source: str) -> bool:
+    """Whether the source is a model in a GGUF file: `gguf:PATH`."""
+    return source.startswith("gguf:")
+
+
 def is_hub_id(source: str) -> bool:
     """Whether the source can only be a Hub id: `name` or `owner/name`, and no file of that name."""
     return (
         not is_builtin(source)
         and not is_ledger(source)
+        and not is_gguf(source)
         and not source.startswith((".", "/", "~"))
         and source.count("/") <= 1
         and not any(character in source for character in "*?[")

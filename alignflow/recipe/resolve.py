@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alignflow.errors import RecipeError
-from alignflow.files import digest_directory
-from alignflow.recipe.names import is_builtin, is_hub_id
+from alignflow.files import digest_directory, sha256_file
+from alignflow.recipe.names import is_builtin, is_gguf, is_hub_id
 from alignflow.recipe.sources import ModelSource
 
 
@@ -22,9 +22,14 @@ class Resolved(NamedTuple):
 def local_directory(model: ModelSource, field: str = "base_model") -> Path | None:
     """Where a model's files are; None for a Hub id. `field` is where in the recipe, for messages.
 
+    None also for a GGUF file: the directory that is made of it lies in a home.
+
     Raises:
-        RecipeError: The builtin name or the directory does not exist, or is no model's.
+        RecipeError: The builtin name, the directory or the file does not exist, or is no model's.
     """
+    if is_gguf(model.source):
+        gguf_file(model.source, field)
+        return None
     if is_builtin(model.source):
         from alignflow.builtin import base_model_directory
 
@@ -44,20 +49,42 @@ def local_directory(model: ModelSource, field: str = "base_model") -> Path | Non
         )
     raise RecipeError(
         f"{field}: {model.source!r} is not a model directory ({directory}/config.json is "
-        "not there). Give a directory, a Hub id, or builtin:freight-base."
+        "not there). Give a directory, a Hub id, gguf:PATH, or builtin:freight-base."
     )
 
 
 def resolve_base_model(model: ModelSource, field: str = "base_model") -> Resolved:
     """Digest and directory of a model; for a Hub id, its revision stands for the digest.
 
+    Of a model in a GGUF file they are the file's.
+
     Raises:
-        RecipeError: As `local_directory`, or the Hub has no such model.
+        RecipeError: As `local_directory` or `gguf_file`, or the Hub has no such model.
     """
+    if is_gguf(model.source):
+        file = gguf_file(model.source, field)
+        return Resolved(sha256_file(file), str(file))
     directory = local_directory(model, field)
     if directory is None:
         return Resolved(hub_commit(model.source, model.revision, "model"), None)
     return Resolved(digest_directory(directory), str(directory))
+
+
+def gguf_file(source: str, field: str = "base_model") -> Path:
+    """Absolute path of the file behind `gguf:PATH`.
+
+    Raises:
+        RecipeError: There is no such file, or nothing here that could read it.
+    """
+    path = Path(source.removeprefix("gguf:")).expanduser().absolute()
+    if not path.is_file():
+        raise RecipeError(f"{field}: {source!r}: there is no file {path}. Check the name.")
+    if importlib.util.find_spec("gguf") is None:
+        raise RecipeError(
+            f"{field}: {source!r} is read with the package gguf, which is not installed. "
+            "`pip install 'alignflow[gguf]'`."
+        )
+    return path
 
 
 def resolve_function(source: str, field: str = "rewards") -> Path:

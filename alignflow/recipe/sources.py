@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
+from alignflow.recipe.names import is_gguf
 from alignflow.recipe.section import Section
 
 DATA_PARTS = (
@@ -26,7 +27,8 @@ class ModelSource(Section):
     """Pretrained weights. A plain string `SOURCE` or `SOURCE@REVISION` is accepted too."""
 
     source: str = Field(min_length=1)
-    """`builtin:NAME`, a local directory, or a Hub id such as `Qwen/Qwen3-0.6B`."""
+    """`builtin:NAME`, a local directory, a Hub id such as `Qwen/Qwen3-0.6B`, or `gguf:PATH`, whose
+    weights are dequantized."""
 
     revision: str | None = None
     """Hub commit, tag or branch. None is the default branch; its commit is recorded."""
@@ -44,6 +46,8 @@ class ModelSource(Section):
     @model_validator(mode="before")
     @classmethod
     def _from_string(cls, value: Any) -> Any:
+        if isinstance(value, str) and is_gguf(value):
+            return {"source": value}
         if isinstance(value, str):
             source, _, revision = value.partition("@")
             return {"source": source, "revision": revision or None}

@@ -88,6 +88,8 @@ def toy(name: str, attention: str | None = None, tokenizer: Any = None) -> Any:
     if tokenizer is not None:
         text = config.get_text_config()
         text.vocab_size = len(tokenizer)
+        if hasattr(text, "vocab_size_per_layer_input"):
+            text.vocab_size_per_layer_input = len(tokenizer)
         for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(text, token, getattr(tokenizer, token))
     model = toy_model(AutoModelForCausalLM, config, attention)

@@ -140,7 +140,7 @@ def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_hub_model_is_left_to_prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert model_directory(ModelSource(source="nobody/model-8B")) is None
+    assert model_directory(ModelSource(source="nobody/model-8B"), tmp_path) is None
     found = checked(tmp_path, base_model="nobody/model-8B")
     assert "nobody/model-8B is not on this machine" in lines(found, "note")
     assert found.base_model is not None and found.base_model.from_name
@@ -157,13 +157,13 @@ def test_a_hub_model_whose_download_was_cut_off_is_left_to_prepare_too(
         lambda repository, file, revision: str(snapshot / file),
     )
     model = ModelSource(source="nobody/cut-8B")
-    assert model_directory(model) is None
+    assert model_directory(model, tmp_path) is None
     shards = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (snapshot / "model.safetensors.index.json").write_text(json.dumps(shards))
     (snapshot / "model-1.safetensors").touch()
-    assert model_directory(model) is None
+    assert model_directory(model, tmp_path) is None
     (snapshot / "model-2.safetensors").touch()
-    assert model_directory(model) == snapshot
+    assert model_directory(model, tmp_path) == snapshot
 
 
 def test_an_unknown_target_module_is_named_with_those_there_are(tmp_path: Path) -> None:

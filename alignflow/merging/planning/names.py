@@ -11,6 +11,8 @@ CONV1D_LEAVES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
 """Modules whose weight lies as (in, out), in models of these types (Transformers 5)."""
 HEADS = ("lm_head.weight", "embed_out.weight")
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
+OUTERMOST = ("model", "backbone")
+"""What the whole model is called; newer code may call it otherwise than the checkpoint does."""
 EXPERT_PARTS = {
     "gate_up_proj": (("w1", "w3"), ("gate_proj", "up_proj")),
     "down_proj": (("w2",), ("down_proj",)),
@@ -22,7 +24,9 @@ def find(name: str, known: Iterable[str] | Mapping[str, Any]) -> str | None:
     """The tensor that `name` of the loaded model has in the checkpoint.
 
     A checkpoint may lack the outermost prefix (`transformer.h.0`, saved as `h.0`), have it where
-    the module path has none, or keep an older name of the mixture-of-experts block.
+    the module path has none, have another (`backbone.layers.0`), keep an older name of the mixture-of-experts block, or know nothing of
+    a module that newer code puts around others (`self_attn.forget_gate.f_a_proj`, saved as
+    `self_attn.f_a_proj`).
     """
     return next((spelled for spelled in _spellings(name) if spelled in known), None)
 
@@ -31,7 +35,11 @@ def _spellings(name: str) -> Iterable[str]:
     for spelled in (name, name.replace(".mlp.", ".block_sparse_moe.")):
         yield spelled
         yield spelled.partition(".")[2]
-        yield f"model.{spelled}"
+        yield from (f"{outermost}.{spelled}" for outermost in OUTERMOST)
+        yield from (f"{outermost}.{spelled.partition('.')[2]}" for outermost in OUTERMOST)
+    parts = name.split(".")
+    for place in range(len(parts) - 3, 0, -1):
+        yield ".".join([*parts[:place], *parts[place + 1 :]])
 
 
 def is_conv1d(model_type: str | None, module: str) -> bool:

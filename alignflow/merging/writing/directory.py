@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from alignflow.data import DEQUANTIZED
 from alignflow.errors import ArtifactError, DiskSpaceError
 from alignflow.files import atomic_write_json, fsync_file
 from alignflow.merging.certificate import CERTIFICATE_FILE
@@ -19,7 +20,7 @@ CARRIED = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".py", ".vocab", ".
 NOT_CARRIED = {
     *(INDEX_FILE, CERTIFICATE_FILE, "config.json", "pytorch_model.bin.index.json"),
     *("trainer_state.json", "adapter_config.json", "base_model.json", "manifest.json"),
-    *("all_results.json", "train_results.json"),
+    *("all_results.json", "train_results.json", DEQUANTIZED),
 }
 TOKENIZER_MARK = "tokenizer_config.json"
 DISK_MARGIN_BYTES = 64 * 1024 * 1024

@@ -53,7 +53,8 @@ def teacher_of(job: Job[DistillSection]) -> Any:
         RecipeError: It has another vocabulary, or cannot be fetched.
     """
     named = TrainingParams.of(job.spec).models["teacher"]
-    directory = fetch_base(named, job.spec.paths.get("teacher"), "distill.teacher")
+    home, path = Path(job.spec.home), job.spec.paths.get("teacher")
+    directory = fetch_base(named, path, home, "distill.teacher")
     if problem := vocabulary_problem(Path(job.base.path), directory):
         raise RecipeError(f"distill.teacher: {directory} {problem}")
     teacher = BaseModel(path=str(directory), source=named.source, digest=named.digest)
