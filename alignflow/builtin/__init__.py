@@ -18,6 +18,7 @@ from alignflow.builtin.freight import (
     demonstrations,
     draw_examples,
     general_documents,
+    tools,
 )
 
 _FREIGHT = Path(__file__).parent / "freight"
@@ -56,13 +57,15 @@ def rows(name: str, seed: int = 0) -> list[Row]:
     - `freight-prompts`: `prompt` messages of the training split and their `target`, for PPO.
     - `freight-evaluation`, `freight-development`: `prompt` messages, `target` for the judge, `group`
       (test or development, and paraphrase: held-out phrasings). Tune on the second only.
+    - `freight-tools-sft`, `-preferences`, `-evaluation`, `-development`: the same questions for a
+      model that calls functions, with `tools`.
     - `freight-domain`, `freight-replay`: `text` of company documents, and of anything else to mix
       in. `freight-general` is more of the latter, to measure forgetting on.
 
     Args:
         name: One of `names()`.
-        seed: Draws other rows of `freight-sft`, `freight-domain`, `-replay` and `-general`. The
-            preferences and the evaluation sets are fixed.
+        seed: Draws other rows of `freight-sft`, `-tools-sft`, `-domain`, `-replay` and `-general`.
+            The preferences and the evaluation sets are fixed.
 
     Raises:
         KeyError: No such data set; the message lists those there are.
@@ -120,6 +123,10 @@ _DATA_SETS: dict[str, Callable[[int], list[Row]]] = {
     "freight-prompts": lambda _: _prompts(),
     "freight-evaluation": lambda _: _evaluation("test"),
     "freight-development": lambda _: _evaluation("development"),
+    "freight-tools-sft": tools.demonstrations,
+    "freight-tools-preferences": lambda _: tools.preferences(),
+    "freight-tools-evaluation": lambda _: tools.evaluation("test"),
+    "freight-tools-development": lambda _: tools.evaluation("development"),
     "freight-domain": lambda seed: _texts(company_documents(seed, 600)),
     "freight-replay": lambda seed: _texts(general_documents("replay", seed, 400)),
     "freight-general": lambda seed: _texts(general_documents("general", seed, 200)),

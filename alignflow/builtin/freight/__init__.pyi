@@ -1,3 +1,4 @@
+from . import tools as tools
 from .corpus import company_documents as company_documents
 from .corpus import general_documents as general_documents
 from .demonstrations import demonstrations as demonstrations
