@@ -145,11 +145,11 @@ def test_a_prompt_that_is_no_text_is_refused(
     from check_cases import model_copy
 
     model = model_copy(tmp_path)
-    stdin = io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8")
+    stdin = io.TextIOWrapper(io.BytesIO(b"abc\xe9"), encoding="utf-8")
     monkeypatch.setattr(sys, "stdin", stdin)
     assert cli.exit_code_of(["generate", str(model), "-"]) == 64
     assert "stdin is not utf-8 text: byte 3 is 0xe9" in capsys.readouterr().err
-    assert cli.exit_code_of(["generate", str(model), "caf\udce9"]) == 64
+    assert cli.exit_code_of(["generate", str(model), "abc\udce9"]) == 64
     assert "PROMPT is not text" in capsys.readouterr().err
 
 
