@@ -10,6 +10,7 @@ from alignflow.data.file_rows import RawRow, numbered, read_file
 from alignflow.data.forms import form_names
 from alignflow.data.pointers import pointed_rows
 from alignflow.errors import DataError
+from alignflow.machine import asking_hub
 from alignflow.recipe import (
     DataSource,
     is_builtin,
@@ -77,15 +78,16 @@ def _hub_rows(source: DataSource) -> Iterator[RawRow]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
-    try:
-        rows = load_dataset(
-            source.source, source.subset, split=source.split, revision=source.revision
-        )
-    except (DatasetNotFoundError, OSError, ValueError) as error:
-        raise DataError(
-            f"{source.source}: the Hub data set (subset {source.subset}, split {source.split}, "
-            f"revision {source.revision}) cannot be loaded: {error}. Check the names and the network."
-        ) from error
+    what = f"(subset {source.subset}, split {source.split}, revision {source.revision})"
+    with asking_hub(f"{source.source} {what}"):
+        try:
+            rows = load_dataset(
+                source.source, source.subset, split=source.split, revision=source.revision
+            )
+        except (DatasetNotFoundError, ValueError) as error:
+            raise DataError(
+                f"{source.source}: the Hub data set {what} cannot be loaded: {error}. Check the names."
+            ) from error
     return numbered((dict(row) for row in rows), source.source)
 
 
