@@ -35,7 +35,7 @@ class Figures(Record):
     max_logp_difference: float
     """Largest difference of a log-probability of the actual next token, nats."""
     top1_agreement: float
-    """Share of tokens whose most likely successor is the same, or as likely to 0.01 nats."""
+    """Share of tokens whose most likely successor is the same, or as likely to 0.05 nats."""
     finite: bool
     """Whether every logit of both is finite."""
     greedy_agreement: float | None = None

@@ -76,12 +76,12 @@ def test_a_file_that_may_still_be_written_is_left_alone(place: Path) -> None:
     fresh = write(place / "inbox" / "fresh.jsonl", [row(1)])
     write(place / "inbox" / "part.jsonl.part", [row(2)])
     opened = drop(place, "open.jsonl", [row(3)])
-    drop(place, "table.csv", [row(4)])
+    drop(place, "table.docx", [row(4)])
     with opened.open("ab"):
         settled(opened)
         told = ingest(recipe("left"), home=place)
     assert told["waiting_files"] == ["fresh.jsonl", "open.jsonl"]
-    assert told["ignored_files"] == ["part.jsonl.part", "table.csv"]
+    assert told["ignored_files"] == ["part.jsonl.part", "table.docx"]
     assert (told["files"], status(place)["rows"], fresh.exists()) == (0, 0, True)
     settled(fresh)
     assert ingest(recipe("left"), home=place)["files"] == 2

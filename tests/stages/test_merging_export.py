@@ -51,7 +51,7 @@ def test_the_command_line_merges_lists_and_refuses_with_its_exit_code(
     assert exit_code_of(["merge", base, adapter, str(out), "--no-verify"]) == 0
     assert f"{out}: unverified" in capsys.readouterr().out
     assert differing(by_peft(*inputs), out) == []
-    assert exit_code_of(["merge", base, "nowhere", str(out)]) == 64
+    assert exit_code_of(["merge", base, str(tmp_path / "nowhere"), str(out)]) == 64
     assert exit_code_of(["merge", base, adapter, str(out), "--export", "gguf"]) == 64
     assert "--llama-cpp DIR" in capsys.readouterr().err
     halves = [f"{adapter}=0.5", str(tmp_path / "halves"), "--with", f"{adapter}=0.5"]

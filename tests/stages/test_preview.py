@@ -62,10 +62,20 @@ def test_rows_are_json_lines_and_a_dropped_row_says_why(
     good = {"prompt": "a?", "completion": "b."}
     rows = write_lines(tmp_path / "rows.jsonl", [good, good, {"prompt": "a?", "completion": ""}])
     file = tmp_path / "recipe.yaml"
-    wanted = recipe(tiny_base, {"sft": rows, "preferences": rows, "evaluation": rows})
+    asked = write_lines(tmp_path / "asked.jsonl", [{"prompt": "c?", "target": "d."}])
+    wanted = recipe(tiny_base, {"sft": rows, "preferences": rows, "evaluation": asked})
     file.write_text(wanted.model_dump_json(exclude_unset=True))
-    asked = ["preview", str(file), "--part", "sft", "--rows", "1", "--home", str(tmp_path / "home")]
-    assert exit_code_of([*asked, "--json"]) == 0
+    command = [
+        "preview",
+        str(file),
+        "--part",
+        "sft",
+        "--rows",
+        "1",
+        "--home",
+        str(tmp_path / "home"),
+    ]
+    assert exit_code_of([*command, "--json"]) == 0
     first, dropped = map(json.loads, capsys.readouterr().out.splitlines())
     assert (first["part"], first["row"]) == ("sft", 1)
     assert len(first["ids"]) == len(first["tokens"]) == len(first["loss"])
@@ -73,7 +83,7 @@ def test_rows_are_json_lines_and_a_dropped_row_says_why(
     assert said == "b.</s>"
     assert (dropped["row"], dropped["dropped"]) == (3, "empty")
     assert f"{rows}:3" in dropped["message"]
-    assert exit_code_of(asked) == 0
+    assert exit_code_of(command) == 0
     assert "«b.</s>»" in capsys.readouterr().out
 
 

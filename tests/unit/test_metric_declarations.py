@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sqlite3
 import subprocess
@@ -202,9 +201,7 @@ def test_the_key_changes_with_the_file_and_the_version(tmp_path: Path) -> None:
 
     def dump(version: str) -> str:
         source = {"postgres": "COMPANY_DB_URL", "version": version}
-        return json.dumps(
-            recipe(metrics=[{"execution_accuracy": {"database": source}}]).model_dump()
-        )
+        return recipe(metrics=[{"execution_accuracy": {"database": source}}]).model_dump_json()
 
     assert dump("2026-11") != dump("2026-12")
 

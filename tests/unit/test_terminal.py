@@ -162,4 +162,4 @@ def test_a_refused_file_fails_the_command_and_the_others_are_taken_in(
     added = ["prefs", "add", str(bad), str(good), "--home", str(tmp_path / "home")]
     assert cli.exit_code_of(added) == DataError.exit_code == 65
     out = capsys.readouterr().out
-    assert "1 accepted" in out and f"refused (mostly_bad): {bad}" in out
+    assert "1 accepted" in out and f"refused (not_the_data): {bad}" in out

@@ -42,7 +42,7 @@ LOGITS_BYTES = 1024**3
 USUAL_VOCABULARY = 150_000
 GREEDY_PROBES, GREEDY_TOKENS = 4, 16
 LATENCY_REPEATS = 7
-TIE_NATS = 0.01
+TIE_NATS = 0.05
 """Tokens whose log-probabilities differ by no more are alike: which of them is first is rounding."""
 MEMORY_SHARE = 0.7
 """Of the available memory that a model in float32 may take before it is streamed instead."""
