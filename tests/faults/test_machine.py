@@ -176,6 +176,7 @@ def test_two_runs_at_once_in_a_new_home_finish_and_share_their_work(
     assert not list(home.rglob("*.lock"))
 
 
+@pytest.mark.proof
 def test_two_prefect_servers_that_start_at_once_in_a_fresh_home_both_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

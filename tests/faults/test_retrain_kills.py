@@ -94,6 +94,7 @@ def own_stages(orders: Path) -> list[str]:
     return [stage for stage in executions(orders) if stage not in ("evaluate", "merge")]
 
 
+@pytest.mark.proof
 @pytest.mark.timeout(500)
 def test_kills_at_every_point_of_a_promotion_lose_nothing_and_repeat_no_stage(
     home: Path, orders: Path, runs: Runs

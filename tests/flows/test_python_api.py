@@ -171,6 +171,7 @@ def test_importing_the_library_and_its_names_loads_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=DOCS.parents[1])
 
 
+@pytest.mark.proof
 @pytest.mark.timeout(600)
 def test_the_examples_of_the_documentation_run(home: Path, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)

@@ -125,10 +125,8 @@ def test_what_the_stages_resolved_is_in_mlflow_on_the_stage_and_on_the_parent(
         assert params["lora_scaling"] == "2.0"
 
 
-@pytest.mark.parametrize(
-    "method",
-    [name if name in MERGED else pytest.param(name, marks=pytest.mark.proof) for name in METHODS],
-)
+@pytest.mark.proof
+@pytest.mark.parametrize("method", METHODS)
 def test_every_other_method_aligns_what_sft_left_and_is_judged(
     report: dict[str, Any], method: str
 ) -> None:

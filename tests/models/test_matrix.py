@@ -49,7 +49,7 @@ OWN = {
     "qwen3_next": "qwen3_instruct_2507",
 }
 """Templates of an architecture's own family; the others take turns with those that are left."""
-QUICK = ("llama", "gemma2", "gpt2", "qwen3_moe", "qwen3_next", "mamba2", "gpt_oss", "falcon_h1")
+QUICK = ("llama", "gpt2", "qwen3_next", "mamba2", "gpt_oss")
 ANSWERS = ("It is red.", "It is blue.", "It is green.", "It is gold.")
 STEPS = {"max_steps": 2, "batch_size": 4, "max_length": 4096}
 TABLE = os.environ.get("ALIGNFLOW_MODELS_TABLE")

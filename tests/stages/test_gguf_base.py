@@ -156,6 +156,7 @@ def test_a_file_that_has_changed_since_is_refused(tiny: Written, tmp_path: Path)
         gguf_base(tiny.path, "0" * 64, tmp_path)
 
 
+@pytest.mark.proof
 def test_a_check_sees_the_template_once_the_directory_is_there(
     tiny: Written, prepared: Artifact, home: Path, tiny_rows: dict[str, Path]
 ) -> None:
