@@ -125,11 +125,11 @@ def target_modules(model: Any, targets: str | list[str]) -> list[str]:
     Raises:
         RecipeError: There is none.
     """
-    language = _language_prefix(model)
+    language, head = _language_prefix(model), model.get_output_embeddings()
     linear = {
         leaf_name(name)
         for name, module in model.named_modules()
-        if _is_linear(module) and name.startswith(language)
+        if _is_linear(module) and name.startswith(language) and module is not head
     } - HEADS
     if targets == "all-linear" and linear:
         return sorted(leaf for leaf in linear if _peft_takes(model, leaf))

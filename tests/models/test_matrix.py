@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import chat_templates
 import pytest
+import torch
 from stage_runs import make_spec, prepare_spec, question, run_and_publish, write_lines
 from toy_architectures import REAL, save_toy
 
@@ -23,6 +24,7 @@ from alignflow.checking.toy_trial import try_out
 from alignflow.data import ResponseContract
 from alignflow.errors import AlignflowError
 from alignflow.models import load_merged, load_policy, load_tokenizer, read_base, respond
+from alignflow.models.generate import end_tokens
 from alignflow.recipe import EvaluationSection, MergeSection, ModelSource, TuningSection
 from alignflow.stages import Artifact, StageSpec
 
@@ -64,6 +66,7 @@ def pairs() -> dict[str, str]:
     return OWN | {name: spare[place % len(spare)] for place, name in enumerate(rest)}
 
 
+ALIKE_NATS = 0.1
 NOT_ASKED = ("reward", "ppo", "gradient_checkpointing")
 """What a trial may fail at while SFT and DPO work; a recipe that asks for it is refused."""
 
@@ -83,7 +86,7 @@ class Life(NamedTuple):
     closes: str
     """The token that ended its answers."""
     merged_alike: int
-    """Answers that are the same before and after the merge."""
+    """Answers that are the same before and after the merge, or part where two tokens are alike."""
 
 
 def live(base: Path, template: str, folder: Path, *, reward: bool) -> Life:
@@ -114,15 +117,28 @@ def live(base: Path, template: str, folder: Path, *, reward: bool) -> Life:
     assert contract is not None
     closes = contract.closes[0]
     end = tokenizer.convert_tokens_to_ids(closes)
+    others = [token for token in end_tokens(whole, tokenizer) if token != end]
     for model in (adapted, whole):
-        with forced(model, end):
+        with forced(model, end, others):
             for answer in respond(model, tokenizer, prompts[:2], max_new_tokens=8):
                 assert answer.ended and answer.ids[-1] == end
     for saved in (merged.directory / "model", dpo.directory / "adapter"):
         assert ResponseContract.kept_with(tokenizer_in(saved)) == contract
         ends = json.loads((saved / "generation_config.json").read_text())["eos_token_id"]
         assert end in (ends if isinstance(ends, list) else [ends])
-    return Life(closes, sum(a.ids == b.ids for a, b in zip(*free, strict=True)))
+    answered = zip(prompts, *free, strict=True)
+    return Life(closes, sum(alike(whole, p, a.ids, b.ids) for p, a, b in answered))
+
+
+@torch.inference_mode()
+def alike(model: Any, prompt: list[int], one: list[int], other: list[int]) -> bool:
+    """Whether two answers are the same, but for what follows a choice between tokens that are alike."""
+    same = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
+    if same is None:
+        return len(one) == len(other)
+    ids = torch.tensor([[*prompt, *one[:same]]])
+    logps = model(input_ids=ids).logits[0, -1].float().log_softmax(-1)
+    return bool((logps[one[same]] - logps[other[same]]).abs() < ALIKE_NATS)
 
 
 def tokenizer_in(directory: Path) -> Any:
@@ -168,10 +184,10 @@ def merging(folder: Path, prepared: Artifact, sft: Artifact, dpo: Artifact) -> S
 
 
 class forced:
-    """Makes a model prefer one token from its third on: it learnt nothing in two steps."""
+    """Makes a model end its third token on, and not before: it learnt nothing in two steps."""
 
-    def __init__(self, model: Any, token: int) -> None:
-        self.model, self.token, self.calls = model, token, 0
+    def __init__(self, model: Any, token: int, others: list[int]) -> None:
+        self.model, self.token, self.others, self.calls = model, token, others, 0
 
     def __enter__(self) -> None:
         self.hook = self.model.register_forward_hook(self._prefer)
@@ -181,8 +197,8 @@ class forced:
 
     def _prefer(self, _module: Any, _inputs: Any, output: Any) -> Any:
         self.calls += 1
-        if self.calls > 2:
-            output.logits[:, -1, self.token] += 1e4
+        output.logits[:, -1, self.others] -= 1e4
+        output.logits[:, -1, self.token] += 1e4 if self.calls > 2 else -1e4
         return output
 
 
