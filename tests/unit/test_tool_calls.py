@@ -1,4 +1,4 @@
-"""Function calling: the metric, and the job that shows it."""
+"""Function calling: the metric, and rows with tools."""
 
 from __future__ import annotations
 
