@@ -65,12 +65,12 @@ def fault_of(error: BaseException, where: str = "") -> AlignflowError | None:
         error: What was raised.
         where: What was being written, for an error that names no file.
     """
-    links = list(_chain(error))
+    links = list(causes_of(error))
     if any(is_out_of_memory(link) for link in links):
         return OutOfMemory(f"Out of memory: {first_line(error)}")
     if full := [link for link in links if _is_full_disk(link)]:
         return full_disk(getattr(full[-1], "filename", None) or where, first_line(full[-1]))
-    stood_for = list(_chain(error, guess=False))
+    stood_for = list(causes_of(error, guess=False))
     rights = (fault for link in stood_for if (fault := _rights_fault(link)))
     return next(rights, None) or _network_fault(stood_for)
 
@@ -137,7 +137,7 @@ def asking_hub(what: str) -> Generator[None]:
     try:
         yield
     except Exception as error:
-        fault = _hub_fault(list(_chain(error)), what) or fault_of(error)
+        fault = _hub_fault(list(causes_of(error)), what) or fault_of(error)
         if fault is None and not isinstance(error, OSError | ValueError):
             raise
         raise fault or RecipeError(
@@ -150,7 +150,7 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".strip().removesuffix(":").splitlines()[0][:500]
 
 
-def _chain(error: BaseException, *, guess: bool = True) -> Iterator[BaseException]:
+def causes_of(error: BaseException, *, guess: bool = True) -> Iterator[BaseException]:
     """The error and what it was raised for.
 
     Without `guess` what was being handled counts only for a library's own error: one of Python's

@@ -58,7 +58,7 @@ def accuracy_at_matched_entropy(prepare: Path, sft: Path, aligned: Path) -> dict
         seed=0,
     )
     verdicts = [
-        judge(answer.text, row["target"])
+        judge(answer, row["target"])
         for answer, row in zip(answers(tokenizer, [r.ids for r in responses]), test, strict=True)
     ]
     return {

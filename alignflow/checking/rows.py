@@ -17,7 +17,6 @@ from alignflow.data import (
     LIMITED_PARTS,
     TOO_LONG,
     Encoder,
-    PlainTokenizer,
     RawRow,
     Rules,
     SourceAccount,
@@ -26,10 +25,10 @@ from alignflow.data import (
     limits_of,
     nothing_left,
     outcome_of,
+    plain_encoder,
     read_source,
     readers_of,
     rules_of,
-    template_in_force,
     within_context,
 )
 from alignflow.errors import AlignflowError, DataError
@@ -282,9 +281,8 @@ def look(payload: dict[str, Any]) -> list[dict[str, Any]]:
 def _encoder(payload: dict[str, Any], data: DataSection) -> Encoder | None:
     if payload["tokenizer"] is None:
         return None
-    directory = Path(payload["tokenizer"])
-    template = template_in_force(directory, ModelSource.model_validate(payload["model"]))
-    return Encoder(PlainTokenizer(directory), template, turns=data.trained_turns)
+    model = ModelSource.model_validate(payload["model"])
+    return plain_encoder(Path(payload["tokenizer"]), model, data.trained_turns)
 
 
 def _account(

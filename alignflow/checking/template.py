@@ -16,6 +16,7 @@ from alignflow.data import (
     TemplateRejects,
     contract_of_tokenizer,
     has_tokenizer,
+    special_of,
     special_tokens,
     template_in_force,
     tokenizer_config,
@@ -171,12 +172,11 @@ def _remedy(directory: Path, model: ModelSource) -> str:
 def _example(template: ChatTemplate, directory: Path) -> Example:
     tokenizer = PlainTokenizer(directory) if has_tokenizer(directory) else None
     contract = contract_of_tokenizer(template, tokenizer) if tokenizer else None
-    ((text, _, ((start, end),)),) = template.rendered([USER, ANSWER])
+    special = special_of(tokenizer) if tokenizer else ()
+    ((text, _, ((start, end),)),) = template.rendered([USER, ANSWER], special=special)
     response = text[start:end]
     closes = contract.closes if contract else ()
-    if response.rstrip().endswith(closes):
-        response = response.rstrip()
-    elif closes:
+    if closes and not response.endswith(closes):
         response += closes[0]
     return Example(prompt=text[:start], response=response, contract=contract)
 

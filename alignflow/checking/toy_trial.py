@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,6 +21,8 @@ from trl.trainer.utils import add_fused_lm_head
 
 from alignflow.models import (
     NO_TOY,
+    TOY_TOKENIZER,
+    answered_alone,
     new_adapter,
     padded,
     quiet,
@@ -40,7 +41,6 @@ from alignflow.training.rl import Sequences, backbone_states
 CLOSE = 1e-4
 """Difference of two ways to compute a toy's figure, in float32, that is rounding."""
 STEPS = 6
-TOKENIZER = SimpleNamespace(eos_token_id=None, pad_token_id=0, init_kwargs={})
 Trial = Callable[[Any], str | None]
 """Of a fresh toy: what is wrong, in a sentence."""
 
@@ -165,21 +165,13 @@ def _generation(model: Any) -> str | None:
     """Padded batches whose rows end early answer as Transformers does to each prompt alone."""
     prompts = toy_texts(9, 4, 6, 9)
     model.generation_config.eos_token_id = None
-    free = [_by_transformers(model, prompt) for prompt in prompts]
+    free = [answered_alone(model, prompt, STEPS) for prompt in prompts]
     model.generation_config.eos_token_id = [free[1][1], free[2][3]]
-    expected = [_by_transformers(model, prompt) for prompt in prompts]
-    found = respond(model, TOKENIZER, prompts, max_new_tokens=STEPS, batch_size=3)
+    expected = [answered_alone(model, prompt, STEPS) for prompt in prompts]
+    found = respond(model, TOY_TOKENIZER, prompts, max_new_tokens=STEPS, batch_size=3)
     if [response.ids for response in found] != expected:
         return "responses to a padded batch are not those to each prompt alone"
     return None
-
-
-def _by_transformers(model: Any, prompt: list[int]) -> list[int]:
-    ids = torch.tensor([prompt])
-    ends = model.generation_config.eos_token_id
-    options = {"max_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0, "eos_token_id": ends}
-    answer = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
-    return answer[0, len(prompt) :].tolist()
 
 
 def _ppo(model: Any) -> str | None:

@@ -38,7 +38,10 @@ from .lengths import readers_of as readers_of
 from .lengths import within_context as within_context
 from .plain_tokenizer import PlainTokenizer as PlainTokenizer
 from .plain_tokenizer import has_tokenizer as has_tokenizer
+from .plain_tokenizer import plain_encoder as plain_encoder
 from .plain_tokenizer import vocabulary_problem as vocabulary_problem
+from .prepare import reader_of as reader_of
+from .prepare import rules_in_force as rules_in_force
 from .reading import mapped_row as mapped_row
 from .reading import read_source as read_source
 from .reading import require_form as require_form

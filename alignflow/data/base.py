@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from alignflow.data.contract import FIELD, ResponseContract
 from alignflow.data.gguf_base import dequantized_from, gguf_base
@@ -17,7 +17,7 @@ from alignflow.data.template import (
     tokenizer_config,
     with_end_token,
 )
-from alignflow.data.tokens import contract_of_tokenizer
+from alignflow.data.tokens import Encoder, contract_of_tokenizer
 from alignflow.errors import DataError
 from alignflow.files import atomic_write_json, digest_directory, file_stamps
 from alignflow.machine import asking_hub
@@ -63,8 +63,15 @@ class Spoken(NamedTuple):
     template: ChatTemplate | None
     contract: ResponseContract | None
     """None where there is no template."""
-    document_end: str | None
-    """Token that ends a text without a template."""
+
+    @property
+    def document_end(self) -> str | None:
+        """Token that ends a text without a template."""
+        return self.contract.document_end if self.contract else self.tokenizer.eos_token
+
+    def encoder(self, turns: Literal["all", "last"]) -> Encoder:
+        """What makes token ids of rows; `turns` are those that have loss."""
+        return Encoder(self.tokenizer, self.template, contract=self.contract, turns=turns)
 
 
 def spoken(directory: Path, model: ModelSource, field: str = "base_model") -> Spoken:
@@ -84,7 +91,7 @@ def spoken(directory: Path, model: ModelSource, field: str = "base_model") -> Sp
     document_end, template = tokenizer.eos_token, template_in_force(directory, model)
     tokenizer.chat_template = template.source if template else None
     if template is None:
-        return Spoken(tokenizer, None, None, document_end)
+        return Spoken(tokenizer, None, None)
     try:
         contract = contract_of_tokenizer(template, tokenizer)
     except TemplateRejects as error:
@@ -92,14 +99,12 @@ def spoken(directory: Path, model: ModelSource, field: str = "base_model") -> Sp
             f"{field}: the chat template rejects a question and its answer: {error}. Name another "
             f"file in {field}.chat_template."
         ) from error
-    if before := ResponseContract.kept_with(tokenizer):
-        contract = contract.after(before)
     if contract.closes and contract.closes[0] != document_end:
         tokenizer.pad_token = tokenizer.pad_token or document_end
         tokenizer.eos_token = contract.closes[0]
         tokenizer.chat_template = with_end_token(template.source, document_end)
     tokenizer.init_kwargs[FIELD] = contract.model_dump(mode="json")
-    return Spoken(tokenizer, template, contract, contract.document_end)
+    return Spoken(tokenizer, template, contract)
 
 
 def template_in_force(directory: Path, model: ModelSource) -> ChatTemplate | None:

@@ -46,10 +46,17 @@ def tools_of(value: Any, field: str = "tools") -> list[Tool] | None:
 
 
 def _tool(entry: Any, field: str) -> Tool:
-    function = entry.get("function", entry) if isinstance(entry, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+    function = _named(entry)
+    if function is None:
         raise BadRow(f"type:{field}:{kind(entry)}", f"{field} has {entry!r:.60}, wanted a name")
     return {"type": "function", "function": function}
+
+
+def _named(entry: Any) -> dict[str, Any] | None:
+    """The function of a definition or a call; None where it has no name."""
+    function = entry.get("function", entry) if isinstance(entry, dict) else None
+    is_named = isinstance(function, dict) and isinstance(function.get("name"), str)
+    return function if is_named else None
 
 
 def calls_of(value: Any, field: str) -> list[Call]:
@@ -67,8 +74,8 @@ def calls_of(value: Any, field: str) -> list[Call]:
 
 
 def _call(entry: Any, field: str) -> Call:
-    function = entry.get("function", entry) if isinstance(entry, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+    function = _named(entry)
+    if function is None:
         raise BadRow(
             f"type:{field}:{kind(entry)}", f"a call of {field} is {entry!r:.60}, wanted a name"
         )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from alignflow.data.base import text_section
+from alignflow.data.base import template_in_force, text_section
 from alignflow.data.template import special_tokens, tokenizer_config
+from alignflow.data.tokens import Encoder
+from alignflow.recipe import ModelSource
 
 
 class PlainTokenizer:
@@ -17,7 +19,8 @@ class PlainTokenizer:
         from tokenizers import Tokenizer
 
         self.backend_tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        tokens = special_tokens(tokenizer_config(directory))
+        self.init_kwargs = tokenizer_config(directory)
+        tokens = special_tokens(self.init_kwargs)
         self.eos_token = tokens.get("eos_token")
         self.bos_token_id = self.convert_tokens_to_ids(tokens.get("bos_token"))
         self.all_special_tokens = list(tokens.values())
@@ -37,6 +40,11 @@ class PlainTokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of a text."""
         return self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+
+def plain_encoder(directory: Path, model: ModelSource, turns: Literal["all", "last"]) -> Encoder:
+    """What makes token ids of rows, as `Spoken.encoder`, of a directory that `has_tokenizer`."""
+    return Encoder(PlainTokenizer(directory), template_in_force(directory, model), turns=turns)
 
 
 def has_tokenizer(directory: Path) -> bool:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignflow.data.base import describe_base, fetch_base, save_spoken
-from alignflow.data.file_rows import RawRow
 from alignflow.data.gguf_base import dequantized_from
 from alignflow.data.lengths import within_context
 from alignflow.data.parts import PARTS
@@ -26,7 +25,7 @@ from alignflow.data.rows import Read, Rules, account_of, nothing_left, outcome_o
 from alignflow.data.tokens import Encoder
 from alignflow.errors import DataError
 from alignflow.files import atomic_write_json
-from alignflow.recipe import DATA_PARTS, DataSection, DataSource, is_ledger
+from alignflow.recipe import DATA_PARTS, DataSection, is_ledger
 from alignflow.stages import (
     EventWriter,
     Prepared,
@@ -70,23 +69,8 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     if made_of := dequantized_from(base):
         events.message(f"The base model's weights are dequantized from {made_of}, in float32.")
 
-    def read(source: DataSource) -> list[RawRow]:
-        return read_source(source, seed=spec.seed, path=spec.paths.get(source.source))
-
-    held_out = spec.paths.get("held_out_prompts")
-    rules = rules_of(
-        data,
-        read,
-        encoder=Encoder(
-            said.tokenizer,
-            said.template,
-            contract=said.contract,
-            document_end=said.document_end,
-            turns=data.trained_turns,
-        ),
-        limits=within_context(dict.fromkeys(DATA_PARTS) | params.limits, context),
-        held_out=json.loads(Path(held_out).read_text()) if held_out else [],
-    )
+    read = reader_of(spec)
+    rules = rules_in_force(spec, said.encoder(data.trained_turns), context)
     accounts: dict[str, RowAccount] = {}
     dropped_ids: dict[str, str] = {}
     without_loss: dict[str, int] = {}
@@ -109,6 +93,24 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
         params={"context_length": context},
         details={"rows": details}
         | ({"responses_without_loss": without_loss} if without_loss else {}),
+    )
+
+
+def reader_of(spec: StageSpec) -> Read:
+    """What reads the rows of the spec's sources."""
+    return lambda source: read_source(source, seed=spec.seed, path=spec.paths.get(source.source))
+
+
+def rules_in_force(spec: StageSpec, encoder: Encoder, context: int | None) -> Rules:
+    """The rules that rows are taken by; `context` is the longest text that the model reads."""
+    params = PrepareParams.of(spec)
+    held_out = spec.paths.get("held_out_prompts")
+    return rules_of(
+        params.data,
+        reader_of(spec),
+        encoder=encoder,
+        limits=within_context(dict.fromkeys(DATA_PARTS) | params.limits, context),
+        held_out=json.loads(Path(held_out).read_text()) if held_out else [],
     )
 
 

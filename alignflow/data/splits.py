@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from alignflow.data.rejected import BadRow
+from alignflow.recipe import SPLITS
 
-TRAINING = ("train", "training")
-JUDGING = ("held_out", "test", "validation", "valid", "val", "dev", "eval", "evaluation")
+TRAINING = SPLITS["train"]
+JUDGING = ("held_out", *SPLITS["test"], *SPLITS["validation"], "evaluation")
 
 
 def is_for_training(fields: dict[str, Any]) -> bool | None:

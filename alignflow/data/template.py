@@ -148,10 +148,7 @@ class ChatTemplate:
     @cached_property
     def writes_tools(self) -> bool:
         """Whether the template writes the definitions of tools."""
-        try:
-            return "delta" in self._render([self._prepared(_USER)], [PROBED_TOOL])
-        except TemplateRejects:
-            return False
+        return "delta" in self._tried([self._prepared(_USER)], [PROBED_TOOL])
 
     @cached_property
     def calling(self) -> Calling | None:
@@ -167,10 +164,7 @@ class ChatTemplate:
     def _with_call(self, calling: Calling, *further: Message) -> str:
         """Text of a question and a call; nothing where it is rejected."""
         turns = [_USER, {"role": "assistant", "content": "", "tool_calls": [PROBED_CALL]}, *further]
-        try:
-            return self._render([self._prepared(turn, calling) for turn in turns], [PROBED_TOOL])
-        except TemplateRejects:
-            return ""
+        return self._tried([self._prepared(turn, calling) for turn in turns], [PROBED_TOOL])
 
     @cached_property
     def writes_results(self) -> bool:
@@ -180,27 +174,22 @@ class ChatTemplate:
         calling = self.calling
         if calling is not None:
             return _RESULT in self._with_call(calling, result)
-        try:
-            answer: Message = {"role": "assistant", "content": "Beta."}
-            turns = [self._prepared(turn) for turn in (_USER, answer, result)]
-            return _RESULT in self._render(turns)
-        except TemplateRejects:
-            return False
+        answer: Message = {"role": "assistant", "content": "Beta."}
+        return _RESULT in self._tried([self._prepared(turn) for turn in (_USER, answer, result)])
 
     @cached_property
     def wants_parts(self) -> bool:
         """Whether the template, one of a model that sees images, takes contents as lists of parts."""
         word = "Alpha"
         message = {"role": "user", "content": word}
+        return word not in self._tried([message]) and word in self._tried([_in_parts(message)])
+
+    def _tried(self, messages: list[Message], tools: list[dict[str, Any]] | None = None) -> str:
+        """Text of a probe; nothing where it is rejected."""
         try:
-            return word not in self._render([message]) and word in self._render(
-                [_in_parts(message)]
-            )
+            return self._render(messages, tools)
         except TemplateRejects:
-            try:
-                return word in self._render([_in_parts(message)])
-            except TemplateRejects:
-                return False
+            return ""
 
     def _render(
         self,

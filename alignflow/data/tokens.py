@@ -66,7 +66,6 @@ class Encoder:
         tokenizer: Of Transformers or a PlainTokenizer.
         template: In force; None where there is none.
         contract: How responses end; None is found from the template, where it takes the probes.
-        document_end: Token that ends a text without a template; None is the tokenizer's end token.
         turns: Assistant turns of a demonstration that have loss.
 
     Raises:
@@ -80,7 +79,6 @@ class Encoder:
         template: ChatTemplate | None,
         *,
         contract: ResponseContract | None = None,
-        document_end: str | None = None,
         turns: Literal["all", "last"] = "all",
     ) -> None:
         self._tokenizer = tokenizer
@@ -90,7 +88,7 @@ class Encoder:
             with suppress(TemplateRejects):
                 contract = contract_of_tokenizer(template, tokenizer)
         self._closes = contract.closes if contract else ()
-        self._document_end = document_end or tokenizer.eos_token
+        self._document_end = (contract and contract.document_end) or tokenizer.eos_token
         self._special = special_of(tokenizer)
         self._ending = ending_of(self._special)
         self._turns: Literal["all", "last"] = turns
@@ -237,12 +235,14 @@ class Encoder:
 
 
 def contract_of_tokenizer(template: ChatTemplate, tokenizer: Any) -> ResponseContract:
-    """What a template says of responses in a tokenizer's tokens.
+    """What a template says of responses in a tokenizer's tokens, after what it was saved with.
 
     Raises:
         TemplateRejects: It takes no question and answer.
     """
-    return contract_of(template, special_of(tokenizer), tokenizer.eos_token)
+    contract = contract_of(template, special_of(tokenizer), tokenizer.eos_token)
+    before = ResponseContract.kept_with(tokenizer)
+    return contract.after(before) if before else contract
 
 
 def special_of(tokenizer: Any) -> list[str]:

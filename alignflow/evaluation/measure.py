@@ -182,7 +182,7 @@ def _measured_mode(
         seed=job.seed,
         progress=_shifted(progress, len(job.prompts) * place),
     )
-    texts = [answer.text for answer in answers(tokenizer, [r.ids for r in generated])]
+    texts = answers(tokenizer, [r.ids for r in generated])
     judged = _judged(job, texts)
     further = place == len(modes(job.section)) - 1
     figures = [

@@ -43,7 +43,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     output = work / "output" / JUDGEMENTS_FILE
     output.unlink(missing_ok=True)
     cache = JudgementCache(output)
-    verdicts = [parse(reply.text) for reply in answers(said.tokenizer, [r.ids for r in responses])]
+    verdicts = [parse(reply) for reply in answers(said.tokenizer, [r.ids for r in responses])]
     for asked, verdict in zip(questions, verdicts, strict=True):
         cache.keep(params.name, asked, verdict)
     ties = verdicts.count("tie") / len(verdicts)

@@ -41,6 +41,8 @@ from .scoring import response_logps as response_logps
 from .scoring import reward_scores as reward_scores
 from .scoring import text_losses as text_losses
 from .toy import NO_TOY as NO_TOY
+from .toy import TOY_TOKENIZER as TOY_TOKENIZER
+from .toy import answered_alone as answered_alone
 from .toy import toy_config as toy_config
 from .toy import toy_model as toy_model
 from .toy import toy_texts as toy_texts

@@ -74,24 +74,17 @@ class Sampling(NamedTuple):
         return chosen.clamp_(max=logits.shape[-1] - 1)
 
 
-class Answer(NamedTuple):
-    """What a response says."""
+def answers(tokenizer: Any, responses: Sequence[Sequence[int]]) -> list[str]:
+    """What responses say, from their token ids, without special tokens and without reasoning.
 
-    text: str
-    """Without reasoning; empty where the reasoning never ended."""
-    reasoning: str = ""
-
-
-def answers(tokenizer: Any, responses: Sequence[Sequence[int]]) -> list[Answer]:
-    """What responses say, from their token ids; special tokens are left out."""
+    A response whose reasoning never ended says nothing.
+    """
     contract = ResponseContract.kept_with(tokenizer) or ResponseContract()
     if contract.answer_follows is None:
-        texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
-        return [Answer(text) for text in texts]
+        return tokenizer.batch_decode(responses, skip_special_tokens=True)
     special = special_of(tokenizer)
     written = tokenizer.batch_decode(responses, skip_special_tokens=False)
-    parts = (contract.parted(text) for text in written)
-    return [Answer(_without(special, answer), _without(special, told)) for told, answer in parts]
+    return [_without(special, contract.parted(text)[1]) for text in written]
 
 
 def _without(special: Sequence[str], text: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ FIRST_TEXT, FIRST_SPECIAL = 3, 200
 """Texts of a toy are tokens from the first up to the second, where its special tokens begin."""
 NO_TOY = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError)
 """What is raised where no toy of a config can be made: the fault of the toy, not of the model."""
+TOY_TOKENIZER = SimpleNamespace(eos_token_id=None, pad_token_id=0, init_kwargs={})
+"""Of texts that are token ids already; no token of its own ends one."""
 LARGEST_PARAMETERS = 20_000_000
 
 
@@ -114,6 +117,15 @@ def toy_texts(*lengths: int) -> list[list[int]]:
         torch.randint(FIRST_TEXT, FIRST_SPECIAL, (length,), generator=generator).tolist()
         for length in lengths
     ]
+
+
+def answered_alone(model: Any, prompt: list[int], steps: int) -> list[int]:
+    """What Transformers' own generation answers to one prompt, greedily, in at most `steps` tokens."""
+    ids = torch.tensor([prompt])
+    ends = model.generation_config.eos_token_id
+    options = {"max_new_tokens": steps, "do_sample": False, "pad_token_id": 0, "eos_token_id": ends}
+    answer = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+    return answer[0, len(prompt) :].tolist()
 
 
 @torch.no_grad()

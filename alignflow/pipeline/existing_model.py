@@ -211,7 +211,7 @@ def generate(
     ids = [list(said.tokenizer.encode(text, add_special_tokens=False)) for text in texts]
     sampling = {"temperature": temperature, "seed": seed}
     responses = respond(loaded, said.tokenizer, ids, max_new_tokens=max_new_tokens, **sampling)
-    replies: Any = [a.text for a in answers(said.tokenizer, [r.ids for r in responses])]
+    replies: Any = answers(said.tokenizer, [r.ids for r in responses])
     return replies[0] if isinstance(prompt, str) else replies
 
 

@@ -14,17 +14,15 @@ from typing import Any
 from alignflow.data import (
     Encoder,
     Outcome,
-    PlainTokenizer,
-    RawRow,
     Rules,
+    context_length,
     fetch_base,
     has_tokenizer,
     outcome_of,
-    read_source,
-    rules_of,
+    plain_encoder,
+    reader_of,
+    rules_in_force,
     spoken,
-    template_in_force,
-    within_context,
 )
 from alignflow.errors import RecipeError
 from alignflow.pipeline.plan import stage_spec
@@ -34,8 +32,13 @@ from alignflow.stages import PrepareParams, Record, StageSpec
 
 LOOKED_AT = 1000
 """Rows of a source among which dropped ones are looked for."""
-CONTINUED = {"chosen_ids": "chosen", "rejected_ids": "rejected", "completion_ids": "completion"}
-"""Columns of what continues a prompt, to what it is called."""
+STRETCHES = {
+    "prompt_ids": "prompt",
+    "chosen_ids": "chosen",
+    "rejected_ids": "rejected",
+    "completion_ids": "completion",
+}
+"""Columns of a prompt and of what continues it, to what they are called."""
 
 
 class Tokens(Record):
@@ -100,7 +103,8 @@ def preview(
         PrepareParams.of(spec).base_model, spec.paths.get("base_model"), Path(spec.home)
     )
     encoder = _encoder(recipe, base)
-    rules = _rules(spec, base, encoder)
+    context = context_length(json.loads((base / "config.json").read_text()))
+    rules = rules_in_force(spec, encoder, context)
     for part in parts or has:
         for source in getattr(recipe.data, part):
             yield from _source(part, source, spec, rules, encoder, rows)
@@ -110,34 +114,8 @@ def _encoder(recipe: Recipe, base: Path) -> Encoder:
     """As `prepare` has it; without Transformers where the tokenizer can be read without it."""
     turns = recipe.data.trained_turns
     if has_tokenizer(base):
-        template = template_in_force(base, recipe.base_model)
-        return Encoder(PlainTokenizer(base), template, turns=turns)
-    said = spoken(base, recipe.base_model)
-    return Encoder(
-        said.tokenizer,
-        said.template,
-        contract=said.contract,
-        document_end=said.document_end,
-        turns=turns,
-    )
-
-
-def _rules(spec: StageSpec, base: Path, encoder: Encoder) -> Rules:
-    params = PrepareParams.of(spec)
-    held_out = spec.paths.get("held_out_prompts")
-    config = json.loads((base / "config.json").read_text())
-    context = config.get("text_config", config).get("max_position_embeddings")
-    return rules_of(
-        params.data,
-        lambda source: _read(source, spec),
-        encoder=encoder,
-        limits=within_context(dict.fromkeys(DATA_PARTS) | params.limits, context),
-        held_out=json.loads(Path(held_out).read_text()) if held_out else [],
-    )
-
-
-def _read(source: DataSource, spec: StageSpec) -> list[RawRow]:
-    return read_source(source, seed=spec.seed, path=spec.paths.get(source.source))
+        return plain_encoder(base, recipe.base_model, turns)
+    return spoken(base, recipe.base_model).encoder(turns)
 
 
 def _source(
@@ -145,7 +123,7 @@ def _source(
 ) -> Iterator[PreviewedRow]:
     """The first rows, and the first of each reason among those after them."""
     told: set[str] = set()
-    for number, row in enumerate(islice(_read(source, spec), LOOKED_AT), 1):
+    for number, row in enumerate(islice(reader_of(spec)(source), LOOKED_AT), 1):
         outcome = outcome_of(part, row, rules)
         if number > rows and (outcome.dropped is None or outcome.dropped in told):
             continue
@@ -172,9 +150,8 @@ def _texts(columns: dict[str, Any], encoder: Encoder) -> dict[str, Tokens]:
         ids = columns["input_ids"]
         loss = columns.get("completion_mask", [1] * len(ids))
         return {"row": Tokens(ids=ids, tokens=encoder.texts(ids), loss=loss)}
-    named = {"prompt_ids": "prompt", **CONTINUED}
     return {
         name: Tokens(ids=columns[column], tokens=encoder.texts(columns[column]))
-        for column, name in named.items()
+        for column, name in STRETCHES.items()
         if column in columns
     }

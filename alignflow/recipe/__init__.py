@@ -17,6 +17,7 @@ from alignflow.recipe.methods import METHODS as METHODS
 from alignflow.recipe.methods import STAGES as STAGES
 from alignflow.recipe.methods import TRAINING_STAGES as TRAINING_STAGES
 from alignflow.recipe.names import DATA_SUFFIXES as DATA_SUFFIXES
+from alignflow.recipe.names import SPLITS as SPLITS
 from alignflow.recipe.names import is_builtin as is_builtin
 from alignflow.recipe.names import is_gguf as is_gguf
 from alignflow.recipe.names import is_hub_id as is_hub_id

@@ -16,11 +16,12 @@ DATA_SUFFIXES = (
 )
 SAVED = ("dataset_dict.json", "state.json")
 """What `save_to_disk` of datasets writes beside rows: of several splits, of one."""
-_SPLITS = {
+SPLITS = {
     "train": ("train", "training"),
     "test": ("test",),
     "validation": ("validation", "valid", "val", "dev", "eval"),
 }
+"""Splits, and what files and rows call them."""
 _POINTER = re.compile(r"(.*dataset_info\.json):([^:/]+)")
 
 
@@ -137,4 +138,4 @@ def _split_of(path: Path) -> str | None:
 
 
 def _known_split(name: str) -> str | None:
-    return next((split for split, names in _SPLITS.items() if name in names), None)
+    return next((split for split, names in SPLITS.items() if name in names), None)

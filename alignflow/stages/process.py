@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from alignflow.errors import AlignflowError, Preempted, StageError
-from alignflow.machine import fault_of, first_line
+from alignflow.machine import causes_of, fault_of, first_line
 from alignflow.recipe import STAGES
 from alignflow.stages.artifacts import locked, publish
 from alignflow.stages.events import EVENTS_FILE, EventWriter
@@ -212,14 +212,9 @@ def _record(events: EventWriter, failure: AlignflowError) -> None:
 
 def as_alignflow_error(error: BaseException, log: Path) -> AlignflowError:
     """The error itself, or the one of ours that its cause stands for."""
-    link: BaseException | None = error
-    seen: list[BaseException] = []
-    while link is not None and link not in seen:
-        if isinstance(link, AlignflowError):
-            return link
-        seen.append(link)
-        link = link.__cause__ or link.__context__
-    return fault_of(error, f"under {log.parent}") or StageError(f"{first_line(error)} (log: {log})")
+    ours = next((link for link in causes_of(error) if isinstance(link, AlignflowError)), None)
+    fault = ours or fault_of(error, f"under {log.parent}")
+    return fault or StageError(f"{first_line(error)} (log: {log})")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,14 @@ def test_a_part_that_the_recipe_has_not_is_named(
 ) -> None:
     with pytest.raises(RecipeError, match=r"data.ratings: the recipe has none"):
         list(preview(recipe(tiny_base, tiny_rows), parts=["ratings"]))
+
+
+def test_a_row_beyond_the_models_context_is_dropped_by_whatever_name_its_config_has(
+    tiny_base: Path, tiny_rows: dict[str, Path], tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text())
+    config["n_positions"] = config.pop("max_position_embeddings") // 16
+    (base / "config.json").write_text(json.dumps(config))
+    shown = list(preview(recipe(base, tiny_rows), parts=["sft"], rows=1, home=tmp_path / "home"))
+    assert [row.dropped for row in shown] == ["too_long"]

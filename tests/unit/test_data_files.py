@@ -279,7 +279,7 @@ def test_calls_and_tools_come_out_of_the_ledger_as_they_went_in(tmp_path: Path) 
 
 def test_held_out_prompts_of_calls_are_asked_with_their_tools(tmp_path: Path) -> None:
     home = tmp_path / "home"
-    renew_holdout(home, 0.5)
+    renew_holdout(home, 0.5, salt="s")
     calling = [
         {"prompt": f"call {n}", "chosen": call(n), "rejected": call(n + 1), "tools": TOOLS}
         for n in range(12)

@@ -39,7 +39,7 @@ def test_a_recipe_prepares_the_rows_of_the_ledger_and_never_its_hold_out(tmp_pat
     from alignflow.data import prepare
 
     home = tmp_path / "home"
-    renew_holdout(home, 0.3)
+    renew_holdout(home, 0.3, salt="s")
     add(home, [write(tmp_path / "a.jsonl", [row(number) for number in range(60)])])
     held = held_out_prompts(home)
     demonstrations = [{"prompt": f"Question  {n}", "completion": "x"} for n in range(60)]

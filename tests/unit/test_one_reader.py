@@ -99,7 +99,7 @@ lines = odd_rows.map(lambda fields: json.dumps(fields).encode()) | st.sampled_fr
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a ledger that holds out about half of the prompts `question N`."""
     home = tmp_path_factory.mktemp("home")
-    renew_holdout(home, 0.5)
+    renew_holdout(home, 0.5, salt="s")
     add(home, [write(home / "pairs.jsonl", [row(number) for number in range(8)])])
     assert held_out_prompts(home)
     return home

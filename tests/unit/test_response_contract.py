@@ -174,7 +174,7 @@ def test_the_gold_answer_comes_back_from_its_own_response(case: Case) -> None:
     row = case.encoder.demonstrations(Demonstration(ONE))[0]
     response = row.input_ids[row.completion_mask.index(1) :]
     (answer,) = answers(case.tokenizer, [response])
-    assert answer.text.strip() == GOLD
+    assert answer.strip() == GOLD
 
 
 @every_template
@@ -334,6 +334,20 @@ def test_what_is_saved_renders_as_it_did(tmp_path: Path, name: str) -> None:
     theirs = again.tokenizer.apply_chat_template(TWO, tokenize=False)
     assert theirs == said.template.render(TWO) == again.template.render(TWO)  # type: ignore[union-attr]
     assert again.document_end == chat_templates.END
+
+
+def test_the_example_of_check_ends_where_training_ends(tmp_path: Path) -> None:
+    base = written(tmp_path, "phi3")
+    example, _ = template_findings(base, ModelSource(source="x"), needed=True)
+    assert example is not None and example.response == "Beta.<|end|>"
+
+
+def test_check_knows_what_a_saved_tokenizer_was_made_of(tmp_path: Path) -> None:
+    said = save_spoken(
+        written(tmp_path / "base", "phi3"), ModelSource(source="x"), tmp_path / "two"
+    )
+    example, _ = template_findings(tmp_path / "two", ModelSource(source="x"), needed=True)
+    assert example is not None and example.contract == said.contract
 
 
 @pytest.mark.parametrize("name", ["llama3_2", "gptoss", "muse_glimmer"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alignflow.data.calls import from_json
-from alignflow.data.forms.form import CONTEXT, Form, Row, context_of, listed, one_message
+from alignflow.data.forms.form import CONTEXT, Form, Row, context_of, liked_in, listed, one_message
 from alignflow.data.rejected import BadRow, kind
 
 
@@ -24,8 +24,7 @@ def _rated(name: str) -> Form:
             raise BadRow(
                 "missing:prompt", f"{name} has one message, wanted a prompt and a response"
             )
-        liked = row["kto_tag"] if row.get("kto_tag") is not None else row["label"]
-        said = {"prompt": messages[:-1], "completion": [messages[-1]], "label": liked}
+        said = {"prompt": messages[:-1], "completion": [messages[-1]], "label": liked_in(row)}
         return [{**said, **context_of(row)}]
 
     return Form("rated-conversation", (name, "label|kto_tag"), CONTEXT, convert)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from alignflow.data.calls import from_json
 from alignflow.data.rejected import BadRow, kind
-from alignflow.data.turns import messages_in
+from alignflow.data.turns import is_messages, messages_in
 
 Row = dict[str, Any]
 CONTEXT = ("system", "tools", "functions")
@@ -49,6 +49,11 @@ def context_of(row: Row) -> Row:
     return {"system": row.get("system"), "tools": tools}
 
 
+def liked_in(row: Row) -> Any:
+    """The label of a rated row, by either of its names."""
+    return row["kto_tag"] if row.get("kto_tag") is not None else row["label"]
+
+
 def listed(row: Row, name: str) -> list[Any]:
     """A column that is a list, or the JSON of one.
 
@@ -77,4 +82,4 @@ def text_of(row: Row, name: str) -> str:
 def one_message(value: Any) -> Any:
     """A message that stands alone, or the JSON of one, as a list of it; anything else as it is."""
     value = messages_in(value)
-    return [value] if isinstance(value, dict) and ("role" in value or "from" in value) else value
+    return [value] if is_messages([value]) else value

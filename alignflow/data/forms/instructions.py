@@ -10,6 +10,7 @@ from alignflow.data.forms.form import (
     Form,
     Row,
     context_of,
+    liked_in,
     listed,
     messages_in,
     one_message,
@@ -71,8 +72,7 @@ def _pair(question: str, chosen: str, rejected: str, further: str | None = None)
 
 def _rating(question: str, answer: str, further: str | None = None) -> Any:
     def convert(row: Row) -> list[Row]:
-        liked = row["kto_tag"] if row.get("kto_tag") is not None else row["label"]
-        told = {"completion": row[answer], "label": liked}
+        told = {"completion": row[answer], "label": liked_in(row)}
         return [{"prompt": _prompt(row, question, further), **told, **context_of(row)}]
 
     return convert

@@ -23,20 +23,19 @@ EXPERT_PARTS = {
 def find(name: str, known: Iterable[str] | Mapping[str, Any]) -> str | None:
     """The tensor that `name` of the loaded model has in the checkpoint.
 
-    A checkpoint may lack the outermost prefix (`transformer.h.0`, saved as `h.0`), have it where
-    the module path has none, have another (`backbone.layers.0`), keep an older name of the mixture-of-experts block, or know nothing of
-    a module that newer code puts around others (`self_attn.forget_gate.f_a_proj`, saved as
-    `self_attn.f_a_proj`).
+    A checkpoint may lack the outermost prefix (`transformer.h.0`, saved as `h.0`), have it where the
+    module path has none, have another (`backbone.layers.0`), keep an older name of the
+    mixture-of-experts block, or know nothing of a module that newer code puts around others
+    (`self_attn.forget_gate.f_a_proj`, saved as `self_attn.f_a_proj`).
     """
     return next((spelled for spelled in _spellings(name) if spelled in known), None)
 
 
 def _spellings(name: str) -> Iterable[str]:
     for spelled in (name, name.replace(".mlp.", ".block_sparse_moe.")):
-        yield spelled
-        yield spelled.partition(".")[2]
-        yield from (f"{outermost}.{spelled}" for outermost in OUTERMOST)
-        yield from (f"{outermost}.{spelled.partition('.')[2]}" for outermost in OUTERMOST)
+        inner = spelled.partition(".")[2]
+        yield from (spelled, inner)
+        yield from (f"{outermost}.{path}" for path in (spelled, inner) for outermost in OUTERMOST)
     parts = name.split(".")
     for place in range(len(parts) - 3, 0, -1):
         yield ".".join([*parts[:place], *parts[place + 1 :]])

@@ -152,8 +152,7 @@ def _function_score(source: str, function: RewardFunction, tokenizer: Any) -> Sc
     def score(
         prompts: list[str], completion_ids: list[list[int]], target: list[str | None], **_: Any
     ) -> list[float]:
-        texts = [answer.text for answer in answers(tokenizer, completion_ids)]
-        return function(prompts, texts, target).tolist()
+        return function(prompts, answers(tokenizer, completion_ids), target).tolist()
 
     score.__name__ = source.rpartition(":")[2]
     return score

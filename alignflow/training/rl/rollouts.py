@@ -187,7 +187,7 @@ def score(
     model_scores: Tensor | None,
 ) -> dict[str, Tensor]:
     """Scores by source, [B] each."""
-    texts = [answer.text for answer in answers(setting.tokenizer, responses)]
+    texts = answers(setting.tokenizer, responses)
     device = setting.roles.model.device
     asked = [prompt.text for prompt in prompts], texts, [prompt.target for prompt in prompts]
     return {

@@ -64,7 +64,7 @@ class Watch:
                 temperature=setting.section.temperature,
                 seed=SEED,
             )
-        texts = [a.text for a in answers(setting.tokenizer, [r.ids for r in responses])]
+        texts = answers(setting.tokenizer, [r.ids for r in responses])
         targets = [prompt.target for prompt in self._prompts]
         return compute_metric(self._metric, texts, targets).figure
 
