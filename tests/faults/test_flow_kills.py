@@ -51,7 +51,8 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("stage", ["prepare", "sft"])  # a fresh process, and one that was forked
+# a fresh process, and one that was forked
+@pytest.mark.parametrize("stage", [pytest.param("prepare", marks=pytest.mark.proof), "sft"])
 def test_a_killed_flow_leaves_no_process_and_the_next_run_goes_on_from_the_checkpoint(
     stage: str, home: Path, orders: Path, prefect_server: str, flows: list
 ) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from alignflow.files import digest_directory
 from alignflow.recipe import TRAINING_STAGES, TuningSection
@@ -35,6 +38,13 @@ STOCK_TRAINER: dict[str, Any] = {
     "dataloader_pin_memory": False,
 }
 """Arguments of TRL's own trainers where ours are held against them."""
+
+
+def cases(names: Iterable[str], *at_once: str) -> list[Any]:
+    """Cases of a parametrized test: those named run each time, the others are proofs."""
+    return [
+        name if name in at_once else pytest.param(name, marks=pytest.mark.proof) for name in names
+    ]
 
 
 def build_tiny_base(directory: Path) -> Path:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
-from stage_runs import logs_of, run_and_publish, run_stage, work_of
+from stage_runs import cases, logs_of, run_and_publish, run_stage, work_of
 
 from alignflow.errors import ArtifactError, DataError, RecipeError
 from alignflow.files import sha256_file
@@ -48,7 +48,7 @@ def tensors(spec: StageSpec) -> dict[str, torch.Tensor]:
     return load_file(str(work_of(spec) / "output" / "adapter" / "adapter_model.safetensors"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", cases(KINDS, "dora", "patterns", "eva", "bfloat16", "loftq"))
 def test_each_kind_trains_and_merges_with_a_passed_certificate(
     training_spec: Make, prepared: Artifact, tmp_path: Path, kind: str
 ) -> None:

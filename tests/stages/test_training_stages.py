@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage_runs import logged, logs_of, run_stage, work_of
+from stage_runs import cases, logged, logs_of, run_stage, work_of
 
 from alignflow.errors import ArtifactError, NumericsError, Preempted, RecipeError
 from alignflow.files import sha256_file
@@ -166,7 +166,7 @@ def _terminate_at(spec: StageSpec, step: int, sign: int) -> None:
 LONG = {"max_steps": 8, "save_steps": 2, "tuning": {"dropout": 0.1}}
 
 
-@pytest.mark.parametrize("stage", [pytest.param("sft", marks=pytest.mark.proof), "dpo"])
+@pytest.mark.parametrize("stage", cases(("sft", "dpo"), "dpo"))
 def test_killed_training_continues_and_ends_bit_identical(
     training_spec: Make, tmp_path: Path, stage: str
 ) -> None:

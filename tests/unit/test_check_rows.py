@@ -6,7 +6,15 @@ import resource
 from pathlib import Path
 
 import pytest
-from check_cases import checked, demonstrations, errors, lines, model_copy, write_rows
+from check_cases import (
+    checked,
+    demonstrations,
+    errors,
+    lines,
+    model_copy,
+    without_children,
+    write_rows,
+)
 
 from alignflow.checking import template as template_module
 from alignflow.checking.sandbox import run_limited
@@ -163,6 +171,11 @@ def test_too_few_updates_are_said(tmp_path: Path) -> None:
 
 
 def findings_of(tmp_path: Path, source: str | None) -> str:
+    with without_children():
+        return findings_of_the_child(tmp_path, source)
+
+
+def findings_of_the_child(tmp_path: Path, source: str | None) -> str:
     model = model_copy(tmp_path)
     if source is None:
         (model / "chat_template.jinja").unlink()
@@ -212,7 +225,7 @@ def test_a_hostile_template_ends_with_its_child(
 ) -> None:
     monkeypatch.setattr(template_module, "SECONDS", 3.0)
     started = processor_seconds()
-    assert "It is not safe to use" in findings_of(tmp_path, source)
+    assert "It is not safe to use" in findings_of_the_child(tmp_path, source)
     assert processor_seconds() - started < 10
 
 

@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from check_cases import GOOD, changed, demonstrations, model_copy, write_recipe, write_rows
+from check_cases import (
+    GOOD,
+    changed,
+    demonstrations,
+    model_copy,
+    without_children,
+    write_recipe,
+    write_rows,
+)
 
 from alignflow.commands import cli
 from alignflow.errors import DataError
@@ -35,8 +43,9 @@ def shell(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command line in this process."""
-    code = cli.exit_code_of(list(arguments))
+    """Exit code, stdout and stderr of a command line in this process, and in no child of it."""
+    with without_children():
+        code = cli.exit_code_of(list(arguments))
     out, err = capsys.readouterr()
     return code, out, err
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from check_cases import without_children
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ledger_cases import held_out_prompts, row, write
 
 from alignflow.builtin import base_model_directory
-from alignflow.checking import rows as check_rows
+from alignflow.checking.rows import row_findings
 from alignflow.data import prepare
 from alignflow.data.asked import Asked
 from alignflow.data.feedback import Rating, pairs_of, preferences_of
@@ -130,17 +131,12 @@ def recipe_on(folder: Path, odd: list[bytes], judged: bool = True) -> Recipe:
     )
 
 
-def checked(recipe: Recipe, home: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, RowAccount]:
+def checked(recipe: Recipe, home: Path) -> dict[str, RowAccount]:
     """The accounts of `check --full`, without its child."""
-    with monkeypatch.context() as patched:
-        patched.setattr(
-            check_rows,
-            "run_limited",
-            lambda _, payload, **limits: check_rows.look(json.loads(json.dumps(payload))),
-        )
+    with without_children():
         base = base_model_directory("freight-base")
         context = json.loads((base / "config.json").read_text())["max_position_embeddings"]
-        accounts, findings = check_rows.row_findings(recipe, base, context, home=home, full=True)
+        accounts, findings = row_findings(recipe, base, context, home=home, full=True)
     assert [finding for finding in findings if finding.level == "error"] == []
     return {account.part: account.account.rows for account in accounts}
 
@@ -148,22 +144,20 @@ def checked(recipe: Recipe, home: Path, monkeypatch: pytest.MonkeyPatch) -> dict
 @FEW
 @given(odd=st.lists(lines, max_size=12))
 def test_check_and_prepare_have_the_same_account_of_any_rows(odd: list[bytes], home: Path) -> None:
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as monkeypatch:
+    with tempfile.TemporaryDirectory() as folder:
         recipe = recipe_on(Path(folder), odd)
         spec = stage_spec(recipe, "prepare", home, {})
         events = EventWriter(Path(folder) / "events.jsonl", 1)
         result = prepare.run(spec, Path(folder) / "work", events)
         events.close()
-        accounts = checked(recipe, home, monkeypatch)
+        accounts = checked(recipe, home)
     assert {part: account.model_dump() for part, account in accounts.items()} == (
         result.details["rows"]
     )
     assert all(account.balanced and account.trained for account in accounts.values())
 
 
-def test_what_is_held_out_and_excluded_is_known_to_check_too(
-    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_held_out_and_excluded_is_known_to_check_too(tmp_path: Path, home: Path) -> None:
     held = sorted(held_out_prompts(home))
     odd = [
         {"prompt": held[0].upper(), "completion": "x", "chosen": "x", "rejected": "y", "label": 1},
@@ -172,7 +166,7 @@ def test_what_is_held_out_and_excluded_is_known_to_check_too(
     ]
     lines = [json.dumps(fields).encode() for fields in odd]
     # any demonstration may be judged: only what evaluation asks itself is
-    accounts = checked(recipe_on(tmp_path, lines, judged=False), home, monkeypatch)
+    accounts = checked(recipe_on(tmp_path, lines, judged=False), home)
     assert accounts["sft"].dropped == {"evaluation_prompt": 2}
     assert accounts["preferences"].dropped == {"evaluation_prompt": 2, "missing_columns": 2}
     assert accounts["ratings"].held_out == accounts["prompts"].held_out == 1
