@@ -73,7 +73,7 @@ app = typer.Typer(
       alignflow show
     """,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

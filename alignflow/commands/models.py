@@ -11,13 +11,18 @@ from rich.table import Table
 
 from alignflow.commands.options import Home, Json, Overrides
 from alignflow.commands.streams import as_argument, read_stdin
-from alignflow.pipeline import Evaluation, as_text, plain_console, redraws, require_model
+from alignflow.pipeline import Evaluation, as_text, model_named, plain_console, redraws
 from alignflow.pipeline import evaluate as judge
 from alignflow.pipeline import generate as ask
 from alignflow.recipe import load_recipe
+from alignflow.settings import resolve_home
 
 Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="Directory of a merged model or of an adapter.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A merged model or an adapter: a directory, a run's id, `last`, models:/NAME@champion.",
+    ),
 ]
 Base = Annotated[
     str | None,
@@ -37,7 +42,8 @@ def evaluate(
 
     \b
     Examples:
-      alignflow evaluate .alignflow/artifacts/merge/KEY/model --recipe my.yaml
+      alignflow evaluate last --recipe my.yaml
+      alignflow evaluate models:/support@champion --recipe my.yaml
       alignflow evaluate my-adapter --base Qwen/Qwen3-0.6B --recipe my.yaml --json
     """  # noqa: D301 (click's mark)
     loaded = load_recipe(recipe, overrides or [])
@@ -75,22 +81,24 @@ def generate(
         float | None, typer.Option(min=0.01, help="Sample at this temperature. Default: greedy.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    home: Home = None,
 ) -> None:
-    """Answers PROMPT with the model in the directory MODEL.
+    """Answers PROMPT with a model.
 
     \b
     Examples:
-      alignflow generate .alignflow/artifacts/merge/KEY/model "How many trucks are in Lyon?"
+      alignflow generate last "How many trucks are in Lyon?"
       alignflow generate my-adapter "Hello" --base Qwen/Qwen3-0.6B --temperature 0.8
     """  # noqa: D301 (click's mark)
-    require_model(model)
+    directory = model_named(model, resolve_home(home))  # before stdin is waited for
     response = ask(
-        model,
+        directory,
         read_stdin() if prompt == "-" else as_argument(prompt),
         system=system,
         base=base,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
+        home=home,
     )
     typer.echo(response)

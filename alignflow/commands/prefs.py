@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ from alignflow.errors import DataError, RecipeError
 from alignflow.ledger import printable
 from alignflow.pipeline import plain_console, redraws, text_column
 from alignflow.settings import resolve_home
+
+if TYPE_CHECKING:
+    from alignflow.ledger import Erasable
 
 prefs = typer.Typer(
     help="""Preferences: taken in once, none lost, each one's whole life on record.
@@ -58,8 +61,11 @@ def add(
     What was taken in before is a duplicate. The exit code is 65 if a file was refused; the others
     are taken in all the same.
 
-    Example:  alignflow prefs add feedback/ --into support --column prompt=question
-    """
+    \b
+    Examples:
+      alignflow prefs add feedback/ --into support
+      alignflow prefs add answers.csv --column prompt=question
+    """  # noqa: D301 (click's mark)
     from alignflow.ledger import Told, add_stream
     from alignflow.ledger import add as add_files
 
@@ -103,7 +109,13 @@ def status(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Says where the rows are: waiting, reserved, consumed, held out, contradictory."""
+    """Says where the rows are: waiting, reserved, consumed, held out, contradictory.
+
+    \b
+    Examples:
+      alignflow prefs status
+      alignflow prefs status --from support --json
+    """  # noqa: D301 (click's mark)
     from alignflow.gate import power_of
     from alignflow.ledger import STATES
     from alignflow.ledger import status as read_status
@@ -125,7 +137,12 @@ def status(
 
 @prefs.command()
 def show(row_id: str, home: Home = None, as_json: Json = False) -> None:
-    """Tells a row's whole life: seen where and when, in which snapshots, in which models."""
+    """Tells a row's whole life: seen where and when, in which snapshots, in which models.
+
+    \b
+    Examples:
+      alignflow prefs show 4f1c2a
+    """  # noqa: D301 (click's mark)
     from alignflow.ledger import show as read_row
 
     _print(read_row(resolve_home(home), row_id), as_json)
@@ -138,7 +155,12 @@ def quarantine(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Lists what was refused: reason, file, offset, and the beginning of its bytes."""
+    """Lists what was refused: reason, file, offset, and the beginning of its bytes.
+
+    \b
+    Examples:
+      alignflow prefs quarantine --limit 20
+    """  # noqa: D301 (click's mark)
     from alignflow.ledger import quarantined
 
     refused = quarantined(resolve_home(home), name, limit)
@@ -154,7 +176,12 @@ def freeze(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Reserves the waiting rows in a snapshot; an undecided snapshot is named again instead."""
+    """Reserves the waiting rows in a snapshot; an undecided snapshot is named again instead.
+
+    \b
+    Examples:
+      alignflow prefs freeze --from support
+    """  # noqa: D301 (click's mark)
     from alignflow.ledger import freeze as freeze_rows
 
     frozen = freeze_rows(resolve_home(home), name)
@@ -172,7 +199,11 @@ def withdraw(
     """Gives the rows of a snapshot without a verdict back, as if it had never been frozen.
 
     For a recipe that cannot finish: the next retrain freezes them again, with its own recipe.
-    """
+
+    \b
+    Examples:
+      alignflow prefs withdraw s3-4f1c2a --reason "wrong recipe"
+    """  # noqa: D301 (click's mark)
     from alignflow.ledger import withdraw as withdraw_snapshot
 
     withdraw_snapshot(resolve_home(home), snapshot, reason, name=name)
@@ -189,7 +220,11 @@ def holdout(
     """Renews the hold-out: prompts not seen before are decided anew, the others stay.
 
     Do so after some 50 verdicts, or yearly: what is looked at often says less.
-    """
+
+    \b
+    Examples:
+      alignflow prefs holdout --share 0.1
+    """  # noqa: D301 (click's mark)
     from alignflow.ledger import renew_holdout
 
     renew_holdout(resolve_home(home), share, salt)
@@ -204,7 +239,12 @@ def export(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Writes a snapshot's rows as Parquet with the columns id, prompt, chosen and rejected."""
+    """Writes a snapshot's rows as Parquet with the columns id, prompt, chosen and rejected.
+
+    \b
+    Examples:
+      alignflow prefs export s3-4f1c2a --output rows.parquet
+    """  # noqa: D301 (click's mark)
     from alignflow.ledger import training_rows
 
     path = training_rows(resolve_home(home), name, snapshot)
@@ -224,16 +264,55 @@ def erase(
         str | None, typer.Option("--source", help="Every row of this source, annotator or file.")
     ] = None,
     reason: Reason = "erased by request",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Removes the text of rows from the ledger and the home's files; the ids stay."""
+    """Removes the text of rows from the ledger and the home's files; the ids stay.
+
+    \b
+    Examples:
+      alignflow prefs erase 4f1c2a
+      alignflow prefs erase --source ada --reason "left the company" --yes
+    """  # noqa: D301 (click's mark)
+    from alignflow.ledger import erasable
     from alignflow.ledger import erase as erase_rows
 
     if (row_id is None) == (source is None):
         raise RecipeError("give either an ID or --source S.")
-    done = erase_rows(resolve_home(home), row_id=row_id, source=source, reason=reason)
+    place = resolve_home(home)
+    if not yes:
+        _ask(erasable(place, row_id=row_id, source=source))
+    done = erase_rows(place, row_id=row_id, source=source, reason=reason)
     _print(done._asdict(), as_json)
+
+
+SHOWN_IDS, NOT_ERASED = 5, 130
+
+
+def _ask(reached: Erasable) -> None:
+    """Shows what goes, and ends the command unless a person says yes.
+
+    Raises:
+        RecipeError: There is nobody to ask.
+    """
+    shown = ", ".join(row[:12] for row in reached.rows[:SHOWN_IDS])
+    more = len(reached.rows) - SHOWN_IDS
+    named = f" ({shown}{f' and {more} more' if more > 0 else ''})" if reached.rows else ""
+    lines = [
+        f"The texts of {len(reached.rows)} rows{named} and {reached.ratings} ratings go for good, "
+        "from the ledger, snapshots, reports, prepared data and the inbox."
+    ]
+    lines += [
+        f"{entry['model']} generation {entry['generation']} was trained on some of them and keeps "
+        "what it learned."
+        for entry in reached.models
+    ]
+    if not sys.stdin.isatty():
+        raise RecipeError("\n".join([*lines, "Give --yes to go on."]))
+    typer.echo("\n".join(lines), err=True)
+    if not typer.confirm("Erase them?", err=True):
+        raise typer.Exit(NOT_ERASED)
 
 
 def _print(answer: Any, as_json: bool, texts: Sequence[str] | None = None) -> None:

@@ -16,7 +16,10 @@ Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the ledger."
 
 def promote(
     source: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run's id, or the directory of a merge artifact.")
+        str,
+        typer.Argument(
+            metavar="RUN", help="A run's id, `last`, or the directory of a merge artifact."
+        ),
     ],
     reason: Reason,
     model: Annotated[

@@ -15,9 +15,8 @@ import typer
 from alignflow.checking import preflight
 from alignflow.commands.options import Home, Json, Overrides
 from alignflow.commands.streams import patient
-from alignflow.errors import RecipeError
 from alignflow.machine import blaming_full_disk, demand_room
-from alignflow.pipeline import load_report, plain_console, print_report, recent_runs, report_file
+from alignflow.pipeline import load_report, plain_console, print_report, report_file, run_named
 from alignflow.recipe import Recipe, load_recipe
 from alignflow.services import start_temporary_server
 from alignflow.settings import resolve_home
@@ -45,9 +44,12 @@ def run(
       alignflow run my.yaml --json > report.json
     """  # noqa: D301 (click's mark)
     loaded = load_recipe(recipe, overrides or [])
-    preflight(loaded, str(recipe), resolve_home(home))
+    place = resolve_home(home)
+    console = plain_console(stderr=as_json)
+    console.print(f"{loaded.name}: {', '.join(loaded.stages)} in {place}")
+    preflight(loaded, str(recipe), place)
     with _stdout_kept(as_json) as stdout:
-        _run(loaded, resolve_home(home), stdout if as_json else None)
+        _run(loaded, place, stdout if as_json else None)
 
 
 def _run(recipe: Recipe, home: Path, json_to: Any) -> None:
@@ -94,7 +96,9 @@ def _stdout_kept(kept: bool) -> Iterator[Any]:
 
 
 def show(
-    run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or `last`.")] = "last",
+    run_id: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run's id, its directory, or `last`.")
+    ] = "last",
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -106,12 +110,7 @@ def show(
       alignflow show quickstart-20261125-175900-1a2b --json
     """  # noqa: D301 (click's mark)
     place = resolve_home(home)
-    if run_id == "last":
-        runs = recent_runs(place)
-        if not runs:
-            raise RecipeError(f"There is no run in {place}. Start one with `alignflow run RECIPE`.")
-        run_id = runs[0]
-    report = load_report(place, run_id)
+    report = load_report(place, run_named(run_id, place))
     if as_json:
         typer.echo(json.dumps(report))
     else:

@@ -14,8 +14,10 @@ from typing import Annotated
 import typer
 
 from alignflow.commands.options import Home
-from alignflow.errors import RecipeError
-from alignflow.ledger import inbox_at
+from alignflow.errors import AlignflowError, RecipeError
+from alignflow.files import held
+from alignflow.ledger import inbox_at, news, printable, seen_now
+from alignflow.pipeline import plain_console
 from alignflow.services import WORK_POOL, Service, check_recipe, demand_free, ended_together
 from alignflow.settings import resolve_home
 from alignflow.stages import NO_TELEMETRY, prefect_environment
@@ -62,7 +64,10 @@ def up(
     demand_free(host, mlflow_port, "--mlflow-port")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
-    with ended_together() as services:
+    with (
+        held(place / "up" / "up.lock", lambda: _refuse_second(place)),
+        ended_together() as services,
+    ):
 
         def start(name: str, command: list[str], more: Mapping[str, str] | None = None) -> Service:
             log = place / "up" / f"{name}.log"
@@ -70,6 +75,7 @@ def up(
             services.append(service)
             return service
 
+        tell_news = _teller(place)
         typer.echo("Starting Prefect and MLflow ...")
         server = start("prefect", prefect_command(host, prefect_port))
         tracking = start(
@@ -87,13 +93,39 @@ def up(
             "Ctrl-C ends everything."
         )
         try:
-            _watch(services, lambda: start("worker", worker_command()))
+            _watch(services, lambda: start("worker", worker_command()), tell_news)
         except KeyboardInterrupt:
             typer.echo("Ending; the next `alignflow up` continues.")
 
 
-def _watch(services: list[Service], start_worker: Callable[[], Service]) -> None:
-    """Returns never: starts a worker that died again, a few times, and gives up on a server.
+def _refuse_second(home: Path) -> None:
+    raise RecipeError(
+        f"Another `alignflow up` serves {home}: two would start each retrain twice. End it first, or "
+        "give this one a --home of its own."
+    )
+
+
+def _teller(home: Path) -> Callable[[], None]:
+    """What prints the ledger's news since the last call; a fault that lasts is said once."""
+    console, seen, fault = plain_console(), seen_now(home), ""
+
+    def tell() -> None:
+        nonlocal seen, fault
+        try:
+            lines, seen = news(home, seen)
+        except AlignflowError as error:
+            lines = [] if error.message == fault else [error.message]
+            fault = error.message
+        for line in lines:
+            console.print(f"{time.strftime('%H:%M:%S')}  {printable(line.encode())}")
+
+    return tell
+
+
+def _watch(
+    services: list[Service], start_worker: Callable[[], Service], tell_news: Callable[[], None]
+) -> None:
+    """Returns never: says what happens, starts a worker that died again, gives up on a server.
 
     Raises:
         StageError: A server ended, or the worker too often.
@@ -101,6 +133,7 @@ def _watch(services: list[Service], start_worker: Callable[[], Service]) -> None
     starts = 1
     while True:
         time.sleep(LOOK_SECONDS)
+        tell_news()
         for service in list(services):
             if service.exit_code is None or service.name == "deploy":
                 continue

@@ -3,6 +3,8 @@
 Functions open the ledger of a home for one call and are safe from several processes at once.
 """
 
+from alignflow.ledger.erasing import Erasable as Erasable
+from alignflow.ledger.erasing import erasable as erasable
 from alignflow.ledger.erasing import erase as erase
 from alignflow.ledger.holdout import held_out_file as held_out_file
 from alignflow.ledger.holdout import held_out_hashes as held_out_hashes
@@ -25,6 +27,8 @@ from alignflow.ledger.lineage import mark_dropped as mark_dropped
 from alignflow.ledger.lineage import promote as promote
 from alignflow.ledger.lineage import rollback as rollback
 from alignflow.ledger.lineage import set_state as set_state
+from alignflow.ledger.news import news as news
+from alignflow.ledger.news import seen_now as seen_now
 from alignflow.ledger.outbox import PROMOTED as PROMOTED
 from alignflow.ledger.outbox import Event as Event
 from alignflow.ledger.outbox import mark_sent as mark_sent

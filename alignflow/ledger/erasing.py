@@ -18,7 +18,7 @@ from alignflow.files import sha256_file
 from alignflow.ledger.erasing_files import ERASED, Words, erase_from_files, keep_rows, words_of
 from alignflow.ledger.reports import find_row, models_of
 from alignflow.ledger.schema import files, observations, quarantine, ratings, rows, snapshots, texts
-from alignflow.ledger.store import in_parts, opened, rows_in, writing
+from alignflow.ledger.store import in_parts, opened, reading, rows_in, writing
 
 
 class Erased(NamedTuple):
@@ -35,6 +35,32 @@ class Erased(NamedTuple):
     """Generations that were trained on any of the rows."""
 
 
+class Erasable(NamedTuple):
+    """What an `erase` would reach in the ledger."""
+
+    rows: list[str]
+    """Ids, those of the contrary pairs with them."""
+    ratings: int
+    """Ratings of the source that have a text."""
+    models: list[dict[str, Any]]
+    """Generations that were trained on any of the rows, and keep what they learned."""
+
+
+def erasable(home: Path, *, row_id: str | None = None, source: str | None = None) -> Erasable:
+    """What `erase` with the same arguments would reach; nothing is changed.
+
+    Raises:
+        DataError: There is no such row.
+    """
+    with opened(home, create=False) as engine, reading(engine) as connection:
+        keys = _with_opposites(connection, _chosen(connection, row_id, source or ""))
+        ids = sorted(
+            str(row) for (row,) in rows_in(connection, select(rows.c.id), rows.c.key, keys)
+        )
+        rated = len(_rated_texts(connection, source))
+        return Erasable(ids, rated, models_of(connection, keys))
+
+
 def erase(
     home: Path, *, row_id: str | None = None, source: str | None = None, reason: str
 ) -> Erased:
@@ -48,9 +74,7 @@ def erase(
     """
     with opened(home, create=False) as engine:
         with writing(engine) as connection:
-            keys = _chosen(connection, row_id, source or "")
-            opposites = rows_in(connection, select(rows.c.opposite), rows.c.key, keys)
-            keys = sorted({*keys, *(key for (key,) in opposites if key is not None)})
+            keys = _with_opposites(connection, _chosen(connection, row_id, source or ""))
             ids = _bury(connection, keys, reason)
             said = select(texts.c.prompt, texts.c.chosen, texts.c.rejected)
             written = [*map(tuple, rows_in(connection, said, texts.c.row, keys))]
@@ -91,6 +115,11 @@ def _chosen(connection: Connection, row_id: str | None, source: str) -> list[int
             .distinct()
         )
     return list(connection.execute(chosen).scalars())
+
+
+def _with_opposites(connection: Connection, keys: list[int]) -> list[int]:
+    opposites = rows_in(connection, select(rows.c.opposite), rows.c.key, keys)
+    return sorted({*keys, *(key for (key,) in opposites if key is not None)})
 
 
 def _labels(source: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from alignflow.errors import RecipeError
 from alignflow.ledger import Generation, champion, generation, lineage, promote, rollback
 from alignflow.lineage.registry import Reconciled, Registry, reconcile, verified_model
 from alignflow.lineage.retraining import original_artifacts
-from alignflow.pipeline import load_report
+from alignflow.pipeline import load_report, run_named
 from alignflow.settings import has_ledger
 from alignflow.stages import Artifact
 from alignflow.tracking import model_digest
@@ -27,7 +27,7 @@ def promote_by_hand(home: Path, source: str, model: str | None, reason: str) -> 
 
     Args:
         home: Absolute home.
-        source: Id of a run, or directory of a merge artifact.
+        source: Id or directory of a run, `last`, or directory of a merge artifact.
         model: Registered name; None is the run's.
         reason: Kept in the ledger.
 
@@ -87,9 +87,10 @@ def roll_back_by_hand(home: Path, model: str, number: int | None, reason: str) -
 
 def _named(home: Path, source: str) -> tuple[Path, dict[str, Any]]:
     """Directory of the merge artifact that a person named, and what is known of its training."""
-    if Path(source).is_dir():
+    run = run_named(source, home)
+    if run == source and Path(source).is_dir():
         return Path(source).absolute(), {}
-    report = load_report(home, source)
+    report = load_report(home, run)
     merge = next((stage.artifact for stage in report.stages if stage.stage == "merge"), None)
     if merge is None:
         raise RecipeError(f"run {source} merged no model, so there is nothing to promote.")

@@ -5,7 +5,8 @@ from .existing_model import Evaluation as Evaluation
 from .existing_model import evaluate as evaluate
 from .existing_model import generate as generate
 from .existing_model import merge as merge
-from .existing_model import require_model as require_model
+from .model_names import model_named as model_named
+from .model_names import run_named as run_named
 from .plan import stage_spec as stage_spec
 from .plot import line_plot as line_plot
 from .preview import PreviewedRow as PreviewedRow
@@ -17,7 +18,6 @@ from .report import Report as Report
 from .report import as_text as as_text
 from .report import load_report as load_report
 from .report import print_report as print_report
-from .report import recent_runs as recent_runs
 from .report import report_file as report_file
 from .run import PipelineRun as PipelineRun
 from .run import new_run_id as new_run_id

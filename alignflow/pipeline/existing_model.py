@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from alignflow.checking import preflight, raise_errors, read_config, refusals
+from alignflow.checking import preflight, read_config
 from alignflow.data import ChatTemplate, TemplateRejects, fetch_base, spoken
-from alignflow.errors import ArtifactError, DataError, RecipeError
+from alignflow.errors import DataError, RecipeError
+from alignflow.pipeline.model_names import ADAPTER_CONFIG, is_adapter, model_named
 from alignflow.pipeline.plan import stage_spec
 from alignflow.recipe import (
     METHODS,
@@ -36,12 +37,7 @@ if TYPE_CHECKING:
 
 Prompt = TypeVar("Prompt", str, list[str])
 TEMPLATE_FIELDS = {"chat_template", "template_arguments", "template_date"}
-ADAPTER_CONFIG, RECORD = "adapter_config.json", "base_model.json"
-
-
-def is_adapter(directory: Path) -> bool:
-    """Whether a directory holds an adapter and no whole model."""
-    return (directory / ADAPTER_CONFIG).is_file()
+RECORD = "base_model.json"
 
 
 def base_of(directory: Path, given: str | None) -> ModelSource:
@@ -116,7 +112,8 @@ def evaluate(
     """Judges a model on the evaluation data and metrics of a recipe.
 
     Args:
-        model: Directory of a merged model or of an adapter.
+        model: A merged model or an adapter: its directory, a run (`last`), or
+            `models:/NAME@champion`.
         recipe: Says what to judge on, and how.
         base: Base model of an adapter; None is the one its files name.
         home: Where the prepared prompts are kept; None is ALIGNFLOW_HOME or `.alignflow`.
@@ -126,11 +123,12 @@ def evaluate(
     Raises:
         AlignflowError: The data cannot be prepared, or the model not loaded or scored.
     """
-    directory = require_model(Path(model))
+    place = resolve_home(home)
+    directory = model_named(model, place)
     recipe = judging_recipe(recipe, directory, base)
-    preflight(recipe, name or recipe.name, resolve_home(home))
+    preflight(recipe, name or recipe.name, place)
     _quiet()
-    prepared = run_stage(stage_spec(recipe, "prepare", resolve_home(home), {}))
+    prepared = run_stage(stage_spec(recipe, "prepare", place, {}))
     from alignflow.evaluation import intervals, load_job, measure, responses
     from alignflow.models import load_tokenizer, read_base
 
@@ -170,23 +168,26 @@ def generate(
     max_new_tokens: int = 256,
     temperature: float | None = None,
     seed: int = 0,
+    home: Path | str | None = None,
 ) -> Prompt:
     """A model's response to a user message, or its responses to several.
 
     Args:
-        model: Directory of a merged model or of an adapter.
+        model: A merged model or an adapter: its directory, a run (`last`), or
+            `models:/NAME@champion`.
         prompt: A user message, or several that are answered on their own.
         system: A system message before each.
         base: Base model of an adapter; None is the one its files name.
         max_new_tokens: Longest response.
         temperature: Sample at this temperature; None is greedy.
         seed: Of the sampling.
+        home: Where runs and the local registry are; None is ALIGNFLOW_HOME or `.alignflow`.
 
     Raises:
-        ArtifactError: There is no model in the directory.
+        ArtifactError: There is no such model.
         DataError: Its chat template rejects the messages.
     """
-    directory = require_model(Path(model))
+    directory = model_named(model, resolve_home(home))
     _quiet()
     from alignflow.models import BaseModel, answers, respond
 
@@ -196,7 +197,7 @@ def generate(
         try:
             resolved = resolve_base_model(source)
             named = NamedModel(source=source.source, digest=resolved.digest)
-            place = fetch_base(named, resolved.path, resolve_home(None))
+            place = fetch_base(named, resolved.path, resolve_home(home))
         except RecipeError as error:
             if base is not None:
                 raise
@@ -274,22 +275,6 @@ def _rendered(
         return template.render(messages, add_generation_prompt=True)
     except TemplateRejects as error:
         raise DataError(f"{directory}: its chat template rejects the messages: {error}.") from error
-
-
-def require_model(directory: Path) -> Path:
-    """The directory; refused where it holds no model, or one that could run code.
-
-    Raises:
-        ArtifactError: There is neither a model nor an adapter.
-        RecipeError: It holds pickles, links out of it, or names code.
-    """
-    if not (directory / "config.json").is_file() and not is_adapter(directory):
-        raise ArtifactError(
-            f"{directory} holds no model (neither config.json nor {ADAPTER_CONFIG}). Give the "
-            "directory of a merged model or of an adapter; `alignflow show` names both."
-        )
-    raise_errors(str(directory), refusals(directory, ""))
-    return directory
 
 
 def _quiet() -> None:

@@ -19,9 +19,10 @@ from rich.text import Text
 
 from alignflow.errors import RecipeError
 from alignflow.evaluation import is_rate
-from alignflow.files import atomic_write_json, atomic_write_text, digest_json
+from alignflow.files import atomic_write_json, atomic_write_text, digest_json, point_to
 from alignflow.pipeline.report_page import loss_curves, render_cell, render_page
 from alignflow.recipe import METHODS, Recipe
+from alignflow.settings import resolve_home
 from alignflow.stages import (
     ADAPTER,
     MODEL,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCHEMA = 1
+REPORT_FILE, LATEST = "report.json", "latest"
 POLICY_STAGES = ("pretrain", "sft", *METHODS)
 BEFORE = {"sft": ("base",), "merge": ("aligned",), **dict.fromkeys(METHODS, ("sft", "base"))}
 """Stage to the model that its result is compared with: the first that was evaluated."""
@@ -180,23 +182,27 @@ def _made(stages: Iterable[StageOutcome], by: Iterable[str], *names: str) -> str
 
 def report_file(home: Path, run_id: str) -> Path:
     """Where a run's report stands; its page beside it."""
-    return home / "runs" / run_id / "report.json"
+    return home / "runs" / run_id / REPORT_FILE
 
 
 def recent_runs(home: Path) -> list[str]:
     """Ids of the runs that left a report, the newest first."""
     written: dict[str, float] = {}
-    for path in (home / "runs").glob("*/report.json"):
+    for path in (home / "runs").glob(f"*/{REPORT_FILE}"):
         with suppress(FileNotFoundError):  # somebody deletes the run
             written[path.parent.name] = path.stat().st_mtime
     return sorted(written, key=lambda name: -written[name])
 
 
 def write_report(home: Path, report: Mapping[str, Any], recipe: Recipe | None = None) -> Path:
-    """Writes `report.json` and `report.html`, which shows the recipe; returns their directory."""
+    """Writes `report.json` and `report.html`, which shows the recipe; returns their directory.
+
+    `latest` in the home leads to it.
+    """
     path = report_file(home, report["run_id"])
     atomic_write_json(path, report)
     atomic_write_text(path.with_suffix(".html"), render_page(report, recipe))
+    point_to(home / LATEST, path.parent)
     return path.parent
 
 
@@ -279,13 +285,12 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
 
 def _places(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What to open next."""
-    if report["merged_model"]:
-        yield "merged model", report["merged_model"]
-        yield "try it", f'alignflow generate {shlex.quote(report["merged_model"])} "your prompt"'
-    elif report["adapter"]:
-        yield "adapter", report["adapter"]
     artifacts = [Path(stage["artifact"]) for stage in report["stages"] if stage["artifact"]]
     home = artifacts[0].parents[2] if artifacts else None  # <home>/artifacts/<stage>/<key>
+    if made := report["merged_model"] or report["adapter"]:
+        yield "merged model" if report["merged_model"] else "adapter", made
+        there = "" if home == resolve_home(None) else f" --home {shlex.quote(str(home))}"
+        yield "try it", f'alignflow generate {report["run_id"]} "your prompt"{there}'
     if home is not None:
         yield "report", str(report_file(home, report["run_id"]).with_suffix(".html"))
     address = report["mlflow"].get("tracking_uri") or ""

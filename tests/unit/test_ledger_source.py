@@ -120,7 +120,7 @@ def test_the_commands_tell_what_the_issue_says(
     withdrawn = prefs(capsys, "withdraw", frozen["name"], "--reason", "wrong recipe", *home)
     assert withdrawn == {"snapshot": frozen["name"], "withdrawn": "wrong recipe"}
     assert prefs(capsys, "status", *home)["new"] == 3
-    assert prefs(capsys, "erase", name, *home)["erased"] == [name]
+    assert prefs(capsys, "erase", name, "--yes", *home)["erased"] == [name]
     assert prefs(capsys, "holdout", "--share", 0.5, *home)["share"] == 0.5
     fresh = write(tmp_path / "b.jsonl", [row(number) for number in range(100, 200)])
     assert 25 <= prefs(capsys, "add", fresh, *home)["held_out"] <= 75
