@@ -10,7 +10,7 @@ from alignflow.checking import raise_errors, refusals
 from alignflow.errors import ArtifactError, RecipeError
 from alignflow.pipeline.report import REPORT_FILE, load_report, recent_runs
 from alignflow.stages import ADAPTER, MODEL
-from alignflow.tracking import registry_client, tracking_uri
+from alignflow.tracking import tracking_uri, version_named
 
 ADAPTER_CONFIG = "adapter_config.json"
 LAST = "last"
@@ -97,19 +97,7 @@ def _registered(name: str, home: Path) -> Path:
         raise RecipeError(
             f"{name} names no version. Write models:/NAME@champion or models:/NAME/2."
         )
-    uri = tracking_uri(home)
-    client = registry_client(uri)
-    from mlflow.exceptions import MlflowException
-
-    model, alias = parts["name"], parts["alias"]
-    try:
-        if alias:
-            version = client.get_model_version_by_alias(model, alias)
-        else:
-            version = client.get_model_version(model, parts["version"])
-    except MlflowException as error:
-        known = ", ".join(sorted(one.name for one in client.search_registered_models())) or "none"
-        raise RecipeError(f"{name}: {error.message} ({uri} knows the models {known}).") from error
+    version = version_named(tracking_uri(home), **parts.groupdict())
     here = home / "artifacts" / "merge" / version.tags.get("stage_key", "") / MODEL
     source = urlsplit(str(version.source))
     there = Path(unquote(source.path)) if source.scheme == "file" else None
@@ -118,6 +106,6 @@ def _registered(name: str, home: Path) -> Path:
             return place
     raise RecipeError(
         f"{name} is version {version.version}, whose files are at {version.source} and not here. "
-        f"Fetch them with `mlflow artifacts download -u models:/{model}/{version.version}` and name "
+        f"Fetch them with `mlflow artifacts download -u models:/{version.name}/{version.version}` and name "
         "that directory."
     )

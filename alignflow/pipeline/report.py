@@ -289,8 +289,9 @@ def _places(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     home = artifacts[0].parents[2] if artifacts else None  # <home>/artifacts/<stage>/<key>
     if made := report["merged_model"] or report["adapter"]:
         yield "merged model" if report["merged_model"] else "adapter", made
-        there = "" if home == resolve_home(None) else f" --home {shlex.quote(str(home))}"
-        yield "try it", f'alignflow generate {report["run_id"]} "your prompt"{there}'
+        there = [] if home in (None, resolve_home(None)) else ["--home", str(home)]
+        command = ["alignflow", "generate", report["run_id"], *there]
+        yield "try it", f'{shlex.join(command)} "your prompt"'
     if home is not None:
         yield "report", str(report_file(home, report["run_id"]).with_suffix(".html"))
     address = report["mlflow"].get("tracking_uri") or ""

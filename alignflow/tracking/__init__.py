@@ -11,5 +11,6 @@ from alignflow.tracking.connection import registry_client as registry_client
 from alignflow.tracking.connection import tracking_uri as tracking_uri
 from alignflow.tracking.registration import model_digest as model_digest
 from alignflow.tracking.registration import new_version as new_version
+from alignflow.tracking.registration import version_named as version_named
 from alignflow.tracking.stage_record import mlflow_run_of as mlflow_run_of
 from alignflow.tracking.tracker import Tracker as Tracker

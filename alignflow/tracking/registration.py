@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from alignflow.errors import RecipeError
 from alignflow.merging import require_certificate
 from alignflow.stages import MODEL, Artifact, verify
+from alignflow.tracking.connection import registry_client
 
 if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
 
@@ -46,3 +49,22 @@ def new_version(
     tags = {"model_digest": model_digest(merge), "stage_key": merge.key}
     version = client.create_model_version(name, source=source, run_id=run_id, tags=tags)
     return str(version.version)
+
+
+def version_named(uri: str, name: str, alias: str | None, version: str | None) -> ModelVersion:
+    """The version of a registered model that an alias or a number stands for.
+
+    Raises:
+        RecipeError: The registry knows no such model, alias or version.
+    """
+    client = registry_client(uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if alias:
+            return client.get_model_version_by_alias(name, alias)
+        return client.get_model_version(name, str(version))
+    except MlflowException as error:
+        known = ", ".join(sorted(one.name for one in client.search_registered_models())) or "none"
+        named = f"models:/{name}@{alias}" if alias else f"models:/{name}/{version}"
+        raise RecipeError(f"{named}: {error.message} ({uri} knows the models {known}).") from error

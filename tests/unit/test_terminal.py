@@ -72,7 +72,7 @@ def test_brackets_and_colons_of_a_name_are_printed_everywhere(
     with shown_on(console):
         ended = StageOutcome(stage="sft", state="failed", error=NAME)
         tell(lambda observer: observer.stage_ended(ended))
-    assert captured(console).count(NAME) == 4
+    assert captured(console).count(NAME) == 5
     assert f"MLflow        nothing is recorded (away): {NAME}" in captured(console)
 
 
@@ -130,13 +130,13 @@ def test_a_full_disk_below_stdout_is_said() -> None:
     assert b"Traceback" not in done.stderr
 
 
-def test_a_dumb_terminal_gets_a_line_per_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     console = Console(file=io.StringIO(), force_terminal=True, width=200)
     with shown_on(console):
         done = StageOutcome(stage="sft", state="completed", seconds=2.0)
         tell(lambda observer: observer.stage_ended(done))
-    assert captured(console).startswith("sft       completed    2.0 s")
+    assert captured(console).startswith("sft        completed     2.0 s")
 
 
 def test_a_prompt_that_is_no_text_is_refused(
