@@ -1,6 +1,6 @@
 """The freight company's questions for a model that calls functions: one tool a table, read only.
 
-    query_shipments(operation, column, filter_column, operator, value)
+    shipments(select, where)
 
 A destructive request fits no tool and is refused in words, as in the SQL job.
 """
@@ -22,10 +22,10 @@ from alignflow.builtin.freight.world import (
     Table,
     Wording,
     draw_example,
+    statement,
 )
 
 INTENTS: tuple[Intent, ...] = ("count", "list", "aggregate", "destructive")
-OPERATIONS = ("COUNT", "LIST", "AVG", "SUM", "MIN", "MAX")
 DEMONSTRATIONS, PAIRS = 960, 480
 CHATTER_SHARE = 0.5
 """Of the demonstrations: a call with words around it, which no program can use."""
@@ -36,39 +36,23 @@ def tool(rng: Random, table: Table) -> dict[str, Any]:
     """The definition of a table's tool; its columns in any order."""
     columns = table.columns
     rng.shuffle(columns)
-    column = {"type": "string", "enum": columns}
     return {
         "type": "function",
         "function": {
-            "name": f"query_{table.name}",
+            "name": table.name,
             "description": ", ".join(columns),
             "parameters": {
                 "type": "object",
-                "properties": {
-                    "operation": {"type": "string", "enum": [*OPERATIONS]},
-                    "column": column,
-                    "filter_column": column,
-                    "operator": {"type": "string", "enum": ["=", "<", ">"]},
-                    "value": {"type": "string"},
-                },
-                "required": ["operation"],
+                "properties": {"sql": {"type": "string"}},
+                "required": ["sql"],
             },
         },
     }
 
 
 def call(query: Query) -> dict[str, Any]:
-    """The call that answers a query; arguments that it has no use for are left out."""
-    operation = {"count": "COUNT", "list": "LIST"}.get(query.intent, query.aggregate)
-    arguments = {
-        "operation": operation,
-        "column": query.column,
-        "filter_column": query.filter_column,
-        "operator": query.operator,
-        "value": query.value,
-    }
-    used = {name: value for name, value in arguments.items() if value}
-    return {"name": f"query_{query.table.name}", "arguments": used}
+    """The call that answers a query."""
+    return {"name": query.table.name, "arguments": {"sql": statement(query)}}
 
 
 def response(query: Query) -> dict[str, Any]:
@@ -166,7 +150,7 @@ def evaluation(split: Split) -> list[dict[str, Any]]:
     groups: list[tuple[str, int, Wording]] = [(split, 160, "plain"), ("paraphrase", 40, "held_out")]
     rows = []
     for group, count, wording in groups:
-        rng = Random(f"freight-tools/{split}/{group}")
+        rng = Random(f"freight-tools-questions/{split}/{group}")
         for example in draw(rng, split, count, wording):
             query = example.query
             wanted = [] if query.intent == "destructive" else [call(query)]
