@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 CORE = [
     *("alignflow", "alignflow.recipe", "alignflow.errors", "alignflow.files", "alignflow.settings"),
     *("alignflow.stages.artifacts", "alignflow.stages.spec", "alignflow.pipeline.plan"),
-    *("flows.finetune", "flows.retrain"),
+    # these import Prefect
+    *(pytest.param(f"flows.{name}", marks=pytest.mark.slow) for name in ("finetune", "retrain")),
 ]
 FLOORS = (
     ("errors", "files", "settings", "faults", "machine"),

@@ -14,7 +14,7 @@ import re
 import threading
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -105,11 +105,19 @@ class PairJudge(NamedTuple):
         return sum(self._wins(pairs)) / len(pairs) if pairs else None
 
     def _wins(self, pairs: Iterable[Question]) -> list[float]:
-        pool = ThreadPoolExecutor(self.at_once)
-        try:
-            return list(pool.map(self._win, pairs))
-        finally:
-            pool.shutdown(cancel_futures=True)  # a judge that is down is not asked about the rest
+        down = threading.Event()
+
+        def win(pair: Question) -> float:
+            if down.is_set():  # not asked about the rest; an earlier pair's error is what is raised
+                raise CancelledError
+            try:
+                return self._win(pair)
+            except Exception:
+                down.set()
+                raise
+
+        with ThreadPoolExecutor(self.at_once) as pool:
+            return list(pool.map(win, pairs))
 
     def _win(self, pair: Question) -> float:
         prompt, ours, theirs = pair

@@ -22,6 +22,8 @@ PROMPTS = {"data__prompts": "builtin:freight-prompts", "data__preferences": None
 RFT = {"rewards": ["execution"], "max_length": 192, "max_new_tokens": 40}
 DISTILL = {"max_length": 192, "max_new_tokens": 40}
 
+pytestmark = pytest.mark.slow  # each check reads all rows of the embedded job
+
 
 def rft(**section: Any) -> dict[str, Any]:
     return {**PROMPTS, "method": "rft", "rft": {**RFT, **section}}

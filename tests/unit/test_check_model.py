@@ -206,6 +206,7 @@ def test_damaged_weights_are_named(tmp_path: Path) -> None:
     assert "model.safetensors" in lines(found, "error")
 
 
+@pytest.mark.slow
 def test_a_length_above_the_context_is_a_warning(tmp_path: Path) -> None:
     found = checked(tmp_path, sft__max_length=4096)
     assert "sft.max_length: is 4096 tokens, the base model's context 512" in lines(found, "warning")
@@ -231,6 +232,7 @@ def adapter(folder: Path, *, inputs: int = 128, digest: str | None = None) -> Pa
     return place
 
 
+@pytest.mark.slow
 def test_an_adapter_of_this_base_passes(tmp_path: Path) -> None:
     place = adapter(tmp_path, digest=digest_directory(BASE))
     assert errors(checked(tmp_path, tuning__init_adapter=str(place))) == []

@@ -68,6 +68,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_check_imports_neither_torch_nor_transformers(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, GOOD)
     code = (

@@ -82,6 +82,7 @@ def with_new_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("with_new_metric")
+@pytest.mark.slow
 def test_a_metric_is_one_file() -> None:
     entry = {"first_letter": {"ignore_case": True}}
     named = recipe(metrics=[entry, "exact_match"])

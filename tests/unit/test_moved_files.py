@@ -28,7 +28,7 @@ from alignflow.ledger import (
     training_rows,
 )
 from alignflow.ledger.incoming import move_into
-from alignflow.pipeline import recent_runs
+from alignflow.pipeline.report import recent_runs
 from alignflow.services import children
 from alignflow.sql.databases import Limits, SqliteDatabase
 from alignflow.stages import StageResult, artifact_directory, artifacts, find, publish, verify

@@ -19,6 +19,8 @@ from alignflow.data.tokens import Encoder, contract_of_tokenizer, special_of
 from alignflow.models.generate import answers
 from alignflow.recipe import ModelSource
 
+pytestmark = pytest.mark.slow  # every published template, in ours and in Transformers' renderer
+
 DATE = datetime.date(2026, 1, 31)
 ASKED = [{"role": "user", "content": "What is 2+2?"}]
 GOLD = "It is 4, of course."
