@@ -4,6 +4,8 @@ BIN := $(VENV)/bin
 # not compiled: what is imported is then, and most never is
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# where it is set, as in many images, each of the many processes would compile what it imports anew
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: help install quickstart lint types check test-quick every-test test proofs models fix real lock clean
 

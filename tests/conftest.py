@@ -20,6 +20,13 @@ QUICK = ("unit", "tests")
 SERVERS = {"prefect_server", "mlflow_store"}
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A file that is slow as a whole is not even imported where no slow test is wanted."""
+    if collection_path.suffix != ".py" or "not slow" not in config.option.markexpr:
+        return None
+    return True if "\npytestmark = pytest.mark.slow" in collection_path.read_text() else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What trains or asks for a server is slow, whether or not it is marked so."""
     for item in items:

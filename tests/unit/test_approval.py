@@ -12,6 +12,8 @@ from alignflow.gate import Verdict
 from alignflow.recipe import RetrainSection
 from tasks.approval import awaited_elsewhere, forget_approval, with_approval
 
+pytestmark = pytest.mark.slow  # imports Prefect
+
 ASKS = RetrainSection(approval="required", approval_timeout_hours=2)
 
 
