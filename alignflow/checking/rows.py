@@ -66,6 +66,8 @@ class SourceRows(Record):
     dropped: dict[str, int] = Field(default_factory=dict)
     first_dropped: dict[str, str] = Field(default_factory=dict)
     """Reason to the first row dropped for it."""
+    remedy: str = ""
+    """What to write where no row has the columns of the part."""
     limit: int | None = None
     """Longest row that is kept, in tokens."""
     median_tokens: int | None = None
@@ -84,7 +86,7 @@ class SourceRows(Record):
         rows = RowAccount(
             read=self.looked_at, trained=trained, held_out=self.held_out, dropped=self.dropped
         )
-        return SourceAccount(self.part, self.source, rows, self.first_dropped)
+        return SourceAccount(self.part, self.source, rows, self.first_dropped, self.remedy)
 
     @property
     def expected(self) -> int:
@@ -291,7 +293,7 @@ def _account(
     sampled = not full and len(rows) > SAMPLE_ROWS
     chosen = Random(0).sample(rows, SAMPLE_ROWS) if sampled else rows
     outcomes = [outcome_of(part, row, rules)._replace(columns=[]) for row in chosen]
-    account = account_of(part, source.source, outcomes)
+    account = account_of(part, source, outcomes)
     dropped = account.rows.dropped
     lengths = sorted(outcome.tokens for outcome in outcomes if outcome.tokens is not None)
     return SourceRows(
@@ -304,6 +306,7 @@ def _account(
         held_out=account.rows.held_out,
         dropped=dict(sorted(dropped.items(), key=lambda entry: -entry[1])),
         first_dropped=account.first,
+        remedy=account.remedy,
         limit=rules.limits.get(part),
         median_tokens=lengths[len(lengths) // 2] if lengths else None,
         p95_tokens=lengths[math.ceil(0.95 * len(lengths)) - 1] if lengths else None,

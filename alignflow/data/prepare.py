@@ -122,7 +122,7 @@ def _collect(part: str, data: DataSection, read: Read, rules: Rules) -> Collecte
     without_loss = 0
     for source in getattr(data, part):
         outcomes = [outcome_of(part, row, rules) for row in read(source)]
-        account = account_of(part, source.source, outcomes)
+        account = account_of(part, source, outcomes)
         problem = account.lacks_columns
         if account.lost > data.max_dropped_share * account.rows.read:
             problem = problem or account.loses(f"{account.rows.read} rows", data.max_dropped_share)

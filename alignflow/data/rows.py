@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from alignflow.data.asked import Asked
+from alignflow.data.columns import columns_line
 from alignflow.data.file_rows import RawRow
 from alignflow.data.groups import falls_into
 from alignflow.data.parts import PARTS, TRAINING_SPLIT, Formed, formed
@@ -172,6 +173,8 @@ class SourceAccount(NamedTuple):
     rows: RowAccount
     first: dict[str, str]
     """Reason to the first row dropped for it, and why."""
+    remedy: str = ""
+    """What to write where no row has the columns of the part."""
 
     @property
     def lost(self) -> int:
@@ -185,7 +188,7 @@ class SourceAccount(NamedTuple):
             return None
         return (
             f"{self.source} lacks the columns {PARTS[self.part].wants} ({self.first[MISSING]}). "
-            "Map its names in `columns`."
+            f"{self.remedy}."
         )
 
     def loses(self, where: str, allowed: float) -> str:
@@ -198,20 +201,23 @@ class SourceAccount(NamedTuple):
         )
 
 
-def account_of(part: str, source: str, outcomes: Iterable[Outcome]) -> SourceAccount:
+def account_of(part: str, source: DataSource, outcomes: Iterable[Outcome]) -> SourceAccount:
     """The account of a source's rows: read = trained + held_out + dropped."""
     dropped: Counter[str] = Counter()
     first: dict[str, str] = {}
+    remedy = ""
     read = held_out = 0
     for outcome in outcomes:
         read += 1
         held_out += outcome.held_out
         if outcome.dropped is not None:
             dropped[outcome.dropped] += 1
+            if outcome.dropped == MISSING and MISSING not in first:
+                remedy = columns_line(outcome.row.fields or {}, part, source)
             first.setdefault(outcome.dropped, f"{outcome.row.place}: {outcome.message}")
     trained = read - held_out - dropped.total()
     account = RowAccount(read=read, trained=trained, held_out=held_out, dropped=dict(dropped))
-    return SourceAccount(part, source, account, first)
+    return SourceAccount(part, source.source, account, first, remedy)
 
 
 def nothing_left(accounts: Sequence[SourceAccount], where: str) -> str | None:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from yaml.nodes import MappingNode, Node, SequenceNode
 
 from alignflow.errors import RecipeError
+from alignflow.recipe.nicknames import meant
 from alignflow.recipe.root import Recipe
 
 LARGEST_BYTES = 256 * 1024
@@ -62,7 +63,7 @@ def load_recipe(
 ) -> Recipe:
     """The recipe in a file (YAML) or a mapping of its fields, with overrides on top.
 
-    Overrides are `{"dpo.beta": 0.2}`, or as the command line has them: `["dpo.beta=0.2"]`.
+    One that has no name in its file has the file's. Overrides are `{"dpo.beta": 0.2}`, or as the command line has them: `["dpo.beta=0.2"]`.
 
     Raises:
         RecipeError: Names every problem: file and line, field, value, what to do.
@@ -74,6 +75,7 @@ def load_recipe(
     else:
         path = Path(source)
         places, values = _read_fields(path)
+        values = {"name": name_of(path), **values}
     for override in overrides:
         places[_override(values, override)] = f"--set {override}"
     try:
@@ -82,6 +84,11 @@ def load_recipe(
         lines = list(_problems(path, places, values, error))
         lines += _hidden_problems(path, places, values, error)
         raise RecipeError("\n".join(dict.fromkeys(lines))) from error
+
+
+def name_of(path: Path) -> str:
+    """What a recipe in this file is called where it does not say."""
+    return re.sub(r"[^a-z0-9.]+", "-", path.stem.lower()).strip("-.")[:63] or "recipe"
 
 
 def _read_fields(path: Path) -> tuple[dict[FieldPath, str], dict[str, Any]]:
@@ -279,10 +286,11 @@ def _shown(problem: Any) -> str:
 
 def _what_to_do(problem: Any, place: FieldPath) -> str:
     if problem["type"] == "extra_forbidden":
-        known = _fields_at(place[:-1])
-        close = difflib.get_close_matches(str(place[-1]), known, n=1)
-        meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}."
-        return f"no such field; {meant}"
+        known, name = _fields_at(place[:-1]), str(place[-1])
+        close = difflib.get_close_matches(name, known, n=1)
+        field = meant(name, known, _places_of(name)) or (close[0] if close else None)
+        told = f"did you mean {field}?" if field else f"there are {', '.join(known)}."
+        return f"no such field; {told}"
     if problem["type"] == "missing":
         return "is missing; add it."
     message = problem["msg"].removeprefix("Value error, ")
@@ -302,6 +310,19 @@ def _fields_at(place: FieldPath) -> list[str]:
             continue
         section = _section_in(section.model_fields[part].annotation) or section
     return list(section.model_fields)
+
+
+def _places_of(name: str) -> list[str]:
+    """Every place of the recipe that has a field of this name."""
+    sections = {
+        section: _section_in(field.annotation) for section, field in Recipe.model_fields.items()
+    }
+    inside = [
+        f"{section}.{name}"
+        for section, kind in sections.items()
+        if kind and name in kind.model_fields
+    ]
+    return [name, *inside] if name in sections else inside
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:

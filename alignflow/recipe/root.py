@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 
 from pydantic import Field, create_model, model_validator
 
@@ -35,7 +35,8 @@ class _Start(Section):
     """The fields before those of the methods."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$")
-    """Names the MLflow experiment and the runs: lower-case letters, digits, dots, dashes."""
+    """Names the MLflow experiment and the runs: lower-case letters, digits, dots, dashes. A recipe
+    file that has none is called by the file's name."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of initialization, data order, dropout and sampling."""
@@ -53,7 +54,8 @@ class _Start(Section):
     """Continued pre-training on data.pretrain; None keeps the base model as it is."""
 
     sft: SFTSection | None = None
-    """Supervised fine-tuning; None starts alignment from the base model."""
+    """Supervised fine-tuning, with its defaults where data.sft has rows and this is left out (not with
+    method orpo, which trains on them itself); `sft: null` starts alignment from the base model."""
 
     reward: RewardSection | None = None
     """Reward model; None trains none."""
@@ -86,6 +88,22 @@ class Recipe(_WithMethods):
 
     retrain: RetrainSection | None = None
     """When the deployed flow `retrain` trains again, and what decides about the result."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _demonstrations_are_for_sft(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        given = cast("dict[str, Any]", values)
+        data: Any = given.get("data")
+        rows = (
+            data.sft
+            if isinstance(data, DataSection)
+            else isinstance(data, dict) and data.get("sft")
+        )
+        if not rows or "sft" in given or given.get("method") == "orpo":
+            return given
+        return {**given, "sft": {}}
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:

@@ -34,14 +34,14 @@ GOOD: dict[str, Any] = {
 
 
 def changed(**fields: Any) -> dict[str, Any]:
-    """The good recipe with dotted fields set (`data__sft=...`); None removes one."""
+    """The good recipe with dotted fields set (`data__sft=...`); None removes one, but leaves sft off."""
     recipe = json.loads(json.dumps(GOOD))
     for name, value in fields.items():
         *sections, field = name.split("__")
         place = recipe
         for section in sections:
             place = place.setdefault(section, {})
-        if value is None:
+        if value is None and name != "sft":
             place.pop(field, None)
         else:
             place[field] = value

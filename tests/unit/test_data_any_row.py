@@ -28,6 +28,7 @@ from alignflow.data.tokens import Encoder
 from alignflow.ledger import add, renew_holdout
 from alignflow.ledger.batches import parsed
 from alignflow.ledger.parsing import Line
+from alignflow.recipe import DataSource
 
 EXAMPLES = int(os.environ.get("ALIGNFLOW_EXAMPLES", "250"))
 MANY = settings(
@@ -114,7 +115,7 @@ def test_any_row_of_a_file_is_used_or_has_its_reason(
     outcome = outcome_of(part, RawRow("a:1", fields), rules)
     assert (outcome.dropped is None) == (not outcome.message)
     assert bool(outcome.columns) == (outcome.dropped is None)
-    assert account_of(part, "a", [outcome]).rows.balanced
+    assert account_of(part, DataSource(source="a"), [outcome]).rows.balanced
 
 
 @MANY
