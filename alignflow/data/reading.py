@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
 
+from alignflow.data.columns import renamed
 from alignflow.data.file_rows import RawRow, numbered, read_file
 from alignflow.data.forms import form_names
 from alignflow.data.pointers import pointed_rows
@@ -95,10 +96,7 @@ def mapped_row(row: RawRow, columns: dict[str, str]) -> RawRow:
     """A row under our names of its columns."""
     if not columns or row.fields is None:
         return row
-    taken = set(columns.values())
-    rest = {name: value for name, value in row.fields.items() if name not in taken}
-    ours = {name: row.fields[theirs] for name, theirs in columns.items() if theirs in row.fields}
-    return row._replace(fields={**rest, **ours})
+    return row._replace(fields=renamed(row.fields, columns))
 
 
 def _with_neighbours(rows: Iterable[RawRow]) -> Iterator[RawRow]:

@@ -9,6 +9,7 @@ from alignflow.recipe.evaluation import Attention as Attention
 from alignflow.recipe.evaluation import ComputeSection as ComputeSection
 from alignflow.recipe.evaluation import EvaluationSection as EvaluationSection
 from alignflow.recipe.evaluation import MergeSection as MergeSection
+from alignflow.recipe.file import SCHEMA_FILE as SCHEMA_FILE
 from alignflow.recipe.file import load_recipe as load_recipe
 from alignflow.recipe.judging import ExecutionArguments as ExecutionArguments
 from alignflow.recipe.judging import MetricArguments as MetricArguments

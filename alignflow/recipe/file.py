@@ -18,6 +18,8 @@ from alignflow.errors import RecipeError
 from alignflow.recipe.nicknames import meant
 from alignflow.recipe.root import Recipe
 
+SCHEMA_FILE = Path(__file__).parent / "recipe.schema.json"
+"""What an editor completes and checks a recipe by; `make fix` writes it."""
 LARGEST_BYTES = 256 * 1024
 DEEPEST = 20
 FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")

@@ -16,8 +16,8 @@ UNREADABLE = ("unreadable",)
 class ToolCallAccuracy(module.TextMetric):
     """1 for a response that makes the calls of its target and no other, else 0.
 
-    A target is a JSON list of calls, `[{"name": ..., "arguments": {...}}]`; an empty list wants a
-    response without any. A response's calls stand between `<tool_call>` tags, or are the whole
+    A target is a JSON list of calls, `[{"name": ..., "arguments": {...}}]`; an empty list, or text
+    that is no JSON, wants a response without any. A response's calls stand between `<tool_call>` tags, or are the whole
     response. Arguments are compared as JSON: the order of names and calls does not count. Text beside
     tagged calls does not count either.
     """
@@ -29,7 +29,7 @@ class ToolCallAccuracy(module.TextMetric):
 
 def wanted(reference):
     """The calls of a target, as they are compared."""
-    return Counter(_calls(json.loads(reference)))
+    return Counter(_calls(json.loads(reference)) if _begins_json(reference) else ())
 
 
 def calls_in(text):
@@ -37,7 +37,11 @@ def calls_in(text):
     tagged = TAGGED.findall(text)
     if tagged:
         return Counter(call for body in tagged for call in _parsed(body))
-    return Counter(_parsed(text) if text.strip().startswith(("{", "[")) else ())
+    return Counter(_parsed(text) if _begins_json(text) else ())
+
+
+def _begins_json(text):
+    return text.strip().startswith(("{", "["))
 
 
 def _parsed(text):

@@ -1,0 +1,181 @@
+"""The choices of a drafted recipe, each with its reason: by the field's rules and by what was seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from alignflow.checking import Needs, gib
+from alignflow.data import flow
+from alignflow.drafting.looking import Seen
+from alignflow.drafting.targets import METRICS, Kind
+from alignflow.recipe import TRAINING_STAGES, DataSource, is_builtin
+from alignflow.stages import largest_divisor
+
+SMALL_PARAMETERS = 100_000_000
+FEWEST_UPDATES = 30
+"""With fewer a run has hardly left its warmup."""
+FEW_ROWS, MANY_ROWS = 1_000, 10_000
+FEWEST_PROMPTS, MOST_PROMPTS = 20, 300
+EVALUATION_SHARE = 0.1
+UNMEASURED_LENGTH = 2048
+MEMORY_SHARE = 0.9
+"""Of what is free, that an estimate may take."""
+RANKS = {"style or format": 16, "a field's knowledge": 32, "reasoning": 64}
+LONGEST_ANSWER = 1024
+
+
+class Choice(NamedTuple):
+    """A value and why it was chosen."""
+
+    value: Any
+    why: str
+
+
+Section = dict[str, Choice]
+
+
+def source_choice(one: Seen) -> Choice:
+    """A source as the recipe names it, and what it was taken for."""
+    given = one.source.model_dump(mode="json", exclude_defaults=True)
+    value = given["source"] if [*given] == ["source"] else given
+    form = one.form or "unknown"
+    return Choice(value, f"{one.rows:,} rows, form {form}")
+
+
+def evaluation_choice(trained: Sequence[Seen]) -> Choice | None:
+    """What is asked where no source is for that: rows that say so, else a share of the demonstrations.
+
+    Their prompts are kept from training by `prepare`, in whatever source they stand.
+    """
+    one = next((seen for seen in trained if seen.part == "sft" and seen.kinds is not None), None)
+    if one is None:
+        return None
+    given = one.source.model_dump(mode="json", exclude_defaults=True)
+    if one.judging:
+        value = given["source"] if [*given] == ["source"] else given
+        return Choice(value, "rows whose `split` is test or the like; the others are trained on")
+    if split := _split_beside(one.source):
+        return Choice({**given, "split": split}, f"the folder's files of {split}")
+    if one.prompts < FEWEST_PROMPTS or one.sampled == 0:
+        return None
+    different = one.prompts / one.sampled
+    share = min(EVALUATION_SHARE * different, MOST_PROMPTS / one.rows)
+    share = max(share, min(FEWEST_PROMPTS / one.rows, EVALUATION_SHARE * 2))
+    asked = max(1, round(share * one.rows))
+    why = f"{asked} of these rows, drawn by the seed; no row that asks one of them is trained on"
+    return Choice({**given, "weight": float(f"{share:.2g}")}, why)
+
+
+def _split_beside(source: DataSource) -> str | None:
+    from alignflow.errors import DataError
+    from alignflow.recipe import is_hub_id, matching_files
+
+    if is_builtin(source.source) or is_hub_id(source.source):
+        return None
+    if not Path(source.source).expanduser().is_dir():
+        return None
+    train = matching_files(source.source, "train")
+    for split in ("test", "validation"):
+        try:
+            files = matching_files(source.source, split)
+        except DataError:
+            continue
+        if not {*files} & {*train}:
+            return split
+    return None
+
+
+def training_section(
+    stage: str, seen: Sequence[Seen], *, full: bool, small: bool, context: int | None
+) -> Section:
+    """Rate, epochs, batch and longest row of a stage that trains on these sources."""
+    rows = sum(round(one.rows * (1 - one.lost)) for one in seen)
+    epochs = 1 if stage == "pretrain" or rows >= MANY_ROWS else 2 if rows >= FEW_ROWS else 3
+    batch = next((size for size in (16, 8) if math.ceil(rows / size) * epochs >= FEWEST_UPDATES), 4)
+    section: Section = {
+        "learning_rate": rate_choice(stage, full=full, small=small),
+        "num_train_epochs": Choice(epochs, f"passes over about {rows:,} rows"),
+    }
+    if batch != 16:
+        section["batch_size"] = Choice(batch, f"small, for {rows:,} rows are few updates")
+    length = length_choice(stage, seen, context)
+    return section | ({"max_length": length} if length else {})
+
+
+def rate_choice(stage: str, *, full: bool, small: bool) -> Choice:
+    """The stage's rate for adapters; full tuning takes a tenth, a very small model ten times as much."""
+    usual: float = TRAINING_STAGES[stage].section.model_fields["learning_rate"].default
+    rate, why = usual, "usual for adapters"
+    if full:
+        rate, why = rate / 10, "full tuning takes a tenth of an adapter's"
+    if small:
+        rate, why = rate * 10, f"{why}; below 100M parameters ten times as much"
+    return Choice(float(f"{rate:.1g}"), why)
+
+
+def length_choice(stage: str, seen: Sequence[Seen], context: int | None) -> Choice | None:
+    """The longest row, or what 99 % have at most where a few are far longer; in multiples of 32."""
+    if stage == "pretrain":
+        return None  # documents are packed
+    measured = [one for one in seen if one.lengths]
+    limit = context or 2**31
+    if not measured:
+        return Choice(min(UNMEASURED_LENGTH, limit), "tokens; not measured, the model is not here")
+    longest = max(one.length(1.0) or 0 for one in measured)
+    most = max(one.length(0.99) or 0 for one in measured)
+    chosen = most if longest > 2 * most else longest
+    value = min(math.ceil(chosen / 32) * 32, limit)
+    median = max(one.length(0.5) or 0 for one in measured)
+    why = f"tokens; rows have {median} in the median, {longest} at most"
+    return Choice(value, why + ("; longer ones are dropped" if value < longest else ""))
+
+
+def evaluation_section(kind: Kind, longest: int, databases: Sequence[str], own: bool) -> Section:
+    """Metric and longest answer. `own` is whether all rows ship with the package."""
+    metrics: list[Any]
+    metrics, why = METRICS[kind]
+    if kind == "sql" and (databases or own):
+        named: Any = databases[0] if len(databases) == 1 else list(databases)
+        metrics = [{"execution_accuracy": {"database": named}}] if databases else [EXECUTED]
+        why = "answers are SQL: both queries are run, and must return the same"
+    tokens = min(max(32, math.ceil(longest * 1.25 / 16) * 16), LONGEST_ANSWER)
+    return {
+        "metrics": Choice(metrics, why),
+        "max_new_tokens": Choice(tokens, f"the longest answer seen has {longest}"),
+    }
+
+
+EXECUTED = "execution_accuracy"
+
+
+def micro_batch_choice(needs: Needs, batches: dict[str, int]) -> Choice | None:
+    """Rows at once where the first attempt of a stage would not fit; None where all do."""
+    have = needs.memory_available_bytes
+    if have is None:
+        return None
+    room = int(have * MEMORY_SHARE)
+    tight = [stage for stage in needs.stages if stage.first_bytes > room]
+    if not tight:
+        return None
+    rows = min(
+        max(1, (room - stage.least_bytes) // max(stage.one_row_bytes, 1) + 1) for stage in tight
+    )
+    fitting = min(largest_divisor(batches[stage.stage], rows) for stage in tight)
+    return Choice(fitting, f"rows at once, for {gib(have)} are free here")
+
+
+def fits(needs: Needs) -> bool:
+    """Whether every stage has room for one row."""
+    have = needs.memory_available_bytes
+    return have is None or all(stage.least_bytes <= have * MEMORY_SHARE for stage in needs.stages)
+
+
+def as_text(value: Any) -> str:
+    """A value in one line of YAML."""
+    if isinstance(value, float) and 0 < abs(value) < 1e-2:
+        mantissa, _, exponent = f"{value:e}".partition("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return flow(value)
