@@ -51,7 +51,7 @@ def run_limited(task: str, payload: Any, *, seconds: float, memory_bytes: int, w
     if child.returncode == -signal.SIGXCPU:
         raise _endless(what, seconds)
     if child.returncode in BY_EXIT_CODE:
-        raise BY_EXIT_CODE[child.returncode](child.stderr.strip())
+        raise BY_EXIT_CODE[child.returncode](json.loads(child.stdout))
     if child.returncode != 0:
         last = (child.stderr.strip().splitlines() or ["no message"])[-1]
         raise DataError(
@@ -75,7 +75,7 @@ def _main() -> int:
     try:
         result = getattr(importlib.import_module(module), function)(payload)
     except AlignflowError as error:
-        sys.stderr.write(error.message)
+        json.dump(error.message, sys.stdout)  # stderr has what libraries say besides
         return error.exit_code
     json.dump(result, sys.stdout)
     return 0

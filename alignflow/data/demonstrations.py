@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from alignflow.data.calls import Tool, tools_of
+from alignflow.data.calls import Tool, tools_of, written_calls
 from alignflow.data.rejected import BadRow, plain_reasons
 from alignflow.data.turns import (
     Message,
-    answer_text,
     normalised,
     turns_of,
     with_system,
@@ -71,7 +70,8 @@ def _spoken(fields: dict[str, Any]) -> list[Message]:
 def prompt_to_answer(fields: dict[str, Any], *, wants_target: bool) -> Prompt:
     """A row of the columns prompt or messages, and target, as a prompt to answer.
 
-    Where there is no target, but a response to the prompt, it is the target.
+    Where there is no target, but a response to the prompt, it is the target; of one that calls tools,
+    also among words, its calls are.
 
     Raises:
         BadRow: There is no prompt, or no target where it wants one.
@@ -81,7 +81,8 @@ def prompt_to_answer(fields: dict[str, Any], *, wants_target: bool) -> Prompt:
     messages, target = _spoken(fields), fields.get("target")
     if target is None and len(messages) > 1 and messages[-1]["role"] == "assistant":
         *messages, answer = messages
-        target = answer_text(answer)
+        calls = answer.get("tool_calls")
+        target = written_calls(calls) if calls else answer["content"]
     if target is None and wants_target:
         raise missing_columns(fields, "prompt and target")
     if target is not None:

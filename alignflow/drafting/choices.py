@@ -41,31 +41,32 @@ def source_choice(one: Seen) -> Choice:
     """A source as the recipe names it, and what it was taken for."""
     given = one.source.model_dump(mode="json", exclude_defaults=True)
     value = given["source"] if [*given] == ["source"] else given
-    form = one.form or "unknown"
-    return Choice(value, f"{one.rows:,} rows, form {form}")
+    return Choice(value, f"{one.rows:,} rows" + (f", form {one.form}" if one.form else ""))
 
 
-def evaluation_choice(trained: Sequence[Seen]) -> Choice | None:
+def evaluation_choice(trained: Sequence[Seen]) -> Choice:
     """What is asked where no source is for that: rows that say so, else a share of the demonstrations.
 
     Their prompts are kept from training by `prepare`, in whatever source they stand.
     """
-    one = next((seen for seen in trained if seen.part == "sft" and seen.kinds is not None), None)
+    one = next((seen for seen in trained if seen.kind is not None), None)
     if one is None:
-        return None
+        return Choice([], "no prompts with targets here: name some, and answers are judged")
     given = one.source.model_dump(mode="json", exclude_defaults=True)
     if one.judging:
         value = given["source"] if [*given] == ["source"] else given
         return Choice(value, "rows whose `split` is test or the like; the others are trained on")
     if split := _split_beside(one.source):
         return Choice({**given, "split": split}, f"the folder's files of {split}")
-    if one.prompts < FEWEST_PROMPTS or one.sampled == 0:
-        return None
+    if one.prompts < FEWEST_PROMPTS:
+        return Choice(
+            [], f"{one.prompts} different prompts are too few to hold some out: name others"
+        )
     different = one.prompts / one.sampled
     share = min(EVALUATION_SHARE * different, MOST_PROMPTS / one.rows)
     share = max(share, min(FEWEST_PROMPTS / one.rows, EVALUATION_SHARE * 2))
     asked = max(1, round(share * one.rows))
-    why = f"{asked} of these rows, drawn by the seed; no row that asks one of them is trained on"
+    why = f"{asked} of these rows, drawn by the seed; their prompts are not trained on"
     return Choice({**given, "weight": float(f"{share:.2g}")}, why)
 
 
@@ -101,6 +102,10 @@ def training_section(
     }
     if batch != 16:
         section["batch_size"] = Choice(batch, f"small, for {rows:,} rows are few updates")
+    if stage == "pretrain":
+        section["replay_share"] = Choice(
+            0, "0.25 with general text in data.replay: less is forgotten"
+        )
     length = length_choice(stage, seen, context)
     return section | ({"max_length": length} if length else {})
 
@@ -119,7 +124,9 @@ def rate_choice(stage: str, *, full: bool, small: bool) -> Choice:
 def length_choice(stage: str, seen: Sequence[Seen], context: int | None) -> Choice | None:
     """The longest row, or what 99 % have at most where a few are far longer; in multiples of 32."""
     if stage == "pretrain":
-        return None  # documents are packed
+        usual = TRAINING_STAGES[stage].section.model_fields["max_length"].default
+        too_long = context is not None and context < usual
+        return Choice(context, "tokens of a packed row: the model's context") if too_long else None
     measured = [one for one in seen if one.lengths]
     limit = context or 2**31
     if not measured:

@@ -56,6 +56,12 @@ def draft(asked: Asked, interview: Interview, head: Sequence[str]) -> Draft:
     """
     around = _model_here(asked)
     model, seen = _looked_at(asked, around)
+    if asked_for := _columns_asked(asked, seen, interview):
+        asked = asked._replace(sources=asked_for)
+        model, seen = _looked_at(asked, around)
+    for one in seen:
+        if one.part is None:
+            raise DataError(one.problem)
     parts = _by_part(seen, interview)
     fields = _fields(asked, model, parts, interview, around)
     template = TEMPLATE.read_text(encoding="utf-8") if model.chat_template else None
@@ -87,6 +93,21 @@ def _looked_at(asked: Asked, around: Surroundings) -> tuple[ModelSource, list[Se
     return other, look(model=other)
 
 
+def _columns_asked(
+    asked: Asked, seen: Sequence[Seen], interview: Interview
+) -> list[DataSource] | None:
+    """The sources with the columns that somebody names; None where there is nothing to ask."""
+    unknown = next((one for one in seen if one.part is None and len(one.names) > 1), None)
+    if unknown is None or not interview.is_heard:
+        return None
+    source, names = unknown.source, unknown.names
+    prompt = interview.choice(f"{source.source}: which column is the question?", names, names[0])
+    others = [name for name in names if name != prompt]
+    answer = interview.choice(f"{source.source}: which is its answer?", others, others[0])
+    named = source.model_copy(update={"columns": {"prompt": prompt, "completion": answer}})
+    return [named if one == source else one for one in asked.sources]
+
+
 def _context(around: Surroundings) -> int | None:
     return around.shape.context if around.shape else None
 
@@ -96,7 +117,7 @@ def _by_part(seen: Sequence[Seen], interview: Interview) -> Parts:
     parts: dict[str, list[Seen]] = {}
     others = [one for one in seen if one.part == "sft" and not _named_for_tests(one)]
     for one in seen:
-        part = one.part
+        part = one.part or ""
         if part == "sft" and others and _named_for_tests(one):
             part = "evaluation"
         if part == "pretrain":
@@ -141,7 +162,7 @@ def _fields(
     data: Fields = {part: _sources(parts[part]) for part in TRAINED if part in parts}
     fields: Fields = {
         "base_model": _base_choice(asked, model, around),
-        "data": {**data, **({"evaluation": asks} if asks else {})},
+        "data": {**data, "evaluation": asks},
     }
     method = _method(parts, interview)
     rank = choices.RANKS[
@@ -149,7 +170,7 @@ def _fields(
     ]
     modes = _modes(fields, Wanted(parts, method, rank), around, asked.home)
     fields |= modes[interview.choice("Which weights are tuned?", [*modes], next(iter(modes)))]
-    if asks:
+    if _plain(asks):
         fields["evaluation"] = _evaluation(asked, parts, interview)
     return fields
 
@@ -171,8 +192,8 @@ def _sources(seen: Sequence[Seen]) -> Node:
     return named[0] if len(named) == 1 else named
 
 
-def _asks(parts: Parts) -> Node | None:
-    """What is asked in an evaluation; None where nothing here has prompts with targets."""
+def _asks(parts: Parts) -> Node:
+    """What is asked in an evaluation."""
     if given := parts.get("evaluation"):
         return _sources(given)
     return choices.evaluation_choice(parts.get("sft", []))
@@ -260,8 +281,8 @@ def _plain(node: Any) -> Any:
 
 
 def _evaluation(asked: Asked, parts: Parts, interview: Interview) -> Section:
-    seen = parts.get("evaluation") or [one for one in parts["sft"] if one.kinds is not None][:1]
-    kind = next((one.kinds for one in seen if one.kinds is not None), "text")
+    seen = parts.get("evaluation") or [one for one in parts["sft"] if one.kind is not None][:1]
+    kind = next((one.kind for one in seen if one.kind is not None), "text")
     own = all(is_builtin(one.source.source) for one in seen)
     longest = max(one.longest_target for one in seen)
     section = choices.evaluation_section(kind, longest, asked.databases, own)

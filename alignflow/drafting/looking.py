@@ -17,7 +17,6 @@ from alignflow.data import (
     PlainTokenizer,
     RawRow,
     Rules,
-    SourceAccount,
     account_of,
     first_user_turn,
     guessed,
@@ -29,7 +28,6 @@ from alignflow.data import (
     rules_of,
 )
 from alignflow.drafting.targets import Kind, kind_of
-from alignflow.errors import DataError
 from alignflow.recipe import DataSection, DataSource, ModelSource
 from alignflow.stages import Record
 
@@ -43,12 +41,13 @@ class Seen(Record):
 
     source: DataSource
     """With the columns and the form that its rows need to be named."""
-    part: str
+    part: str | None
+    """None where its rows are of none."""
     rows: int
     form: str | None = None
     lengths: list[int] = Field(default_factory=list)
     """Tokens of rows of a sample, shortest first; none where there is no tokenizer."""
-    kinds: Kind | None = None
+    kind: Kind | None = None
     """What its answers are."""
     longest_target: int = 0
     """Tokens; of a sample."""
@@ -59,7 +58,9 @@ class Seen(Record):
     """Rows of the sample whose own `split` keeps them from training."""
     dropped: dict[str, int] = Field(default_factory=dict)
     problem: str = ""
-    """Why the first of those was dropped that were dropped most often."""
+    """Why the first of those was dropped that were dropped most often, or what the rows lack."""
+    names: list[str] = Field(default_factory=list)
+    """Columns that hold text, of rows that lack what they need."""
 
     @property
     def lost(self) -> float:
@@ -85,7 +86,7 @@ def look_at(
         context: Longest text that the model reads.
 
     Raises:
-        DataError: A source cannot be read, or its rows are nothing that could be trained on.
+        DataError: A source cannot be read.
     """
     payload = {
         "sources": [source.model_dump(mode="json") for source in sources],
@@ -120,7 +121,7 @@ def _seen(source: DataSource, rules: Rules, tokenizer: PlainTokenizer | None) ->
     chosen = Random(0).sample(rows, SAMPLE_ROWS) if len(rows) > SAMPLE_ROWS else rows
     guess = guessed([row.fields for row in chosen if row.fields is not None])
     if guess is None:
-        raise DataError(_unknown(source, chosen, rules))
+        return _unknown(source, chosen, rules)
     named = source.model_copy(
         update={
             "columns": _joined(source.columns, guess.columns),
@@ -137,14 +138,16 @@ def _joined(given: dict[str, str], guess: dict[str, str]) -> dict[str, str]:
     return given | {ours: given.get(theirs, theirs) for ours, theirs in guess.items()}
 
 
-def _unknown(source: DataSource, rows: list[RawRow], rules: Rules) -> str:
-    """Why rows are of no part: as demonstrations, which they mostly are."""
-    outcomes = [outcome_of("sft", row, rules) for row in rows[:50]]
-    account: SourceAccount = account_of("sft", source, outcomes)
-    told = account.lacks_columns or account.loses(f"its first {len(outcomes)} rows", 0)
-    if account.lacks_columns:
-        told += " Or give --column OURS=THEIRS, as in `--column prompt=NAME`."
-    return told
+def _unknown(source: DataSource, rows: list[RawRow], rules: Rules) -> Seen:
+    """Rows that are of no part, and why, taken as the demonstrations that they mostly are."""
+    account = account_of("sft", source, [outcome_of("sft", row, rules) for row in rows[:50]])
+    problem, names = account.lacks_columns, list[str]()
+    if problem is not None:
+        problem += " Or give --column OURS=THEIRS, as in `--column prompt=NAME`."
+        fields = rows[0].fields or {}
+        names = [name for name, value in fields.items() if isinstance(value, str)]
+    problem = problem or account.loses(f"its first {account.rows.read} rows", 0)
+    return Seen(source=source, part=None, rows=len(rows), problem=problem, names=names)
 
 
 def _measured(
@@ -168,7 +171,7 @@ def _measured(
         rows=rows,
         form=next((outcome.form for outcome in outcomes if outcome.form), guess.form),
         lengths=lengths,
-        kinds=kind_of(targets) if targets else None,
+        kind=kind_of(targets) if targets else None,
         longest_target=max((_tokens(text, tokenizer) for text in targets), default=0),
         prompts=len({first_user_turn(prompt.messages) for prompt in judged}),
         sampled=len(sample),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 Kind = Literal["calls", "json", "sql", "label", "text"]
@@ -26,6 +26,7 @@ METRICS: dict[Kind, tuple[list[str], str]] = {
 
 def kind_of(targets: Sequence[str]) -> Kind:
     """What most of the targets are."""
+    targets = [_answer_in(target) for target in targets]
     values = [_json(target) for target in targets]
     structured = [value for value in values if value is not None]
     if _share(_is_calls(value) for value in values) > MOST and all(map(_is_calls, structured)):
@@ -38,9 +39,16 @@ def kind_of(targets: Sequence[str]) -> Kind:
     return "label" if not words or statistics.median(words) <= LABEL_WORDS else "text"
 
 
-def _share(true: object) -> float:
-    marks = [bool(mark) for mark in true]  # type: ignore[attr-defined]
+def _share(true: Iterable[object]) -> float:
+    marks = [bool(mark) for mark in true]
     return sum(marks) / max(len(marks), 1)
+
+
+def _answer_in(target: str) -> str:
+    """The query of a target `{"answer": query, "ordered": true}`; any other as it is."""
+    value = _json(target)
+    answer = value.get("answer") if isinstance(value, dict) and "ordered" in value else None
+    return answer if isinstance(answer, str) else target
 
 
 def _json(text: str) -> object:
@@ -51,7 +59,8 @@ def _json(text: str) -> object:
 
 
 def _is_calls(value: object) -> bool:
-    return isinstance(value, list) and all(
+    calls = value if isinstance(value, list) else [value]
+    return all(
         isinstance(call, dict) and isinstance(call.get("name"), str) and "arguments" in call
-        for call in value
+        for call in calls
     )
