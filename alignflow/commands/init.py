@@ -91,14 +91,18 @@ def _column(text: str) -> tuple[str, str]:
 
 
 def _ask(question: Question) -> str:
-    """The answer to a question on the terminal, by number; Enter takes the first marked one."""
+    """The answer to a question on the terminal, by number or word; Enter takes the default."""
     typer.echo(question.text, err=True)
     for number, choice in enumerate(question.choices, 1):
         typer.echo(f"  {number}  {choice}", err=True)
-    usual = question.choices.index(question.default) + 1
-    allowed = typer.IntRange(1, len(question.choices))
-    number = typer.prompt("Number", default=usual, type=allowed, err=True)
-    return question.choices[int(number) - 1]
+    while True:
+        usual = question.choices.index(question.default) + 1
+        said = str(typer.prompt("Number", default=str(usual), err=True)).strip()
+        if said in question.choices:
+            return said
+        if said.isdecimal() and 1 <= int(said) <= len(question.choices):
+            return question.choices[int(said) - 1]
+        typer.echo(f"{said!r} is none of them; give a number.", err=True)
 
 
 def _head(asked: Asked, data: list[str]) -> list[str]:

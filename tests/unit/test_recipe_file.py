@@ -1,14 +1,22 @@
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from jsonschema import ValidationError as SchemaError
+from jsonschema import validate
 
 from alignflow.errors import RecipeError
-from alignflow.recipe import Recipe
-from alignflow.recipe.file import load_recipe
+from alignflow.recipe import SCHEMA_FILE, Recipe
+from alignflow.recipe.file import _section_in, load_recipe
+from alignflow.recipe.nicknames import FIELDS
 
 ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "deployments/recipes").glob("*.yaml"))
 GOOD = """\
 name: small
 base_model: builtin:freight-base
@@ -31,9 +39,7 @@ def refusal(tmp_path: Path, text: str, *overrides: str) -> str:
     return caught.value.message
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "deployments/recipes").glob("*.yaml")), ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_recipe_loads(path: Path) -> None:
     loaded = load_recipe(path)
     assert loaded.name == path.stem
@@ -122,3 +128,78 @@ def test_overrides_reach_any_depth_and_are_typed(tmp_path: Path) -> None:
     )
     assert "write it as path.to.field=value" in refusal(tmp_path, GOOD, "seed")
     assert "sft.learning_rat: no such field" in refusal(tmp_path, GOOD, "sft.learning_rat=1")
+
+
+def test_a_recipe_without_a_name_has_its_files(tmp_path: Path) -> None:
+    path = tmp_path / "My first_Try.v2.yaml"
+    path.write_text("base_model: builtin:freight-base\ndata: {sft: builtin:freight-sft}\n")
+    assert load_recipe(path).name == "my-first-try.v2"
+    assert load_recipe(path, ["name=other"]).name == "other"
+
+
+@pytest.mark.parametrize(
+    ("fields", "trains"),
+    [
+        ({}, ["sft"]),
+        ({"method": "dpo", "dpo": {}}, ["sft", "dpo"]),
+        ({"method": "dpo", "dpo": {}, "sft": None}, ["dpo"]),
+        ({"method": "orpo", "orpo": {}}, ["orpo"]),
+        ({"method": "orpo", "orpo": {}, "sft": {}}, ["sft", "orpo"]),
+    ],
+)
+def test_demonstrations_are_trained_on_where_no_section_says_otherwise(
+    fields: dict[str, Any], trains: list[str]
+) -> None:
+    data = {"sft": "builtin:freight-sft", "preferences": "builtin:freight-preferences"}
+    base = {"name": "a", "base_model": "builtin:freight-base", "data": data}
+    recipe = Recipe.model_validate(base | fields)
+    assert [*recipe.training_sections] == trains
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+def test_every_other_name_means_a_field_that_there_is() -> None:
+    for theirs, ours in FIELDS.items():
+        section: Any = Recipe
+        for part in ours.split("."):
+            assert section is not None and part in section.model_fields, (theirs, ours)
+            section = _section_in(section.model_fields[part].annotation)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ({"sft": {"lr": 1e-4}}, "sft.lr: no such field; did you mean learning_rate?"),
+        ({"dpo": {"epochs": 2}}, "dpo.epochs: no such field; did you mean num_train_epochs?"),
+        ({"lora_r": 8}, "lora_r: no such field; did you mean tuning.rank?"),
+        (
+            {"learning_rate": 8},
+            "learning_rate: no such field; did you mean pretrain.learning_rate?",
+        ),
+        ({"sft": {"use_dora": True}}, "sft.use_dora: no such field; did you mean tuning.use_dora?"),
+        ({"tuning": {"seed": 1}}, "tuning.seed: no such field; did you mean seed?"),
+        (
+            {"sft": {"learnin_rate": 1}},
+            "sft.learnin_rate: no such field; did you mean learning_rate?",
+        ),
+    ],
+)
+def test_other_trainers_words_are_understood(written: dict[str, Any], expected: str) -> None:
+    base = {"name": "a", "base_model": "builtin:freight-base", "data": {"sft": "x.jsonl"}}
+    with pytest.raises(RecipeError, match=re.escape(expected)):
+        load_recipe(base | written)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_editors_take_every_shipped_recipe(path: Path) -> None:
+    first = path.read_text().splitlines()[0]
+    named = first.removeprefix("# yaml-language-server: $schema=")
+    assert (path.parent / named).resolve() == SCHEMA_FILE
+    validate(yaml.safe_load(path.read_text()), json.loads(SCHEMA_FILE.read_text()))
+
+
+def test_editors_see_what_is_wrong() -> None:
+    schema = json.loads(SCHEMA_FILE.read_text())
+    good = yaml.safe_load(SHIPPED[0].read_text())
+    for wrong in ({"lr": 1}, {"seed": "x"}, {"tuning": {"rank": 0}}, {"data": {"sfd": "x"}}):
+        with pytest.raises(SchemaError):
+            validate(good | wrong, schema)
