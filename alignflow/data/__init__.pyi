@@ -4,9 +4,7 @@ from .base import fetch_base as fetch_base
 from .base import spoken as spoken
 from .base import template_in_force as template_in_force
 from .base import text_section as text_section
-from .columns import columns_line as columns_line
 from .columns import flow as flow
-from .columns import renamed as renamed
 from .contract import ResponseContract as ResponseContract
 from .feedback import Observation as Observation
 from .feedback import Preference as Preference

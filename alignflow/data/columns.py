@@ -64,8 +64,8 @@ def columns_line(row: Row, part: str, source: DataSource) -> str:
     if names is None:
         ours = ", ".join(f"{name}: NAME" for name in WANTED.get(part, (("text",),))[0])
         return f"Map their names in the source, as in `columns: {{{ours}}}`"
-    back = {ours: theirs for ours, theirs in source.columns.items() if theirs not in row}
-    told = {ours: back.get(theirs, theirs) for ours, theirs in names.items()}
+    named = {ours: theirs for ours, theirs in source.columns.items() if ours in row}
+    told = named | {ours: named.get(theirs, theirs) for ours, theirs in names.items()}
     return f"Write `{part}: {flow(source_fields(source, told))}`"
 
 

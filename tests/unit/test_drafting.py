@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,8 @@ def test_a_template_without_place_for_tools_is_not_replaced_by_one_in_foreign_to
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {}}}}]
     rows = write_rows(tmp_path / "rows.jsonl", [{"messages": turns, "tools": tools}] * 3)
-    monkeypatch.setattr("alignflow.drafting.draft.CHATML", ("<|not there|>",))
+    module = sys.modules["alignflow.drafting.draft"]  # whose name the function has
+    monkeypatch.setattr(module, "CHATML", ("<|not there|>",))
     with pytest.raises(DataError, match="the chat template writes no tools"):
         drafted(asked(tmp_path, rows))
 

@@ -12,7 +12,7 @@ from jsonschema import validate
 
 from alignflow.errors import RecipeError
 from alignflow.recipe import SCHEMA_FILE, Recipe
-from alignflow.recipe.file import _section_in, load_recipe
+from alignflow.recipe.file import _Loader, _section_in, load_recipe
 from alignflow.recipe.nicknames import FIELDS
 
 ROOT = Path(__file__).parents[2]
@@ -194,12 +194,12 @@ def test_editors_take_every_shipped_recipe(path: Path) -> None:
     first = path.read_text().splitlines()[0]
     named = first.removeprefix("# yaml-language-server: $schema=")
     assert (path.parent / named).resolve() == SCHEMA_FILE
-    validate(yaml.safe_load(path.read_text()), json.loads(SCHEMA_FILE.read_text()))
+    validate(yaml.load(path.read_text(), Loader=_Loader), json.loads(SCHEMA_FILE.read_text()))
 
 
 def test_editors_see_what_is_wrong() -> None:
     schema = json.loads(SCHEMA_FILE.read_text())
-    good = yaml.safe_load(SHIPPED[0].read_text())
+    good = yaml.load(SHIPPED[0].read_text(), Loader=_Loader)
     for wrong in ({"lr": 1}, {"seed": "x"}, {"tuning": {"rank": 0}}, {"data": {"sfd": "x"}}):
         with pytest.raises(SchemaError):
             validate(good | wrong, schema)
