@@ -14,7 +14,7 @@ from alignflow.drafting import choices
 from alignflow.drafting.choices import Choice, Section
 from alignflow.drafting.interview import Interview
 from alignflow.drafting.looking import Seen, look_at, needs_template
-from alignflow.drafting.targets import METRICS
+from alignflow.drafting.targets import METRICS, Kind
 from alignflow.drafting.writing import Node, written
 from alignflow.errors import DataError
 from alignflow.recipe import SPLITS, DataSource, ModelSource, Recipe, is_builtin
@@ -282,10 +282,12 @@ def _plain(node: Any) -> Any:
 
 def _evaluation(asked: Asked, parts: Parts, interview: Interview) -> Section:
     seen = parts.get("evaluation") or [one for one in parts["sft"] if one.kind is not None][:1]
-    kind = next((one.kind for one in seen if one.kind is not None), "text")
+    kinds: list[Kind] = [one.kind for one in seen if one.kind is not None]
     own = all(is_builtin(one.source.source) for one in seen)
     longest = max(one.longest_target for one in seen)
-    section = choices.evaluation_section(kind, longest, asked.databases, own)
+    section = choices.evaluation_section(
+        kinds[0] if kinds else "text", longest, asked.databases, own
+    )
     usual = choices.as_text(section["metrics"].value)
     others = [choices.as_text([name]) for names, _ in METRICS.values() for name in names]
     told = interview.choice("How are answers judged?", [*dict.fromkeys([usual, *others])], usual)

@@ -109,7 +109,7 @@ def look(payload: dict[str, Any]) -> list[dict[str, Any]]:
     model = ModelSource.model_validate(payload["model"])
     place = Path(payload["tokenizer"]) if payload["tokenizer"] else None
     encoder = plain_encoder(place, model, "all") if place else None
-    limits = dict.fromkeys(LIMITED_PARTS, payload["context"])
+    limits: dict[str, int | None] = dict.fromkeys(LIMITED_PARTS, payload["context"])
     rules = rules_of(DataSection(), lambda _: [], encoder=encoder, limits=limits, held_out=[])
     tokenizer = PlainTokenizer(place) if place else None
     sources = [DataSource.model_validate(source) for source in payload["sources"]]

@@ -95,12 +95,9 @@ class Recipe(_WithMethods):
         if not isinstance(values, dict):
             return values
         given = cast("dict[str, Any]", values)
-        data: Any = given.get("data")
-        rows = (
-            data.sft
-            if isinstance(data, DataSection)
-            else isinstance(data, dict) and data.get("sft")
-        )
+        data = given.get("data")
+        named = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
+        rows = data.sft if isinstance(data, DataSection) else named.get("sft")
         if not rows or "sft" in given or given.get("method") == "orpo":
             return given
         return {**given, "sft": {}}
