@@ -71,6 +71,8 @@ def init(
     )
     is_asked = not yes and sys.stdin.isatty() and sys.stderr.isatty()
     drafted = draft(asked, Interview(_ask if is_asked else None), _head(asked, data))
+    for note in drafted.notes:
+        plain_console(stderr=True).print(f"note    {note}")
     if drafted.template is not None:
         atomic_write_text(path.with_suffix(".jinja"), drafted.template)
     atomic_write_text(path, drafted.text)

@@ -30,6 +30,7 @@ CONTEXT_FIELDS = (
 )
 """Names of the longest text in configs; of GPT-2 and its kin, MPT and DBRX, RWKV, Kimi Linear."""
 TEXT_SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config")
+SPOKEN_FILES = ["config.json", "tokenizer*", "chat_template*", "special_tokens_map.json"]
 MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 
 
@@ -52,6 +53,20 @@ def fetch_base(
     with asking_hub(f"{field}: {model.source} at {model.digest}"):
         return Path(
             snapshot_download(model.source, revision=model.digest, allow_patterns=MODEL_FILES)
+        )
+
+
+def fetch_spoken(model: ModelSource) -> Path:
+    """Config, tokenizer and chat template of a Hub model, without its weights, in the Hub's cache.
+
+    Raises:
+        AlignflowError: The Hub does not give them.
+    """
+    from huggingface_hub import snapshot_download
+
+    with asking_hub(f"base_model: {model.source}"):
+        return Path(
+            snapshot_download(model.source, revision=model.revision, allow_patterns=SPOKEN_FILES)
         )
 
 

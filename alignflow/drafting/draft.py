@@ -8,16 +8,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignflow.checking import Needs, Surroundings, gib, needs_of, raise_errors, surroundings
-from alignflow.data import PlainTokenizer, has_tokenizer, template_in_force
+from huggingface_hub import constants
+
+from alignflow.checking import (
+    Needs,
+    Surroundings,
+    gib,
+    needs_of,
+    raise_errors,
+    read_config,
+    surroundings,
+)
+from alignflow.data import (
+    PlainTokenizer,
+    context_length,
+    fetch_spoken,
+    has_tokenizer,
+    template_in_force,
+)
 from alignflow.drafting import choices
 from alignflow.drafting.choices import Choice, Section
 from alignflow.drafting.interview import Interview
 from alignflow.drafting.looking import Seen, look_at, needs_template
 from alignflow.drafting.targets import METRICS, Kind
 from alignflow.drafting.writing import Node, written
-from alignflow.errors import DataError
-from alignflow.recipe import SPLITS, DataSource, ModelSource, Recipe, is_builtin
+from alignflow.errors import DataError, StageError
+from alignflow.recipe import SPLITS, DataSource, ModelSource, Recipe, is_builtin, is_hub_id
 
 TEMPLATE = Path(__file__).parent / "chatml_tools.jinja"
 """A chat template that writes tools and calls, in the tokens of ChatML."""
@@ -34,6 +50,19 @@ class Draft(NamedTuple):
 
     text: str
     template: str | None
+    notes: list[str]
+    """What could not be looked at, and why."""
+
+
+class Here(NamedTuple):
+    """What there is of the model on this machine."""
+
+    around: Surroundings
+    tokenizer: Path | None
+    """Directory of its tokenizer; None where rows cannot be measured."""
+    context: int | None
+    """Longest text that it reads."""
+    notes: list[str]
 
 
 class Asked(NamedTuple):
@@ -54,32 +83,42 @@ def draft(asked: Asked, interview: Interview, head: Sequence[str]) -> Draft:
     Raises:
         AlignflowError: The model or the data are not there, or nothing could be trained on them.
     """
-    around = _model_here(asked)
-    model, seen = _looked_at(asked, around)
-    if asked_for := _columns_asked(asked, seen, interview):
-        asked = asked._replace(sources=asked_for)
-        model, seen = _looked_at(asked, around)
+    here = _model_here(asked)
+    model, seen = _looked_at(asked, here)
+    if named := _columns_asked(asked, seen, interview):
+        asked = asked._replace(sources=named)
+        model, seen = _looked_at(asked, here)
     for one in seen:
         if one.part is None:
             raise DataError(one.problem)
     parts = _by_part(seen, interview)
-    fields = _fields(asked, model, parts, interview, around)
+    fields = _fields(asked, model, parts, interview, here)
     template = TEMPLATE.read_text(encoding="utf-8") if model.chat_template else None
-    return Draft(written([*head], fields), template)
+    return Draft(written([*head], fields), template, here.notes)
 
 
-def _model_here(asked: Asked) -> Surroundings:
+def _model_here(asked: Asked) -> Here:
     probe = {"name": "draft", "base_model": asked.model, "data": {"sft": asked.sources}}
     around = surroundings(Recipe.model_validate(probe), asked.home)
     raise_errors("init", around.findings)
-    return around
+    directory, notes, context = around.directory, list[str](), None
+    if directory is None and is_hub_id(asked.model.source) and not constants.HF_HUB_OFFLINE:
+        try:
+            directory = fetch_spoken(asked.model)
+        except StageError as problem:
+            notes.append(f"rows are not measured: {problem.message}")
+    if around.shape is not None:
+        context = around.shape.context
+    if context is None and directory is not None:
+        context = context_length(read_config(directory / "config.json"))
+    tokenizer = directory if directory is not None and has_tokenizer(directory) else None
+    return Here(around, tokenizer, context, notes)
 
 
-def _looked_at(asked: Asked, around: Surroundings) -> tuple[ModelSource, list[Seen]]:
+def _looked_at(asked: Asked, here: Here) -> tuple[ModelSource, list[Seen]]:
     """What the sources are; the model names another chat template where its own does not take them."""
-    directory = around.directory
-    place = directory if directory is not None and has_tokenizer(directory) else None
-    look = partial(look_at, asked.sources, directory=place, context=_context(around))
+    place = here.tokenizer
+    look = partial(look_at, asked.sources, directory=place, context=here.context)
     if place is None:
         return asked.model, look(model=asked.model)
     if template_in_force(place, asked.model) is not None:
@@ -106,10 +145,6 @@ def _columns_asked(
     answer = interview.choice(f"{source.source}: which is its answer?", others, others[0])
     named = source.model_copy(update={"columns": {"prompt": prompt, "completion": answer}})
     return [named if one == source else one for one in asked.sources]
-
-
-def _context(around: Surroundings) -> int | None:
-    return around.shape.context if around.shape else None
 
 
 def _by_part(seen: Sequence[Seen], interview: Interview) -> Parts:
@@ -156,29 +191,29 @@ def _demand_trainable(parts: Parts) -> None:
 
 
 def _fields(
-    asked: Asked, model: ModelSource, parts: Parts, interview: Interview, around: Surroundings
+    asked: Asked, model: ModelSource, parts: Parts, interview: Interview, here: Here
 ) -> Fields:
     asks = _asks(parts)
     data: Fields = {part: _sources(parts[part]) for part in TRAINED if part in parts}
     fields: Fields = {
-        "base_model": _base_choice(asked, model, around),
+        "base_model": _base_choice(asked, model, here),
         "data": {**data, "evaluation": asks},
     }
     method = _method(parts, interview)
     rank = choices.RANKS[
         interview.choice("What is it to learn?", [*choices.RANKS], "style or format")
     ]
-    modes = _modes(fields, Wanted(parts, method, rank), around, asked.home)
+    modes = _modes(fields, Wanted(parts, method, rank), here, asked.home)
     fields |= modes[interview.choice("Which weights are tuned?", [*modes], next(iter(modes)))]
     if _plain(asks):
         fields["evaluation"] = _evaluation(asked, parts, interview)
     return fields
 
 
-def _base_choice(asked: Asked, model: ModelSource, around: Surroundings) -> Choice:
-    shape = around.shape
+def _base_choice(asked: Asked, model: ModelSource, here: Here) -> Choice:
+    shape = here.around.shape
     size = f"{shape.parameters:,} parameters" if shape else "size unknown until it is downloaded"
-    context = f", context {shape.context} tokens" if shape and shape.context else ""
+    context = f", context {here.context} tokens" if here.context else ""
     given = asked.model.model_dump(mode="json", exclude_defaults=True)
     if model.chat_template != asked.model.chat_template:
         given["chat_template"] = str(asked.path.with_suffix(".jinja"))
@@ -225,18 +260,19 @@ class Wanted(NamedTuple):
         return {stage: seen for stage, seen in reads.items() if stage and seen}
 
 
-def _modes(fields: Fields, wanted: Wanted, around: Surroundings, home: Path) -> dict[str, Fields]:
+def _modes(fields: Fields, wanted: Wanted, here: Here, home: Path) -> dict[str, Fields]:
     """Ways of tuning that this machine has room for, the one to take first: adapters if they fit."""
     fitting: dict[str, Fields] = {}
+    around = here.around
     for mode in ("lora", "qlora", "full"):
-        made = _tuned(mode, wanted, around, "adapters on frozen weights")
+        made = _tuned(mode, wanted, here, "adapters on frozen weights")
         if around.shape is None:
             return {mode: made}
         recipe = Recipe.model_validate({"name": "draft"} | _plain({**fields, **made}))
         download = around.directory is None
         needs = needs_of(recipe, around.shape, home, download=download, named={})
         if choices.fits(needs) or (mode == "qlora" and not fitting):
-            fitting[mode] = _tuned(mode, wanted, around, _room(needs))
+            fitting[mode] = _tuned(mode, wanted, here, _room(needs))
             batches = {
                 name: section.batch_size for name, section in recipe.training_sections.items()
             }
@@ -252,21 +288,21 @@ def _room(needs: Needs) -> str:
     return f"takes about {gib(most)} with one row at once; {free}{short}"
 
 
-def _tuned(mode: str, wanted: Wanted, around: Surroundings, why: str) -> Fields:
+def _tuned(mode: str, wanted: Wanted, here: Here, why: str) -> Fields:
     """The sections that depend on which weights are tuned."""
     tuning: Section = {"mode": Choice(mode, why)}
     if mode != "full":
         tuning["rank"] = Choice(wanted.rank, "16 for style or format, 64 and more for reasoning")
     if mode != "full" and wanted.rank >= max(choices.RANKS.values()):
         tuning["use_rslora"] = Choice(True, "keeps the update's size steady at high rank")
-    shape = around.shape
+    shape = here.around.shape
     small = shape is not None and shape.parameters < choices.SMALL_PARAMETERS
     sections: Fields = {}
     for stage, seen in wanted.stages.items():
         if stage == wanted.method:
             sections["method"] = Choice(stage, f"learns from {seen[0].source.source}")
         sections[stage] = choices.training_section(
-            stage, seen, full=mode == "full", small=small, context=_context(around)
+            stage, seen, full=mode == "full", small=small, context=here.context
         )
     return {"tuning": tuning, **sections}
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
 from check_cases import demonstrations, write_rows
+from test_hub_faults import COMMIT, hub_at
 
+from alignflow.builtin import base_model_directory
 from alignflow.commands import cli
 from alignflow.drafting import Asked, Interview, Question, choices, draft
 from alignflow.drafting.interview import MOST_QUESTIONS
@@ -132,6 +136,7 @@ def test_a_person_is_asked_five_things_at_most_and_is_obeyed(tmp_path: Path) -> 
 def test_a_model_too_large_for_adapters_is_quantized_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("alignflow.checking.needs.memory_available", lambda: 12 * 2**30)
     monkeypatch.setattr("alignflow.checking.needs.has_gpu", lambda: True)
     rows = write_rows(tmp_path / "rows.jsonl", demonstrations(300))
@@ -191,3 +196,54 @@ def test_a_recipe_is_never_written_over(
     assert cli.exit_code_of(["init", "builtin:freight-base", "rows.csv"]) == 64
     assert "rows.yaml exists already" in capsys.readouterr().err
     assert (tmp_path / "rows.yaml").read_text() == "mine"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Gives the embedded model as `nobody/small-7B`, and notes which of its files are fetched."""
+
+    model = base_model_directory("freight-base")
+    fetched: ClassVar[set[str]] = set()
+
+    def do_GET(self) -> None:
+        name = self.path.rpartition("/")[2].partition("?")[0]
+        file = self.model / name
+        files = [
+            {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": path.name}
+            for path in self.model.iterdir()
+        ]
+        told = files if "/tree/" in self.path else {"id": "nobody/small-7B", "sha": COMMIT}
+        body = json.dumps(told).encode()
+        if "/resolve/" in self.path:
+            body = file.read_bytes()
+            self.fetched.add(name)
+        self.send_response(200)
+        for header, value in (("ETag", f'"{name}"'), ("X-Repo-Commit", COMMIT)):
+            self.send_header(header, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing."""
+
+
+def test_of_a_hub_model_only_what_rows_are_measured_with_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    hub_at(monkeypatch, address)
+    place = "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE"
+    monkeypatch.setattr(place, f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    rows = write_rows(tmp_path / "rows.jsonl", demonstrations(30))
+    made = asked(tmp_path, rows, model=ModelSource(source="nobody/small-7B"))
+    text = draft(made, Interview(), []).text
+    server.shutdown()
+    server.server_close()
+    assert "context 512 tokens" in text and "tokens; rows have" in text
+    assert "tokenizer.json" in Hub.fetched and "model.safetensors" not in Hub.fetched
