@@ -12,11 +12,12 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, func, select
 
-from alignflow.data import LINES, require_form
+from alignflow.data import LINES, BadRow, columns_that_fit, require_form
 from alignflow.errors import RecipeError
 from alignflow.faults import faultpoint
 from alignflow.files import CHUNK_BYTES
@@ -30,6 +31,7 @@ from alignflow.ledger.parsing import (
     Told,
     Unpacked,
     check_kind,
+    fields_of,
     lines_of,
     open_regular,
 )
@@ -230,8 +232,10 @@ def _judge(path: Path, size: int, told: Told) -> list[Batch]:
     lines = bad = read = 0
     judged: list[Batch] = []
     first: dict[str, str] = {}
+    beginning: Line | None = None
     with lines_of(path, 0) as source:
         for chunk in _chunks(source):
+            beginning = beginning or chunk[0]
             batch = parsed(chunk, told)
             judged.append(batch)
             lines += batch.lines
@@ -241,16 +245,27 @@ def _judge(path: Path, size: int, told: Told) -> list[Batch]:
             read += sum(line.size for line in chunk) or BATCH_BYTES
             if read > JUDGED_BYTES:
                 break
-    if not lines:
+    if not lines or beginning is None:
         raise RefusedFile("empty", f"holds no row ({size} bytes)")
     if bad > MAX_BAD_SHARE * lines:
         reasons = "; ".join(f"{reason} ({text})" for reason, text in list(first.items())[:5])
         raise RefusedFile(
             "mostly_bad",
             f"has {bad} bad rows of {lines}, more than {MAX_BAD_SHARE:.0%}: {reasons}. Nothing of it was "
-            "taken in; repair it and add it again",
+            f"taken in; {_columns_for(beginning) or 'repair it and add it again'}",
         )
     return judged
+
+
+def _columns_for(line: Line) -> str:
+    """What to add a file with whose rows are pairs or ratings under other names of their columns."""
+    try:
+        fields = fields_of(line)
+    except BadRow:
+        return ""
+    columns = columns_that_fit(fields, "preferences") or columns_that_fit(fields, "ratings") or {}
+    named = " ".join(f"--column {quote(f'{ours}={name}')}" for ours, name in columns.items())
+    return named and f"add it again with `{named}`"
 
 
 def _chunks(lines: Iterator[Line]) -> Iterator[list[Line]]:

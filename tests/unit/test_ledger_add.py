@@ -130,6 +130,17 @@ def test_a_folder_is_read_whole_and_what_is_refused_is_moved_aside(tmp_path: Pat
     assert added(tmp_path / "home", inbox)["refused_files"] == []
 
 
+def test_columns_of_other_names_are_refused_with_what_would_work(tmp_path: Path) -> None:
+    rows = [{"question": f"q{n}", "the better one": "a", "worse": "b"} for n in range(3)]
+    path = write(tmp_path / "a.jsonl", [json.dumps(row).encode() for row in rows])
+    (refused,) = added(tmp_path / "home", path)["refused_files"]
+    command = refused["message"].partition("`")[2].partition("`")[0]
+    assert (
+        command
+        == "--column prompt=question --column 'chosen=the better one' --column rejected=worse"
+    )
+
+
 def test_a_file_named_by_hand_is_refused_where_it_is(tmp_path: Path) -> None:
     path = write(tmp_path / "a.xlsx", GOOD)
     result = added(tmp_path / "home", path)
