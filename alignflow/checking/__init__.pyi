@@ -1,3 +1,4 @@
+from .checked import SMALL_PARAMETERS as SMALL_PARAMETERS
 from .checked import Check as Check
 from .checked import Surroundings as Surroundings
 from .checked import check as check

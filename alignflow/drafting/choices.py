@@ -11,20 +11,23 @@ from alignflow.checking import Needs, gib
 from alignflow.data import flow
 from alignflow.drafting.looking import Seen
 from alignflow.drafting.targets import METRICS, Kind
-from alignflow.recipe import TRAINING_STAGES, DataSource, is_builtin
+from alignflow.errors import DataError
+from alignflow.recipe import TRAINING_STAGES, DataSource, is_builtin, is_hub_id, matching_files
 from alignflow.stages import largest_divisor
 
-SMALL_PARAMETERS = 100_000_000
 FEWEST_UPDATES = 30
 """With fewer a run has hardly left its warmup."""
 FEW_ROWS, MANY_ROWS = 1_000, 10_000
 FEWEST_PROMPTS, MOST_PROMPTS = 20, 300
 EVALUATION_SHARE = 0.1
+MOSTLY_DIFFERENT = 0.5
+"""A sample with a smaller share of different prompts has about all that there are."""
 UNMEASURED_LENGTH = 2048
 MEMORY_SHARE = 0.9
 """Of what is free, that an estimate may take."""
 RANKS = {"style or format": 16, "a field's knowledge": 32, "reasoning": 64}
 LONGEST_ANSWER = 1024
+EXECUTED = "execution_accuracy"
 
 
 class Choice(NamedTuple):
@@ -34,7 +37,7 @@ class Choice(NamedTuple):
     why: str
 
 
-Section = dict[str, Choice]
+Choices = dict[str, Choice]
 
 
 def source_choice(one: Seen) -> Choice:
@@ -62,18 +65,22 @@ def evaluation_choice(trained: Sequence[Seen]) -> Choice:
         return Choice(
             [], f"{one.prompts} different prompts are too few to hold some out: name others"
         )
-    different = one.prompts / one.sampled
-    share = min(EVALUATION_SHARE * different, MOST_PROMPTS / one.rows)
-    share = max(share, min(FEWEST_PROMPTS / one.rows, EVALUATION_SHARE * 2))
-    asked = max(1, round(share * one.rows))
+    asked = _held_out_rows(one)
     why = f"{asked} of these rows, drawn by the seed; their prompts are not trained on"
-    return Choice({**given, "weight": float(f"{share:.2g}")}, why)
+    return Choice({**given, "weight": float(f"{asked / one.rows:.2g}")}, why)
+
+
+def _held_out_rows(one: Seen) -> int:
+    """Rows to ask, so that a tenth of the different prompts, of few a fifth, is not trained on."""
+    in_sample = one.prompts / one.sampled
+    repeated = in_sample < MOSTLY_DIFFERENT or one.sampled == one.rows
+    prompts = one.prompts if repeated else in_sample * one.rows
+    share = max(EVALUATION_SHARE * prompts, min(FEWEST_PROMPTS, 2 * EVALUATION_SHARE * prompts))
+    return max(1, round(min(share, MOST_PROMPTS)))
 
 
 def _split_beside(source: DataSource) -> str | None:
-    from alignflow.errors import DataError
-    from alignflow.recipe import is_hub_id, matching_files
-
+    """A split that a folder has beside the one that is trained on."""
     if is_builtin(source.source) or is_hub_id(source.source):
         return None
     if not Path(source.source).expanduser().is_dir():
@@ -91,12 +98,12 @@ def _split_beside(source: DataSource) -> str | None:
 
 def training_section(
     stage: str, seen: Sequence[Seen], *, full: bool, small: bool, context: int | None
-) -> Section:
+) -> Choices:
     """Rate, epochs, batch and longest row of a stage that trains on these sources."""
     rows = sum(round(one.rows * (1 - one.lost)) for one in seen)
     epochs = 1 if stage == "pretrain" or rows >= MANY_ROWS else 2 if rows >= FEW_ROWS else 3
     batch = next((size for size in (16, 8) if math.ceil(rows / size) * epochs >= FEWEST_UPDATES), 4)
-    section: Section = {
+    section: Choices = {
         "learning_rate": rate_choice(stage, full=full, small=small),
         "num_train_epochs": Choice(epochs, f"passes over about {rows:,} rows"),
     }
@@ -140,22 +147,19 @@ def length_choice(stage: str, seen: Sequence[Seen], context: int | None) -> Choi
     return Choice(value, why + ("; longer ones are dropped" if value < longest else ""))
 
 
-def evaluation_section(kind: Kind, longest: int, databases: Sequence[str], own: bool) -> Section:
+def evaluation_section(kind: Kind, longest: int, databases: Sequence[str], own: bool) -> Choices:
     """Metric and longest answer. `own` is whether all rows ship with the package."""
     metrics: list[Any]
     metrics, why = METRICS[kind]
     if kind == "sql" and (databases or own):
         named: Any = databases[0] if len(databases) == 1 else list(databases)
-        metrics = [{"execution_accuracy": {"database": named}}] if databases else [EXECUTED]
+        metrics = [{EXECUTED: {"database": named}}] if databases else [EXECUTED]
         why = "answers are SQL: both queries are run, and must return the same"
     tokens = min(max(32, math.ceil(longest * 1.25 / 16) * 16), LONGEST_ANSWER)
     return {
         "metrics": Choice(metrics, why),
         "max_new_tokens": Choice(tokens, f"the longest answer seen has {longest}"),
     }
-
-
-EXECUTED = "execution_accuracy"
 
 
 def micro_batch_choice(needs: Needs, batches: dict[str, int]) -> Choice | None:

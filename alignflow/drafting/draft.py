@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import constants
 
 from alignflow.checking import (
+    SMALL_PARAMETERS,
     Needs,
     Surroundings,
     gib,
@@ -27,7 +28,7 @@ from alignflow.data import (
     template_in_force,
 )
 from alignflow.drafting import choices
-from alignflow.drafting.choices import Choice, Section
+from alignflow.drafting.choices import Choice, Choices
 from alignflow.drafting.interview import Interview
 from alignflow.drafting.looking import Seen, look_at, needs_template
 from alignflow.drafting.targets import METRICS, Kind
@@ -290,13 +291,13 @@ def _room(needs: Needs) -> str:
 
 def _tuned(mode: str, wanted: Wanted, here: Here, why: str) -> Fields:
     """The sections that depend on which weights are tuned."""
-    tuning: Section = {"mode": Choice(mode, why)}
+    tuning: Choices = {"mode": Choice(mode, why)}
     if mode != "full":
         tuning["rank"] = Choice(wanted.rank, "16 for style or format, 64 and more for reasoning")
     if mode != "full" and wanted.rank >= max(choices.RANKS.values()):
         tuning["use_rslora"] = Choice(True, "keeps the update's size steady at high rank")
     shape = here.around.shape
-    small = shape is not None and shape.parameters < choices.SMALL_PARAMETERS
+    small = shape is not None and shape.parameters < SMALL_PARAMETERS
     sections: Fields = {}
     for stage, seen in wanted.stages.items():
         if stage == wanted.method:
@@ -316,7 +317,7 @@ def _plain(node: Any) -> Any:
     return {name: _plain(entry) for name, entry in node.items()}
 
 
-def _evaluation(asked: Asked, parts: Parts, interview: Interview) -> Section:
+def _evaluation(asked: Asked, parts: Parts, interview: Interview) -> Choices:
     seen = parts.get("evaluation") or [one for one in parts["sft"] if one.kind is not None][:1]
     kinds: list[Kind] = [one.kind for one in seen if one.kind is not None]
     own = all(is_builtin(one.source.source) for one in seen)

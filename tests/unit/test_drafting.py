@@ -64,10 +64,19 @@ def seen(**fields: Any) -> Seen:
         (seen(rows=100_000), 0.003),
         (seen(rows=100, sampled=100, prompts=100), 0.2),
         (seen(prompts=500), 0.05),
+        (seen(rows=4000, prompts=40), 0.002),
         (seen(prompts=19), None),
         (seen(kind=None), None),
     ],
-    ids=["a tenth", "many rows", "few rows", "prompts twice", "too few prompts", "no targets"],
+    ids=[
+        "a tenth",
+        "many rows",
+        "few rows",
+        "prompts twice",
+        "few prompts",
+        "too few prompts",
+        "no targets",
+    ],
 )
 def test_a_share_of_the_prompts_is_held_out(one: Seen, weight: float | None) -> None:
     chosen = choices.evaluation_choice([one]).value
