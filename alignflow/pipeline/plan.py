@@ -108,7 +108,7 @@ def _prepare(recipe: Recipe, home: Path) -> Work:
         limits={part: n for part, n in limits_of(recipe).items() if getattr(recipe.data, part)},
         sources=digests,
         max_examples=recipe.evaluation.max_examples,
-        versions={"never_trained_on": 2},
+        versions={"never_trained_on": 2, "target_of_calls": 2},
         **optional,
     )
     return params, {}, paths

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from alignflow.builtin import rows
+from alignflow.data.demonstrations import prompt_to_answer
 from alignflow.evaluation import compute_metric, load_metrics
 from alignflow.recipe import EvaluationSection
 
@@ -41,6 +42,8 @@ def metric() -> Any:
         (f"<tool_call>{json.dumps(CALL)[:-3]}</tool_call>", WANTED, False),
         (f"Sure! {json.dumps(CALL)}", WANTED, False),
         (f"<tool_call>{json.dumps(CALL)}</tool_call>" * 2, WANTED, False),
+        ("No tool can do that.", "That is not possible.", True),
+        (json.dumps(CALL), "That is not possible.", False),
         ("It is sunny.", WANTED, False),
         ("It is sunny.", "[]", True),
         (json.dumps(CALL), "[]", False),
@@ -74,3 +77,16 @@ def test_every_wanted_call_is_one_that_the_rows_tools_define() -> None:
             known = tools[call["name"]]["properties"]
             for name, value in call["arguments"].items():
                 assert value in known[name].get("enum", [value])
+
+
+@pytest.mark.parametrize("said", ["", "I look it up."])
+def test_the_target_of_a_response_that_calls_tools_is_its_calls(said: str) -> None:
+    turns = [
+        {"role": "user", "content": "What is the weather?"},
+        {
+            "role": "assistant",
+            "content": said,
+            "tool_calls": [{"type": "function", "function": CALL}],
+        },
+    ]
+    assert prompt_to_answer({"messages": turns}, wants_target=True).target == json.dumps(CALL)
