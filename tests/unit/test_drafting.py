@@ -124,6 +124,7 @@ def drafted(made: Asked, interview: Interview | None = None) -> dict[str, Any]:
     return yaml.safe_load(draft(made, interview or Interview(), ["head"]).text)
 
 
+@pytest.mark.slow  # reads rows in a child
 def test_a_person_is_asked_five_things_at_most_and_is_obeyed(tmp_path: Path) -> None:
     told = [{"a": f"x{n}", "b": f"y{n}", "c": f"z{n}"} for n in range(40)]
     questions: list[Question] = []
@@ -142,6 +143,7 @@ def test_a_person_is_asked_five_things_at_most_and_is_obeyed(tmp_path: Path) -> 
         drafted(asked(tmp_path, rows))
 
 
+@pytest.mark.slow  # reads rows in a child
 def test_a_model_too_large_for_adapters_is_quantized_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +160,7 @@ def test_a_model_too_large_for_adapters_is_quantized_with_the_reason(
     assert recipe["compute"]["micro_batch_size"] < 16
 
 
+@pytest.mark.slow  # reads rows in a child
 def test_a_file_named_for_tests_is_asked_and_sql_is_run_on_the_database_given(
     tmp_path: Path,
 ) -> None:
@@ -170,6 +173,7 @@ def test_a_file_named_for_tests_is_asked_and_sql_is_run_on_the_database_given(
     ]
 
 
+@pytest.mark.slow  # reads rows in a child
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
@@ -185,6 +189,7 @@ def test_what_cannot_be_trained_on_is_said(
         drafted(asked(tmp_path, write_rows(tmp_path / "rows.jsonl", rows)))
 
 
+@pytest.mark.slow  # reads rows in a child
 def test_a_template_without_place_for_tools_is_not_replaced_by_one_in_foreign_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +244,7 @@ class Hub(BaseHTTPRequestHandler):
         """Says nothing."""
 
 
+@pytest.mark.slow  # reads rows in a child
 def test_of_a_hub_model_only_what_rows_are_measured_with_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
