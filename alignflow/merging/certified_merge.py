@@ -138,8 +138,15 @@ def _figures(
     from alignflow.merging.verifying import verify
 
     probes: list[Any] = [p if isinstance(p, str) else list(p) for p in options.probes]
-    quantization = options.compared_quantization
-    return verify(planned.base, list(planned.steps), out, probes, quantization, streamed)
+    return verify(
+        planned.base,
+        list(planned.steps),
+        out,
+        probes,
+        options.compared_quantization,
+        streamed,
+        options.quantization if options.dequantizes else None,
+    )
 
 
 def _certificate(

@@ -62,9 +62,6 @@ class MergeSection(Section):
     max_kl: float = Field(default=1e-3, gt=0)
     """Certificate fails above this KL, in nats, of merged against base plus adapter."""
 
-    min_top1_agreement: float = Field(default=0.99, gt=0, le=1)
-    """Certificate fails below this share of equal most likely tokens."""
-
 
 class ComputeSection(Section):
     """Hardware. Recorded, but not part of a stage's key."""

@@ -394,8 +394,8 @@ def test_probes_are_cut_so_that_their_logits_fit(
 ) -> None:
     merge(base, [AdapterStep(adapter)], tmp_path / "out", FAST)
     monkeypatch.setattr(comparison, "LOGITS_BYTES", 4 * 96 * 2 * 3)
-    probes = [list(range(9)), list(range(2))]
-    assert comparison.probe_ids(tmp_path / "out", probes) == [[0, 1, 2], [0, 1]]
+    probes = [list(range(4)), list(range(9))]
+    assert comparison.probe_ids(tmp_path / "out", probes) == [[0, 1, 2, 3], [0, 1]]
 
 
 def test_chains_and_weighted_sums_beyond_the_memory_are_certified_layer_by_layer(
@@ -520,4 +520,6 @@ def test_random_models_and_adapters_merge_to_the_same_bits(seed: int, tmp_path: 
         assert "lora_bias=False" in refusal.message
         return
     assert differing(by_peft(base, adapter), tmp_path / "out") == []
+    weights = verify(base, [AdapterStep(adapter)], tmp_path / "out", []).weights
+    assert weights is not None and (weights.wrong, weights.unknown) == ([], [])
     shutil.rmtree(tmp_path)

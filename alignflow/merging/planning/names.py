@@ -69,3 +69,11 @@ def experts_on_disk(
             if numbers and numbers == list(range(len(numbers))):
                 return [tuple(f"{prefix}.{n}.{leaf}.weight" for leaf in leaves) for n in numbers]
     return None
+
+
+def parts_on_disk(name: str, known: Mapping[str, Any]) -> list[str]:
+    """Tensors of a checkpoint that hold a parameter: one, or those of its experts."""
+    if (single := find(name, known)) is not None:
+        return [single]
+    module, _, leaf = name.rpartition(".")
+    return [part for expert in experts_on_disk(module, leaf, known) or [] for part in expert]

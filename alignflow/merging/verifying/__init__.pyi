@@ -1,4 +1,4 @@
-from .comparison import PROBE_TEXTS as PROBE_TEXTS
+from .comparison import ENOUGH_TOKENS as ENOUGH_TOKENS
 from .comparison import compare as compare
 from .comparison import fits_memory as fits_memory
 from .comparison import logits_of as logits_of

@@ -7,18 +7,24 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from alignflow.data import context_length
 from alignflow.merging.certificate import Figures
-from alignflow.merging.planning import AdapterStep, model_config
+from alignflow.merging.planning import AdapterStep, model_config, quantized_modules
 from alignflow.merging.verifying.reference import (
     adapted,
+    merged_in_turn,
+    merged_values,
     streamed_logits,
     streamed_model,
 )
+from alignflow.merging.verifying.weights import compared_weights
+from alignflow.merging.writing import dequantized
 from alignflow.models import (
     BaseModel,
     device,
@@ -36,7 +42,8 @@ PROBE_TEXTS = (
     "def add(a, b):\n    return a + b\n\nprint(add(2, 3))  # prints 5",
     "Q: What is the capital of France? A: Paris. Q: And of Japan? A: Tokyo.",
 )
-PROBE_TOKENS = 512
+PROBE_TOKENS, DRAWN_TOKENS, ENOUGH_TOKENS = 512, 64, 1024
+"""Of one probe, of one whose ids are drawn, and of all."""
 LOGITS_BYTES = 1024**3
 """Of all probes of one model in float32: they are cut to it."""
 USUAL_VOCABULARY = 150_000
@@ -55,13 +62,15 @@ def verify(
     probes: Sequence[str] | Sequence[list[int]],
     quantization: str | None = None,
     streamed: bool | None = None,
+    merged_into: str | None = None,
 ) -> Figures:
     """Compares merged with base plus adapter on the probes, both computing in float32.
 
     Without adapters it is compared with the base itself, without probes on texts of our own; `nf4`
     compares with the adapters on the quantized base, as they were trained. Where a model in float32
     does not fit the memory (`must_stream`, asked now for None), it is run layer by layer from the
-    disk, its greedy agreement is teacher-forced, and its latency is None.
+    disk, its greedy agreement is teacher-forced, and its latency is None. Every written tensor is held
+    against base plus adapters as PEFT merges them, the base `merged_into` NF4's values where it was.
     """
     ids, config = probe_ids(merged, probes), model_config(merged)
     if streamed is None:
@@ -71,9 +80,17 @@ def verify(
         actual = streamed_logits(streamed_model(merged), ids)
         figures = compare(expected, actual, ids)
         agreed = figures.top1_agreement
-        return figures.model_copy(update={"streamed": True, "greedy_agreement": agreed})
+        summed = merged_in_turn(base, adapters, merged_into, config)
+        weights = compared_weights(summed, base, merged, len(adapters))
+        return figures.model_copy(
+            update={"streamed": True, "greedy_agreement": agreed, "weights": weights}
+        )
     reference, base_seconds = _reference(base, adapters, config, ids, quantization)
     expected, expected_text = logits_of(reference, ids), _greedy(reference, ids)
+    if quantization or merged_into:
+        del reference  # its weights are packed
+        reference = _summed(base, adapters, config, merged_into)
+    weights = compared_weights(merged_values(reference), base, merged, len(adapters))
     del reference
     model = load_merged(merged, "float32")
     actual, actual_text = logits_of(model, ids), _greedy(model, ids)
@@ -83,6 +100,7 @@ def verify(
         update={
             "greedy_agreement": sum(same) / max(len(same), 1),
             "latency_ratio": seconds / base_seconds if seconds and base_seconds else None,
+            "weights": weights,
         }
     )
 
@@ -105,20 +123,43 @@ def must_stream(
 
 
 def probe_ids(merged: Path, probes: Sequence[str] | Sequence[list[int]]) -> list[list[int]]:
-    """Token ids of the probes, cut so that their logits fit; texts by the merged model's tokenizer."""
+    """Token ids to compare on: the probes, texts of our own where they are few, then ids at random.
+
+    Texts are read by the merged model's tokenizer. All are cut so that their logits fit.
+    """
+    config = model_config(merged)
+    vocabulary = config.get("vocab_size") or USUAL_VOCABULARY
     chosen: list[Any] = list(probes)
-    vocabulary = model_config(merged).get("vocab_size") or USUAL_VOCABULARY
-    if not chosen and (merged / "tokenizer_config.json").is_file():
-        chosen = list(PROBE_TEXTS)
-    if not chosen:
-        chosen = [[(17 * n + 31 * k) % vocabulary for n in range(32)] for k in range(4)]
+    has_tokenizer = (merged / "tokenizer_config.json").is_file()
+    if has_tokenizer and not _enough([probe for probe in chosen if not isinstance(probe, str)]):
+        chosen += PROBE_TEXTS
     if any(isinstance(probe, str) for probe in chosen):
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(str(merged), trust_remote_code=False)
         chosen = [tokenizer(p).input_ids if isinstance(p, str) else p for p in chosen]
-    limit = min(PROBE_TOKENS, max(LOGITS_BYTES // (4 * vocabulary * len(chosen)), 1))
-    return [list(probe)[:limit] for probe in chosen if len(probe)]
+    room = (context_length(config) or PROBE_TOKENS + GREEDY_TOKENS) - GREEDY_TOKENS
+    longest = max(min(PROBE_TOKENS, room), 1)
+    ids = [list(probe)[:longest] for probe in chosen if len(probe)]
+    drawn = Random(0)
+    while not _enough(ids):
+        ids.append([drawn.randrange(vocabulary) for _ in range(min(DRAWN_TOKENS, longest))])
+    return _within(ids, LOGITS_BYTES // (4 * vocabulary))
+
+
+def _within(probes: list[list[int]], tokens: int) -> list[list[int]]:
+    """The first probes, so many tokens in all."""
+    kept = []
+    for probe in probes:
+        if tokens <= 0:
+            break
+        kept.append(probe[:tokens])
+        tokens -= len(probe)
+    return kept
+
+
+def _enough(probes: Sequence[Sequence[int]]) -> bool:
+    return sum(len(probe) for probe in probes) >= ENOUGH_TOKENS
 
 
 def fits_memory(directory: Path, bytes_each: int = 4) -> bool:
@@ -140,11 +181,28 @@ def _reference(
     model: Any = load_base(record, dtype="float32", quantization=quantization).eval()
     model = with_vocabulary(model, merged)
     seconds = None if quantization else _seconds(model, ids)
+    return _with_adapters(model, adapters), seconds
+
+
+def _summed(
+    base: Path, adapters: Sequence[AdapterStep], merged: Mapping[str, Any], values: str | None
+) -> Any:
+    """Base plus adapters in float32; `nf4` puts what 4-bit loading leaves of the base in its place."""
+    record = BaseModel(path=str(base), source=str(base), digest="")
+    model: Any = load_base(record, dtype="float32", quantization=None).eval()
+    for name in quantized_modules(base) if values else ():
+        weight = model.get_submodule(name).weight
+        weight.data = dequantized(weight.data).to(weight.device)
+    return _with_adapters(with_vocabulary(model, merged), adapters)
+
+
+def _with_adapters(model: Any, adapters: Sequence[AdapterStep]) -> Any:
+    """The adapters of the last step active, those before it merged."""
     for number, step in enumerate(adapters):
         if number:
             model = model.merge_and_unload()
         model = adapted(model, [step])
-    return model.eval(), seconds
+    return model.eval()
 
 
 @torch.no_grad()

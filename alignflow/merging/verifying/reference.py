@@ -7,7 +7,7 @@ What stays in float32 is embedding, head and norms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,9 @@ from alignflow.models import (
 INSTEAD = "Verify on a machine whose memory holds the model in float32, or merge with --no-verify."
 NARROW = (torch.bfloat16, torch.float16)
 Wide = Callable[[], Tensor]
+PEFT_PREFIX, BASE_LAYER = "base_model.model.", ".base_layer"
+NO_BASE_WEIGHTS = ("lora_", "original_module", "modules_to_save", "token_adapter")
+"""Parts of the paths of what PEFT puts beside a base's modules."""
 
 
 def adapted(model: Any, steps: Sequence[AdapterStep]) -> Any:
@@ -94,15 +97,74 @@ def streamed_model(
         ArtifactError: The files hold a parameter in another form than the model, adapters in a
             chain are more than sums, or PEFT does not take one.
     """
+    return _streamed(directory, adapters, quantization, changes)[0]
+
+
+def _streamed(
+    directory: Path,
+    adapters: Sequence[AdapterStep],
+    quantization: str | None,
+    changes: Mapping[str, Any] | None,
+) -> tuple[Any, list[Turn]]:
+    """The model, and its layers' turns."""
     _demand_sums(adapters)
     model, wide = _mapped(directory, quantization)
-    for layer in _layers(model):
-        _widen_in_turn(layer, wide)
+    turns = [Turn(layer, wide) for layer in _layers(model)]
     model = adapted(with_vocabulary(model, changes or {}), adapters).eval()
     for parameter in model.parameters():
         if id(parameter) not in wide and parameter.dtype in NARROW:  # a module the adapter replaces
             parameter.data = parameter.data.float()
-    return model
+    return model, turns
+
+
+def merged_values(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of each parameter, PEFT's own merge done, the model's adapters with it."""
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    for name, parameter in model.named_parameters():
+        yield name, parameter.detach()
+
+
+def merged_in_turn(
+    directory: Path,
+    adapters: Sequence[AdapterStep],
+    quantization: str | None,
+    changes: Mapping[str, Any],
+) -> Iterator[tuple[str, Tensor]]:
+    """`merged_values` of a model that does not fit the memory, a layer in float32 at a time.
+
+    Parameters that an adapter replaces, or that several modules share, are left out.
+    """
+    model, turns = _streamed(directory, adapters, quantization, changes)
+    paths = {id(module): path for path, module in model.named_modules()}
+    inside = {id(each) for turn in turns for each in turn.layer.modules()}
+    for turn in turns:
+        with turn:
+            for module in turn.layer.modules():
+                yield from _merged_module(paths[id(module)], module)
+    for path, module in model.named_modules():
+        if id(module) not in inside:
+            yield from _merged_module(path, module)
+
+
+def _merged_module(path: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A module's own parameters, with what its adapters add."""
+    if any(part in path for part in NO_BASE_WEIGHTS) or path.endswith(BASE_LAYER):
+        return
+    plain = path.removeprefix(PEFT_PREFIX).replace(BASE_LAYER, "")
+    if not isinstance(module, LoraLayer):
+        for leaf, parameter in module.named_parameters(recurse=False):
+            yield f"{plain}.{leaf}" if plain else leaf, parameter.detach()
+        return
+    layer: Any = module.get_base_layer()
+    kept = {leaf: parameter.data for leaf, parameter in layer.named_parameters(recurse=False)}
+    for leaf, data in kept.items():
+        getattr(layer, leaf).data = data.clone()  # PEFT adds in place
+    module.merge()
+    for leaf, data in kept.items():
+        yield f"{plain}.{leaf}", getattr(layer, leaf).detach()
+        getattr(layer, leaf).data = data
+    module.merged_adapters.clear()
 
 
 def _demand_sums(adapters: Sequence[AdapterStep]) -> None:
@@ -130,7 +192,7 @@ def _mapped(directory: Path, quantization: str | None) -> tuple[Any, dict[int, W
     state: dict[str, Tensor] = {}
     wide: dict[str, Wide] = {}
     for name, parameter in model.named_parameters():
-        tensor, values = _values(directory, name, tuple(parameter.shape), located, reader)
+        tensor, values = values_on_disk(directory, name, tuple(parameter.shape), located, reader)
         if quantized := name.removesuffix(".weight") in packed:
             values = _as_quantized(values)
         in_turn = id(parameter) in layers
@@ -163,7 +225,7 @@ def _stacked(experts: list[list[Located]], shape: tuple[int, ...], reader: Reade
     return whole
 
 
-def _values(
+def values_on_disk(
     directory: Path,
     name: str,
     shape: tuple[int, ...],
@@ -206,20 +268,23 @@ def _layers(model: Any) -> list[nn.Module]:
     return list(max(lists, key=len, default=[]))
 
 
-def _widen_in_turn(layer: nn.Module, wide: Mapping[int, Wide]) -> None:
-    """Float32 while a layer computes."""
-    narrow: dict[nn.Parameter, Tensor] = {}
+class Turn:
+    """A layer in float32 while it computes, or inside a `with`."""
 
-    def widen(module: nn.Module, _arguments: Any) -> None:
-        for parameter in module.parameters():
-            if values := wide.get(id(parameter)):
-                narrow[parameter] = parameter.data
+    def __init__(self, layer: nn.Module, wide: Mapping[int, Wide]) -> None:
+        self.layer = layer
+        self._wide = wide
+        self._narrow: dict[nn.Parameter, Tensor] = {}
+        layer.register_forward_pre_hook(lambda _module, _arguments: self.__enter__())
+        layer.register_forward_hook(lambda _module, _arguments, _output: self.__exit__())
+
+    def __enter__(self) -> None:
+        for parameter in self.layer.parameters():
+            if values := self._wide.get(id(parameter)):
+                self._narrow[parameter] = parameter.data
                 parameter.data = values()
 
-    def narrow_again(_module: nn.Module, _arguments: Any, _output: Any) -> None:
-        for parameter, data in narrow.items():
+    def __exit__(self, *_exception: object) -> None:
+        for parameter, data in self._narrow.items():
             parameter.data = data
-        narrow.clear()
-
-    layer.register_forward_pre_hook(widen)
-    layer.register_forward_hook(narrow_again)
+        self._narrow.clear()
