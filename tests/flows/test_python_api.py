@@ -80,7 +80,7 @@ def test_a_report_has_names_for_what_is_in_it_and_shows_itself(
     report = af.run(
         fake_recipe(tracking={"registered_model": "served"}), home=home, run_id="<b>run</b>"
     )
-    assert "sft       completed" in capsys.readouterr().err
+    assert "sft        completed" in capsys.readouterr().err
     assert report == af.load_report(home, report.run_id)
     assert report.status == "completed" and report.retrain is None
     assert report.merged_model == f"{report.stages[-1].artifact}/model"

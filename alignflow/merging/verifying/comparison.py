@@ -127,7 +127,7 @@ def probe_ids(merged: Path, probes: Sequence[str] | Sequence[list[int]]) -> list
 
     Texts are read by the merged model's tokenizer. All are cut so that their logits fit.
     """
-    config = model_config(merged)
+    config = dict(model_config(merged))
     vocabulary = config.get("vocab_size") or USUAL_VOCABULARY
     chosen: list[Any] = list(probes)
     has_tokenizer = (merged / "tokenizer_config.json").is_file()
