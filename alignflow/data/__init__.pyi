@@ -42,6 +42,9 @@ from .lengths import LIMITED_PARTS as LIMITED_PARTS
 from .lengths import limits_of as limits_of
 from .lengths import readers_of as readers_of
 from .lengths import within_context as within_context
+from .neighbours import by_neighbour as by_neighbour
+from .neighbours import is_half as is_half
+from .neighbours import joined as joined
 from .plain_tokenizer import PlainTokenizer as PlainTokenizer
 from .plain_tokenizer import has_tokenizer as has_tokenizer
 from .plain_tokenizer import plain_encoder as plain_encoder

@@ -9,6 +9,7 @@ from random import Random
 from alignflow.data.columns import renamed
 from alignflow.data.file_rows import RawRow, numbered, read_file
 from alignflow.data.forms import form_names
+from alignflow.data.neighbours import by_neighbour, joined
 from alignflow.data.pointers import pointed_rows
 from alignflow.errors import DataError
 from alignflow.machine import asking_hub
@@ -100,35 +101,9 @@ def mapped_row(row: RawRow, columns: dict[str, str]) -> RawRow:
 
 
 def _with_neighbours(rows: Iterable[RawRow]) -> Iterator[RawRow]:
-    """The rows, two of HelpSteer2 that follow each other and have the same prompt as one."""
-    waiting: RawRow | None = None
-    for row in rows:
-        both = waiting is not None and _is_half(row) and _prompt(waiting) == _prompt(row)
-        if waiting is not None and both:
-            yield _joined(waiting, row)
-            waiting = None
-            continue
-        if waiting is not None:
-            yield waiting
-        waiting = row if _is_half(row) else None
-        if waiting is None:
-            yield row
-    if waiting is not None:
-        yield waiting
-
-
-_HALF = ("prompt", "response", "helpfulness")
-
-
-def _is_half(row: RawRow) -> bool:
-    return row.fields is not None and all(row.fields.get(name) is not None for name in _HALF)
-
-
-def _prompt(row: RawRow) -> object:
-    return row.fields and row.fields["prompt"]
-
-
-def _joined(one: RawRow, two: RawRow) -> RawRow:
-    first, second = one.fields or {}, two.fields or {}
-    both = {name: [first[name], second[name]] for name in _HALF[1:]}
-    return RawRow(f"{one.place} and the next", {**first, **both})
+    for group in by_neighbour(rows, lambda row: row.fields):
+        if len(group) == 1:
+            yield group[0]
+        else:
+            one, two = group
+            yield RawRow(f"{one.place} and the next", joined(one.fields or {}, two.fields or {}))

@@ -15,6 +15,9 @@ from alignflow.data import (
     Observation,
     Preference,
     Rating,
+    by_neighbour,
+    is_half,
+    joined,
     observation_of,
     one_row,
     pair_ids,
@@ -69,6 +72,8 @@ class Batch(NamedTuple):
     pairs: list[Pair]
     rated: list[Rated]
     bad: list[Bad]
+    size: int = 0
+    """Bytes of its lines, as far as they were lines."""
 
     @property
     def lines(self) -> int:
@@ -115,19 +120,22 @@ class Overtaken(Exception):
         self.offset = offset
 
 
-def parsed(lines: Sequence[Line], told: Told = _TOLD_NOTHING) -> Batch:
-    """Parses lines without asking the ledger: the slow part, outside of any transaction."""
+def parsed(
+    lines: Sequence[Line], told: Told = _TOLD_NOTHING, *, more_follow: bool = False
+) -> Batch:
+    """Parses lines without asking the ledger: the slow part, outside of any transaction.
+
+    Where `more_follow`, a last line that may belong to the next one is left to the next batch.
+    """
     pairs: list[Pair] = []
     rated: list[Rated] = []
     bad: list[Bad] = []
-    for line in lines:
-        if line.fields is None and not line.raw.strip():
-            continue  # a blank line
+    groups, end = _grouped(lines, told, more_follow)
+    for line, fields in groups:
         try:
+            if isinstance(fields, BadRow):
+                raise fields
             with one_row():
-                fields = fields_of(line)
-                if told.columns:
-                    fields = told.mapped(fields)
                 said, seen = preferences_of(fields, told.form), observation_of(fields)
         except BadRow as problem:
             bad.append(_bad(line, problem))
@@ -139,7 +147,40 @@ def parsed(lines: Sequence[Line], told: Told = _TOLD_NOTHING) -> Batch:
                 Pair(line.offset, part, pair, seen, *pair_ids(pair))
                 for part, pair in enumerate(said)
             ]
-    return Batch(lines[0].offset, lines[-1].end, pairs, rated, bad)
+    return Batch(lines[0].offset, end, pairs, rated, bad, sum(line.size for line in lines))
+
+
+_Read = tuple[Line, dict[str, Any] | BadRow]
+
+
+def _grouped(lines: Sequence[Line], told: Told, more_follow: bool) -> tuple[list[_Read], int]:
+    """Lines that hold something, two that are one row as one, and where they end."""
+    read = [_read(line, told) for line in lines if line.fields is not None or line.raw.strip()]
+    groups = list(by_neighbour(read, _fields))
+    end = lines[-1].end
+    if more_follow and groups and len(groups[-1]) == 1 and is_half(_fields(groups[-1][0])):
+        end = groups.pop()[0][0].offset
+    return [_as_one(*group) for group in groups], end
+
+
+def _read(line: Line, told: Told) -> _Read:
+    try:
+        with one_row():
+            fields = fields_of(line)
+            return line, told.mapped(fields) if told.columns else fields
+    except BadRow as problem:
+        return line, problem
+
+
+def _fields(read: _Read) -> dict[str, Any] | None:
+    return None if isinstance(read[1], BadRow) else read[1]
+
+
+def _as_one(one: _Read, two: _Read | None = None) -> _Read:
+    if two is None:
+        return one
+    fields = joined(_fields(one) or {}, _fields(two) or {})
+    return Line(one[0].offset, two[0].end, b"", one[0].size + two[0].size, fields), fields
 
 
 def _bad(line: Line, problem: BadRow) -> Bad:

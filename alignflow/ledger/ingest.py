@@ -232,17 +232,15 @@ def _judge(path: Path, size: int, told: Told) -> list[Batch]:
     lines = bad = read = 0
     judged: list[Batch] = []
     first: dict[str, str] = {}
-    beginning: Line | None = None
     with lines_of(path, 0) as source:
-        for chunk in _chunks(source):
-            beginning = beginning or chunk[0]
-            batch = parsed(chunk, told)
+        beginning = next(source, None)
+        for batch in _parsed(chain([beginning] if beginning else [], source), told):
             judged.append(batch)
             lines += batch.lines
             bad += len(batch.bad)
             for entry in batch.bad:
                 first.setdefault(entry.reason, entry.message)
-            read += sum(line.size for line in chunk) or BATCH_BYTES
+            read += batch.size or BATCH_BYTES
             if read > JUDGED_BYTES:
                 break
     if not lines or beginning is None:
@@ -266,6 +264,18 @@ def _columns_for(line: Line) -> str:
     columns = columns_that_fit(fields, "preferences") or columns_that_fit(fields, "ratings") or {}
     named = " ".join(f"--column {quote(f'{ours}={name}')}" for ours, name in columns.items())
     return named and f"add it again with `{named}`"
+
+
+def _parsed(lines: Iterator[Line], told: Told) -> Iterator[Batch]:
+    """Batches that follow each other; two lines that are one row are in one of them."""
+    waiting: list[Line] = []
+    for chunk in _chunks(lines):
+        batch = parsed([*waiting, *chunk], told, more_follow=True)
+        waiting = [line for line in (*waiting, *chunk) if line.offset >= batch.end]
+        if batch.end > batch.start:
+            yield batch
+    if waiting:
+        yield parsed(waiting, told)
 
 
 def _chunks(lines: Iterator[Line]) -> Iterator[list[Line]]:
@@ -314,8 +324,7 @@ def _add_batches(
 
 def _batches(path: Path, offset: int, told: Told) -> Iterator[Batch]:
     with lines_of(path, offset) as lines:
-        for chunk in _chunks(lines):
-            yield parsed(chunk, told)
+        yield from _parsed(lines, told)
 
 
 def _tell_bad(

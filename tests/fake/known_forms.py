@@ -234,6 +234,11 @@ RECORD = {
     "response-1": WORSE["content"],
     "response-2": ANSWER["content"],
 }
+RATED = {"response-1": 2, "response-2": 5}
+ANNOTATED = {
+    **{"id": 1, "annotator": 3, "annotation_id": 9, "lead_time": 4.5},
+    **{"created_at": "2026-01-01T10:00:00Z", "updated_at": "2026-01-01T10:00:00Z"},
+}
 PAIRS: list[tuple[str, dict[str, Any], list[Any], bool]] = [
     ("pairs", pair(prompt="Where is truck 7?"), [ASKED], False),
     ("pairs", pair(prompt="Where is truck 7?\n"), [{**ASKED, "content": "Where is truck 7?\n"}], 0),
@@ -366,6 +371,59 @@ PAIRS: list[tuple[str, dict[str, Any], list[Any], bool]] = [
                     }
                 ]
             },
+        },
+        [ASKED],
+        False,
+    ),
+    (
+        "argilla",
+        {
+            **{"id": "1", "status": "completed", "_server_id": "s", **RECORD},
+            "order.responses": [["response-2", "response-1"]],
+            "order.responses.users": ["u"],
+            "order.responses.status": ["submitted"],
+            "order.suggestion": None,
+        },
+        [ASKED],
+        False,
+    ),
+    (
+        "argilla",
+        {
+            **RECORD,
+            "preference.responses": ["response-2", "response-1"],
+            "preference.responses.users": ["u", "v"],
+            "preference.responses.status": ["submitted", "discarded"],
+            "topic": "trucks",
+            "comment.responses": ["it's fine"],
+            "comment.suggestion.agent": "x",
+        },
+        [ASKED],
+        False,
+    ),
+    (
+        "argilla",  # as `datasets` writes a table
+        {
+            **RECORD,
+            "response-1-rating.responses": "[1 5]",
+            "response-1-rating.responses.users": "['u' 'v']",
+            "response-1-rating.responses.status": "['submitted' 'draft']",
+            "response-2-rating.responses": "[4.0]",
+            "response-2-rating.responses.users": "['u']",
+            "response-2-rating.responses.status": "['submitted']",
+        },
+        [ASKED],
+        False,
+    ),
+    ("label-studio", {**RECORD, "preference": "response-2", **ANNOTATED}, [ASKED], False),
+    ("label-studio", {**RECORD, "pw": [{"selected": "right"}], **ANNOTATED}, [ASKED], False),
+    ("label-studio", {**RECORD, "pw": '[{"selected": "right"}]', **ANNOTATED}, [ASKED], False),
+    (
+        "label-studio",
+        {
+            **RECORD,
+            **{f"rate-{name}": [{"rating": score}] for name, score in RATED.items()},
+            **ANNOTATED,
         },
         [ASKED],
         False,

@@ -8,6 +8,7 @@ from typing import Any
 import chat_templates
 import pytest
 from known_forms import (
+    ANNOTATED,
     ANSWER,
     ASKED,
     CALL,
@@ -18,6 +19,7 @@ from known_forms import (
     OTHER,
     PAIRS,
     RATINGS,
+    RECORD,
     SYSTEM,
     TOLD,
     TOOL,
@@ -229,6 +231,37 @@ def test_a_message_of_weight_0_is_context_without_loss(case: Case) -> None:
             "chosen goes on for 3 turns after the 1 of the prompt that both share",
         ),
         ("preferences", {"prompt": "q", "response": "a", "helpfulness": 3}, "no_neighbour", ""),
+        (
+            "preferences",
+            {**RECORD, "context": "Trucks.", "p.responses": ["response-2"]},
+            "unread_column",
+            "has context beside prompt",
+        ),
+        (
+            "preferences",
+            {**RECORD, "order.responses": "[array(['response-2', 'response-1'], dtype=object)]"},
+            "type:order.responses:str",
+            "Export it as JSON",
+        ),
+        (
+            "preferences",
+            {"prompt": "q", "good": "a", "bad": "b", "note": "n", "p.responses": ["good"]},
+            "missing:responses",
+            "'good' is better than which of ['bad', 'good', 'note']",
+        ),
+        (
+            "preferences",
+            {"prompt": "q", "mine": "a", "other": "b", "pw": [{"selected": "left"}], **ANNOTATED},
+            "missing:responses",
+            "which of ['mine', 'other'] is left",
+        ),
+        ("preferences", {**RECORD, "note": [], **ANNOTATED}, "no_preference", "nobody has said"),
+        (
+            "preferences",
+            {"prompt": "q", "chosen": "a", "rejected": "b", "pw": "chosen", **ANNOTATED},
+            "two_forms",
+            "form: pairs",
+        ),
         (
             "sft",
             {"tools": [{"description": "x"}], "messages": ONE},

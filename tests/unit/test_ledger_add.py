@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ledger_cases import held_out_prompts, row, swapped, write
+from ledger_cases import content, held_out_prompts, row, swapped, write
 
 from alignflow.errors import DataError, RecipeError
-from alignflow.ledger import add, quarantined, renew_holdout, show, status
+from alignflow.ledger import add, ingest, quarantined, renew_holdout, show, status
 
 GOOD = [row(number) for number in range(40)]
 
@@ -66,6 +66,31 @@ def test_a_byte_order_mark_and_blank_lines_and_a_missing_last_newline_are_fine(
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())
     result = added(tmp_path / "home", path)
     assert (result["accepted"], result["quarantined"]) == (2, {})
+
+
+HALVES = [
+    {"prompt": prompt, "response": answer, "helpfulness": score, "verbosity": 2}
+    for prompt, answer, score in (
+        *(("q", "a", 1), ("q", "b", 4), ("r", "one", 2), ("r", "two", 2), ("alone", "x", 3)),
+        *(("s", "a", 3), ("s", "b", 0), ("s", "c", 4)),
+    )
+]
+
+
+@pytest.mark.parametrize("lines_of_a_batch", [1, 2, 3, 5, 8000])
+def test_two_neighbours_of_helpsteer_are_a_pair_wherever_a_batch_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines_of_a_batch: int
+) -> None:
+    monkeypatch.setattr(ingest, "BATCH_LINES", lines_of_a_batch)
+    path = write(tmp_path / "a.jsonl", [HALVES[0], b"", *HALVES[1:], *GOOD[:3], HALVES[5]])
+    result = added(tmp_path / "home", path)
+    assert (result["accepted"], result["read"]) == (5, 9)
+    assert result["quarantined"] == {"no_neighbour": 3, "no_preference": 1}
+    said = {pair[1:3] for pair in content(tmp_path / "home").values()}
+    good = {(pair["chosen"], pair["rejected"]) for pair in GOOD[:3]}
+    assert said == {("b", "a"), ("a", "b"), *good}
+    (tmp_path / "b.json").write_text(json.dumps(HALVES[:2]))
+    assert added(tmp_path / "home", tmp_path / "b.json")["duplicates"] == 1
 
 
 def test_the_same_rows_again_are_duplicates_from_any_kind_of_file(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ class Form(NamedTuple):
     name: str
     """What a recipe calls it, `form: NAME`."""
     told_by: tuple[str, ...]
-    """Columns that a row of the form has; `a|b` is either."""
+    """Columns that a row of the form has; `a|b` is either, `*.a` any whose name ends so."""
     reads: tuple[str, ...] = ()
-    """Columns that it may have beside these."""
+    """Columns that it may have beside these; `*` where it looks at all."""
     convert: Callable[[Row], list[Row]] = lambda row: [row]
     """From a row to the canonical rows that it says; raises BadRow."""
 

@@ -34,7 +34,7 @@ def _steer_prompt(text: str) -> list[Message]:
 
 
 def _help_steer(row: Row) -> list[Row]:
-    """The two rows of a prompt, which `reading` has put together: the more helpful one is chosen."""
+    """The two rows of a prompt, which `neighbours` has put together: the more helpful one is chosen."""
     answers, scores = listed(row, "response"), listed(row, "helpfulness")
     prompt = _steer_prompt(text_of(row, "prompt"))
     return [{"prompt": prompt, "responses": answers, "scores": scores}]
@@ -45,8 +45,8 @@ def _one_help_steer(row: Row) -> list[Row]:
         return _help_steer(row)
     raise BadRow(
         "no_neighbour",
-        "a row of HelpSteer2 needs the one beside it, with the same prompt and another response; the "
-        "ledger reads rows one by one: give it the data set's preferences (response_1, response_2)",
+        "a row of HelpSteer2 needs the one beside it, with the same prompt and another response. Give "
+        "both, one after the other, or the data set's preferences (response_1, response_2)",
     )
 
 

@@ -141,7 +141,8 @@ def _fit(names: tuple[Any, ...], wanted: str, named: str | None) -> _Fit:
         if best:
             form = best[0]
             read = {*told[form], *form.reads, *_OWN}
-            unread = tuple(sorted(name for name in present - read if isinstance(name, str)))
+            rest = set() if "*" in form.reads else present - read
+            unread = tuple(sorted(name for name in rest if isinstance(name, str)))
             changing = tuple(name for name in unread if name in _MEANING)
             return _Fit(form, tuple(other.name for other in best[1:]), unread, media, changing)
     return _Fit(None, media=media)
@@ -151,8 +152,10 @@ def _told(form: Form, present: set[Any]) -> set[str] | None:
     """The columns by which a row of the form is told, of those that it has."""
     columns: set[str] = set()
     for choice in form.told_by:
-        found = [name for name in choice.split("|") if name in present]
+        found = {name for name in choice.split("|") if name in present}
+        if choice.startswith("*"):
+            found = {name for name in present if str(name).endswith(choice[1:])}
         if not found:
             return None
-        columns |= {*found}
+        columns |= found
     return columns
