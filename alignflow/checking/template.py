@@ -14,6 +14,7 @@ from alignflow.data import (
     PlainTokenizer,
     ResponseContract,
     TemplateRejects,
+    added_tokens,
     contract_of_tokenizer,
     has_tokenizer,
     special_of,
@@ -102,19 +103,18 @@ def beyond_embedding(
     """Tokens of the template, and those that begin, end or pad a text, that no row stands for."""
     if vocabulary is None or not has_tokenizer(directory):
         return
-    tokenizer = PlainTokenizer(directory)
     try:
         template = template_in_force(directory, model)
     except DataError:
         return  # said where the template itself is looked at
     text = template.source if template else ""
     named = special_tokens(tokenizer_config(directory)).values()
-    for index, token in sorted(tokenizer.added_tokens_decoder.items()):
-        if index >= vocabulary and (token.content in text or token.content in named):
-            field = FIELD if token.content in text else "base_model"
+    for index, token in sorted(added_tokens(directory).items()):
+        if index >= vocabulary and (token in text or token in named):
+            field = FIELD if token in text else "base_model"
             yield error(
                 field,
-                f"uses the token {token.content!r}, whose id is {index}; the model's embedding has "
+                f"uses the token {token!r}, whose id is {index}; the model's embedding has "
                 f"{vocabulary} rows, 0 to {vocabulary - 1}. Name a chat template in tokens that the "
                 "model has, or a model whose embedding was enlarged.",
             )

@@ -46,6 +46,7 @@ from .neighbours import by_neighbour as by_neighbour
 from .neighbours import is_half as is_half
 from .neighbours import joined as joined
 from .plain_tokenizer import PlainTokenizer as PlainTokenizer
+from .plain_tokenizer import added_tokens as added_tokens
 from .plain_tokenizer import has_tokenizer as has_tokenizer
 from .plain_tokenizer import plain_encoder as plain_encoder
 from .plain_tokenizer import vocabulary_problem as vocabulary_problem

@@ -78,6 +78,8 @@ class Spoken(NamedTuple):
     template: ChatTemplate | None
     contract: ResponseContract | None
     """None where there is no template."""
+    vocabulary: int | None = None
+    """Rows of the model's embedding; None where its config does not say."""
 
     @property
     def document_end(self) -> str | None:
@@ -86,7 +88,13 @@ class Spoken(NamedTuple):
 
     def encoder(self, turns: Literal["all", "last"]) -> Encoder:
         """What makes token ids of rows; `turns` are those that have loss."""
-        return Encoder(self.tokenizer, self.template, contract=self.contract, turns=turns)
+        return Encoder(
+            self.tokenizer,
+            self.template,
+            contract=self.contract,
+            turns=turns,
+            vocabulary=self.vocabulary,
+        )
 
 
 def spoken(directory: Path, model: ModelSource, field: str = "base_model") -> Spoken:
@@ -106,7 +114,7 @@ def spoken(directory: Path, model: ModelSource, field: str = "base_model") -> Sp
     document_end, template = tokenizer.eos_token, template_in_force(directory, model)
     tokenizer.chat_template = template.source if template else None
     if template is None:
-        return Spoken(tokenizer, None, None)
+        return Spoken(tokenizer, None, None, vocabulary_rows(directory))
     try:
         contract = contract_of_tokenizer(template, tokenizer)
     except TemplateRejects as error:
@@ -119,7 +127,7 @@ def spoken(directory: Path, model: ModelSource, field: str = "base_model") -> Sp
         tokenizer.eos_token = contract.closes[0]
         tokenizer.chat_template = with_end_token(template.source, document_end)
     tokenizer.init_kwargs[FIELD] = contract.model_dump(mode="json")
-    return Spoken(tokenizer, template, contract)
+    return Spoken(tokenizer, template, contract, vocabulary_rows(directory))
 
 
 def template_in_force(directory: Path, model: ModelSource) -> ChatTemplate | None:
@@ -172,6 +180,13 @@ def context_length(config: dict[str, Any]) -> int | None:
     """Longest text that a model reads, in tokens; None where its config names no limit."""
     text = text_section(config)
     return next((text[n] for n in CONTEXT_FIELDS if isinstance(text.get(n), int)), None)
+
+
+def vocabulary_rows(directory: Path) -> int | None:
+    """Rows of a model's embedding; None where no config says."""
+    file = directory / "config.json"
+    rows = text_section(json.loads(file.read_text())).get("vocab_size") if file.is_file() else None
+    return rows if isinstance(rows, int) else None
 
 
 def describe_base(model: ResolvedModel, base: Path, files: Prepared) -> int | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
-from alignflow.data.base import template_in_force, text_section
+from alignflow.data.base import template_in_force, vocabulary_rows
 from alignflow.data.template import special_tokens, tokenizer_config
 from alignflow.data.tokens import Encoder
 from alignflow.recipe import ModelSource
@@ -44,7 +45,12 @@ class PlainTokenizer:
 
 def plain_encoder(directory: Path, model: ModelSource, turns: Literal["all", "last"]) -> Encoder:
     """What makes token ids of rows, as `Spoken.encoder`, of a directory that `has_tokenizer`."""
-    return Encoder(PlainTokenizer(directory), template_in_force(directory, model), turns=turns)
+    return Encoder(
+        PlainTokenizer(directory),
+        template_in_force(directory, model),
+        turns=turns,
+        vocabulary=vocabulary_rows(directory),
+    )
 
 
 def has_tokenizer(directory: Path) -> bool:
@@ -52,13 +58,30 @@ def has_tokenizer(directory: Path) -> bool:
     return (directory / "tokenizer.json").is_file()
 
 
+_ADDED = re.compile(r'"added_tokens"\s*:\s*(?=\[)')
+
+
+def added_tokens(directory: Path) -> dict[int, str]:
+    """Tokens added to a tokenizer, by id; the vocabulary, which takes long to read, is left out."""
+    text = (directory / "tokenizer.json").read_text(encoding="utf-8", errors="replace")
+    found = _ADDED.search(text)
+    try:
+        entries = json.JSONDecoder().raw_decode(text, found.end())[0] if found else []
+    except ValueError:
+        return {}  # the tokenizer is no JSON, which is said where it is loaded
+    return {
+        entry["id"]: str(entry.get("content"))
+        for entry in entries
+        if isinstance(entry, dict) and isinstance(entry.get("id"), int)
+    }
+
+
 def vocabulary_problem(base: Path, other: Path) -> str | None:
     """What differs between the tokens of two models' directories, in a sentence; None for nothing.
 
     Tokens are compared where both have a `tokenizer.json`, else only how many there are.
     """
-    configs = [json.loads((directory / "config.json").read_text()) for directory in (base, other)]
-    ours, theirs = (text_section(config).get("vocab_size") for config in configs)
+    ours, theirs = (vocabulary_rows(directory) for directory in (base, other))
     difference = None if ours == theirs else f"it has {theirs} outputs, the base model {ours}"
     if difference is None and has_tokenizer(base) and has_tokenizer(other):
         base_ids, other_ids = PlainTokenizer(base).vocabulary, PlainTokenizer(other).vocabulary

@@ -122,6 +122,8 @@ def outcome_of(part: str, row: RawRow, rules: Rules) -> Outcome:
         if rules.encoder is not None:
             with one_row():
                 columns = said.columns(rules.encoder)
+                for ids in (ids for row in columns for _, ids in _ids_in(row)):
+                    rules.encoder.check_embedded(ids)
             tokens = max((n for n in map(length_of, columns) if n is not None), default=None)
             limit = rules.limits.get(part) if PARTS[part].is_limited else None
             if limit is not None and tokens is not None and tokens > limit:
@@ -159,10 +161,14 @@ def _is_held_out(part: str, said: Formed, share: float) -> bool:
 
 def length_of(columns: Mapping[str, Any]) -> int | None:
     """Tokens of a row: of its prompt and the longest that continues it; None where it has no ids."""
-    ids = {name: len(value) for name, value in columns.items() if name.endswith("_ids")}
+    ids = {name: len(value) for name, value in _ids_in(columns)}
     if not ids:
         return None
     return ids.pop("prompt_ids", 0) + max(ids.values(), default=0)
+
+
+def _ids_in(columns: Mapping[str, Any]) -> list[tuple[str, list[int]]]:
+    return [(name, value) for name, value in columns.items() if name.endswith("_ids")]
 
 
 class SourceAccount(NamedTuple):

@@ -67,6 +67,7 @@ class Encoder:
         template: In force; None where there is none.
         contract: How responses end; None is found from the template, where it takes the probes.
         turns: Assistant turns of a demonstration that have loss.
+        vocabulary: Rows of the model's embedding; None where that is not known.
 
     Raises:
         BadRow: Of every method: the template rejects the row.
@@ -80,6 +81,7 @@ class Encoder:
         *,
         contract: ResponseContract | None = None,
         turns: Literal["all", "last"] = "all",
+        vocabulary: int | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -92,6 +94,7 @@ class Encoder:
         self._special = special_of(tokenizer)
         self._ending = ending_of(self._special)
         self._turns: Literal["all", "last"] = turns
+        self._vocabulary = vocabulary
 
     def demonstrations(self, row: Demonstration) -> list[TrainingRow]:
         """Ids of a demonstration: one row, or several of one conversation (`ChatTemplate.rendered`)."""
@@ -161,6 +164,21 @@ class Encoder:
         """Text of each id, special tokens too; of a part of a character what stands for it."""
         decode = (self._backend or self._tokenizer).decode
         return [decode([token], skip_special_tokens=False) for token in ids]
+
+    def check_embedded(self, ids: list[int]) -> None:
+        """Checks that the model's embedding has a row for each id.
+
+        Raises:
+            BadRow: It has none for a token that the text holds, such as one added to the tokenizer.
+        """
+        if self._vocabulary is None or not ids or max(ids) < self._vocabulary:
+            return
+        raise BadRow(
+            "beyond_embedding",
+            f"has the token {self.texts([max(ids)])[0]!r:.60}, whose id is {max(ids)}; the model's "
+            f"embedding has {self._vocabulary} rows, 0 to {self._vocabulary - 1}. Take it out of the "
+            "text, or name a model whose embedding was enlarged",
+        )
 
     def _prompt_text(self, messages: list[Message], tools: list[Tool] | None) -> str:
         template = self._required_template()

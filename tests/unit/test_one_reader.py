@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from check_cases import without_children
+from check_cases import edit_json, model_copy, without_children
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ledger_cases import held_out_prompts, row, write
@@ -22,11 +22,12 @@ from alignflow.data.file_rows import RawRow, json_object
 from alignflow.data.reading import read_source
 from alignflow.data.rows import PARTS, Rules, outcome_of
 from alignflow.data.turns import normalised
+from alignflow.errors import DataError
 from alignflow.ledger import add, renew_holdout
 from alignflow.ledger.batches import parsed
 from alignflow.ledger.parsing import Line
 from alignflow.pipeline.plan import stage_spec
-from alignflow.recipe import DataSource, Recipe
+from alignflow.recipe import DataSource, ModelSource, Recipe
 from alignflow.stages.events import EventWriter
 from alignflow.stages.spec import RowAccount
 
@@ -131,10 +132,10 @@ def recipe_on(folder: Path, odd: list[bytes], judged: bool = True) -> Recipe:
     )
 
 
-def checked(recipe: Recipe, home: Path) -> dict[str, RowAccount]:
-    """The accounts of `check --full`, without its child."""
+def checked(recipe: Recipe, home: Path, model: Path | None = None) -> dict[str, RowAccount]:
+    """The accounts of `check --full`, without its child. `model` is the base, where it is not ours."""
     with without_children():
-        base = base_model_directory("freight-base")
+        base = model or base_model_directory("freight-base")
         context = json.loads((base / "config.json").read_text())["max_position_embeddings"]
         accounts, findings = row_findings(recipe, base, context, home=home, full=True)
     assert [finding for finding in findings if finding.level == "error"] == []
@@ -155,6 +156,41 @@ def test_check_and_prepare_have_the_same_account_of_any_rows(odd: list[bytes], h
         result.details["rows"]
     )
     assert all(account.balanced and account.trained for account in accounts.values())
+
+
+def test_a_token_beyond_the_embedding_costs_its_row_in_check_and_in_prepare(
+    tmp_path: Path, home: Path
+) -> None:
+    model = model_copy(tmp_path)
+    added = json.loads((model / "tokenizer.json").read_text())["added_tokens"]
+    extra = {**added[0], "id": 1024, "content": "<|extra|>"}
+    edit_json(model / "tokenizer.json", added_tokens=[*added, extra])
+    rows = [
+        {"prompt": "q <|extra|>", "completion": "a", "chosen": "a", "rejected": "b", "label": 1},
+        {"prompt": "r", "completion": "a <|extra|>", "chosen": "a", "rejected": "<|extra|>"},
+    ]
+    recipe = recipe_on(tmp_path, [json.dumps(row).encode() for row in rows], judged=False)
+    recipe = recipe.model_copy(update={"base_model": ModelSource(source=str(model))})
+    accounts = checked(recipe, home, model)
+    for part in ("sft", "preferences"):
+        assert accounts[part].dropped == {"beyond_embedding": 4}
+    events = EventWriter(tmp_path / "events.jsonl", 1)
+    spec = stage_spec(recipe, "prepare", home, {})
+    result = prepare.run(spec, tmp_path / "work", events)
+    events.close()
+    assert {part: account.model_dump() for part, account in accounts.items()} == (
+        result.details["rows"]
+    )
+    alone = recipe.data.model_copy(
+        update={
+            "sft": [DataSource(source=str(write(tmp_path / "alone.jsonl", rows)))],
+            "held_out_share": 0.0,
+        }
+    )
+    spec = stage_spec(recipe.model_copy(update={"data": alone}), "prepare", home, {})
+    wanted = "nothing is left of 2 rows .beyond_embedding 2.*'.*', whose id is 1024; the model's"
+    with pytest.raises(DataError, match=wanted):
+        prepare.run(spec, tmp_path / "again", EventWriter(tmp_path / "events", 1))
 
 
 def test_what_is_held_out_and_excluded_is_known_to_check_too(tmp_path: Path, home: Path) -> None:
