@@ -15,10 +15,10 @@ from alignflow.files import (
     atomic_write_json,
     fsync_directory,
     fsync_file,
+    held,
     regular_files,
     sha256_file,
 )
-from alignflow.stages import locked
 
 DEQUANTIZED = "dequantized.json"
 """In the directory: which file it was made of, and by what."""
@@ -38,11 +38,11 @@ def dequantized_from(directory: Path) -> str | None:
 def gguf_base(file: Path, digest: str, home: Path, field: str = "base_model") -> Path:
     """Directory of the model in a GGUF file of this sha256; made where it is not there yet.
 
-    Its weights are float32, which holds every dequantized value as it is.
+    Its weights are float32, which holds every dequantized value as it is. While another process
+    makes it, this one waits.
 
     Raises:
         RecipeError: The file is none, or holds a model that would not be read right.
-        StageError: Another process is making it.
     """
     place = gguf_base_directory(digest, home)
     if place.is_dir():
@@ -52,11 +52,10 @@ def gguf_base(file: Path, digest: str, home: Path, field: str = "base_model") ->
     if sha256_file(file) != digest:
         raise RecipeError(f"{field}: {file} has changed since the run began. Run again.")
     making = place.with_name(f"making-{digest}")
-    with locked(making):
+    with held(place.with_name(f"{digest}.lock")):
         if not place.is_dir():
-            output = making / "output"
-            shutil.rmtree(output, ignore_errors=True)
-            _write(header, output, field)
+            shutil.rmtree(making, ignore_errors=True)
+            _write(header, making, field)
             record = {
                 "file": file.name,
                 "sha256": digest,
@@ -64,12 +63,11 @@ def gguf_base(file: Path, digest: str, home: Path, field: str = "base_model") ->
                 "transformers": version("transformers"),
                 "gguf": version("gguf"),
             }
-            atomic_write_json(output / DEQUANTIZED, record)
-            for path in regular_files(output):
+            atomic_write_json(making / DEQUANTIZED, record)
+            for path in regular_files(making):
                 fsync_file(path)
-            os.rename(output, place)
+            os.rename(making, place)
             fsync_directory(place.parent)
-    shutil.rmtree(making, ignore_errors=True)
     return place
 
 

@@ -3,7 +3,6 @@ from .artifacts import MANIFEST_FILE as MANIFEST_FILE
 from .artifacts import Artifact as Artifact
 from .artifacts import artifact_directory as artifact_directory
 from .artifacts import find as find
-from .artifacts import locked as locked
 from .artifacts import publish as publish
 from .artifacts import read_manifest as read_manifest
 from .artifacts import recertify as recertify

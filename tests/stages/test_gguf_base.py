@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from alignflow.pipeline import generate, merge
 from alignflow.recipe import Recipe
 from alignflow.stages import Artifact, StageSpec
 
+gguf_base_file = import_module("alignflow.data.gguf_base")
 ASKED = [{"role": "user", "content": "what colour is thing 12?"}]
 TEXTS = [
     "what colour is thing 12?",
@@ -57,6 +62,32 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def prepared(tiny: Written, home: Path, tiny_rows: dict[str, Path]) -> Artifact:
     return run_and_publish(gguf_spec(home, tiny.path, tiny_rows))
+
+
+def test_two_first_runs_on_one_file_make_its_base_once_and_wait_for_each_other(
+    tiny: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, begun, go_on = [], threading.Event(), threading.Event()
+
+    def write(*given: Any) -> None:
+        written.append(given)
+        begun.set()
+        assert go_on.wait(60)
+        original(*given)
+
+    original = gguf_base_file._write
+    monkeypatch.setattr(gguf_base_file, "_write", write)
+    digest = sha256_file(tiny.path)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(gguf_base, tiny.path, digest, tmp_path)
+        assert begun.wait(60)
+        second = pool.submit(gguf_base, tiny.path, digest, tmp_path)
+        time.sleep(0.3)
+        assert not second.done(), "it waits"
+        go_on.set()
+        assert first.result(60) == second.result(60) == tmp_path / "bases" / digest
+    assert len(written) == 1
+    assert [path.name for path in (tmp_path / "bases").iterdir()] == [digest]
 
 
 def written_model(tiny: Written) -> Any:

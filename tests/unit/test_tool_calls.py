@@ -48,6 +48,11 @@ def metric() -> Any:
         ("It is sunny.", "[]", True),
         (json.dumps(CALL), "[]", False),
         ("[]", "[]", True),
+        ('{"name": "weather"}', '[{"name": "weather", "arguments": ""}]', True),
+        ('{"name": "weather", "arguments": "soon"}', WANTED, False),
+        ('{"name": "weather", "arguments": [3]}', '{"name": "weather", "arguments": [3]}', False),
+        ("{" * 5000, WANTED, False),
+        ('["weather"]', '["weather"]', False),
     ],
 )
 def test_names_and_arguments_are_compared_as_json(

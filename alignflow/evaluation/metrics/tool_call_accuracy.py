@@ -4,22 +4,23 @@ import json
 import re
 from collections import Counter
 
+from alignflow.data import BadRow, calls_of
 from alignflow.evaluation import module
 from alignflow.evaluation.about import MetricAbout
 
 ABOUT = MetricAbout(name="tool_call_accuracy", is_rate=True)
 TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 """As Hermes, Qwen and many others write a call."""
-UNREADABLE = ("unreadable",)
+UNREADABLE, UNREADABLE_TARGET = ("unreadable",), ("unreadable target",)
 
 
 class ToolCallAccuracy(module.TextMetric):
     """1 for a response that makes the calls of its target and no other, else 0.
 
     A target is a JSON list of calls, `[{"name": ..., "arguments": {...}}]`; an empty list, or text
-    that is no JSON, wants a response without any. A response's calls stand between `<tool_call>` tags, or are the whole
-    response. Arguments are compared as JSON: the order of names and calls does not count. Text beside
-    tagged calls does not count either.
+    that is no JSON, wants a response without any. A response's calls stand between `<tool_call>`
+    tags, or are the whole response. Arguments are compared as JSON: the order of names and calls does
+    not count. Text beside tagged calls does not count either.
     """
 
     def _compute(self, predictions, references):
@@ -29,15 +30,15 @@ class ToolCallAccuracy(module.TextMetric):
 
 def wanted(reference):
     """The calls of a target, as they are compared."""
-    return Counter(_calls(json.loads(reference)) if _begins_json(reference) else ())
+    if not _begins_json(reference):
+        return Counter()
+    return Counter(_calls(json.loads(reference), UNREADABLE_TARGET))
 
 
 def calls_in(text):
     """The calls of a response, as they are compared."""
-    tagged = TAGGED.findall(text)
-    if tagged:
-        return Counter(call for body in tagged for call in _parsed(body))
-    return Counter(_parsed(text) if _begins_json(text) else ())
+    bodies = TAGGED.findall(text) or ([text] if _begins_json(text) else [])
+    return Counter(call for body in bodies for call in _parsed(body))
 
 
 def _begins_json(text):
@@ -46,23 +47,16 @@ def _begins_json(text):
 
 def _parsed(text):
     try:
-        return _calls(json.loads(text))
+        return _calls(json.loads(text), UNREADABLE)
     except (ValueError, RecursionError):
         return [UNREADABLE]
 
 
-def _calls(value):
-    return [_call(entry) for entry in (value if isinstance(value, list) else [value])]
-
-
-def _call(entry):
-    entry = entry.get("function", entry) if isinstance(entry, dict) else entry
-    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-        return UNREADABLE
-    arguments = entry.get("arguments", entry.get("parameters", {}))
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except ValueError:
-            return UNREADABLE
-    return (entry["name"], json.dumps(arguments, sort_keys=True))
+def _calls(value, otherwise):
+    """Calls as training rows have them; `otherwise` where there is one that is none."""
+    try:
+        called = calls_of(value, "calls") if value != [] else []
+    except BadRow:
+        return [otherwise]
+    functions = [call["function"] for call in called]
+    return [(made["name"], json.dumps(made["arguments"], sort_keys=True)) for made in functions]
