@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from alignflow.checking.architecture import USUAL_LAYERS, Shape, guessed_width
+from alignflow.checking.architecture import (
+    USUAL_LAYERS,
+    Shape,
+    adapted_modules,
+    guessed_width,
+)
 from alignflow.checking.findings import Finding, error, warning
 from alignflow.checking.merging import merged_bytes
 from alignflow.checking.ppo_rules import model_count, trained_count
@@ -32,12 +38,21 @@ MOMENT_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}
 """AdamW's two moments of one parameter. Paged ones need the GPU's memory only while they fit."""
 ROUNDING_BYTES = 16
 """Float32 copies of a weight and its gradient, and random bits; of one weight at a time."""
-LIBRARIES_BYTES = int(1.2 * GIB)
+LIBRARIES_BYTES = int(0.8 * GIB)
 """A process with torch, Transformers, PEFT and TRL; measured on CPU."""
-ACTIVATIONS_PER_LAYER = 34
-"""Bytes per token and hidden unit of one layer at two bytes a value (Korthikanti et al. 2022)."""
-HEAD_TOKENS = 1024
-"""TRL's fused head computes logits in tiles; about so many tokens' logits are held at once."""
+BESIDE_LINEAR = 20
+"""Values per token and hidden unit that norms, rotary positions, attention and residuals of a layer
+keep, and gradients on their way; measured on toy models on CPU."""
+USUAL_LINEAR = 20
+"""Inputs and outputs of a layer's linear layers, per token and hidden unit, where none is known."""
+EXPERTS_OF_A_TOKEN = 8
+HEAD_TOKENS, HEAD_LOGITS = 4096, 32768
+"""TRL's fused head computes logits in tiles of so many tokens and entries of the vocabulary."""
+LOGIT_COPIES = 8.5
+"""Float32 tiles held at once where the gradient of one is made of torch operations, as on CPU: logits,
+scaled, log-probabilities, probabilities, what is the target, differences, products, gradient."""
+PPO_HEAD_BYTES = 8 * 2**24
+"""Of the tiles that `token_logps` holds."""
 USUAL_VOCABULARY = 150_000
 CHECKPOINTS = 2
 
@@ -50,8 +65,10 @@ class StageNeed(Record):
     trained_bytes: int
     one_row_bytes: int
     """Activations of one row of max_length; of both responses, for a pair."""
+    one_row_head_bytes: int
+    """Logits, as far as they are held at once, of one row."""
     head_bytes: int
-    """Logits, as far as they are held at once."""
+    """Likewise of the rows of the first attempt."""
     first_rows: int
     """Rows per forward pass of the first attempt; out of memory, later ones take fewer."""
     first_bytes: int
@@ -59,8 +76,8 @@ class StageNeed(Record):
     @property
     def least_bytes(self) -> int:
         """With a micro-batch of one."""
-        fixed = self.weights_bytes + self.trained_bytes + self.head_bytes + LIBRARIES_BYTES
-        return fixed + self.one_row_bytes
+        fixed = self.weights_bytes + self.trained_bytes + LIBRARIES_BYTES
+        return fixed + self.one_row_bytes + self.one_row_head_bytes
 
 
 class Needs(Record):
@@ -136,16 +153,21 @@ def _stage_need(
     beside = [other for field, other in named.items() if field.startswith(f"{name}.")]
     weights += sum(_frozen_bytes(recipe, other, value) for other in beside)
     responses = 2 if TRAINING_STAGES[name].trains_on_pairs else 1
-    row = _row_bytes(recipe, section.max_length, shape, value) * responses
-    head = 0 if name == "reward" else HEAD_TOKENS * (shape.vocabulary or USUAL_VOCABULARY) * 4
+    tokens = section.max_length * responses
+    row = _row_bytes(recipe, tokens, shape, value)
     batch = section.batch_size // (ppo.num_mini_batches if ppo else 1)
     allowed = first_micro_batch(recipe.compute, batch)
     rows = largest_divisor(batch, allowed, TRAINING_STAGES[name].least_micro_batch)
+    of_one, head = (
+        0 if name == "reward" else PPO_HEAD_BYTES if ppo else _head_bytes(read, shape, value)
+        for read in (tokens, tokens * rows)
+    )
     return StageNeed(
         stage=name,
         weights_bytes=weights,
         trained_bytes=trained,
         one_row_bytes=row,
+        one_row_head_bytes=of_one,
         head_bytes=head,
         first_rows=rows,
         first_bytes=weights + trained + head + row * rows + LIBRARIES_BYTES,
@@ -173,14 +195,44 @@ def moved_bytes(recipe: Recipe, section: TrainingSection) -> int:
 
 
 def _row_bytes(recipe: Recipe, tokens: int, shape: Shape, value: int) -> int:
-    """Activations of one row."""
+    """Activations of the tokens of one row, kept for the backward pass.
+
+    Inputs and outputs of linear layers, what a layer keeps beside them, and what adapters in float32
+    keep of inputs in another type. With checkpointing one layer's, and the hidden states between.
+    """
     hidden = shape.hidden or guessed_width(shape.parameters)
     layers = shape.layers or USUAL_LAYERS
+    kept = layers * BESIDE_LINEAR * hidden * value
+    if shape.modules:
+        kept += sum(sum(size) for size in _each_token(shape, shape.modules)) * value
+    else:
+        kept += layers * USUAL_LINEAR * hidden * value
+    if recipe.tuning.mode != "full" and value < kept_bytes(recipe):
+        adapted = _each_token(shape, adapted_modules(shape, recipe.tuning))
+        kept += sum(inputs for _, inputs in adapted) * kept_bytes(recipe)
     asked = recipe.compute.gradient_checkpointing
-    checkpointing = has_gpu() if asked == "auto" else asked
-    layer = ACTIVATIONS_PER_LAYER * hidden * value // 2
-    inside = layers * hidden * value + layer if checkpointing else layers * layer
-    return tokens * inside
+    if has_gpu() if asked == "auto" else asked:
+        kept = kept // layers + layers * hidden * value
+    return tokens * kept
+
+
+def _each_token(shape: Shape, names: Iterable[str]) -> list[tuple[int, int]]:
+    """(outputs, inputs) of the linear layers that a token goes through: of few experts."""
+    experts = {name: re.search(r"\bexperts\.(\d+)\.", name) for name in names}
+    return [
+        shape.modules[name]
+        for name, expert in experts.items()
+        if expert is None or int(expert[1]) < EXPERTS_OF_A_TOKEN
+    ]
+
+
+def _head_bytes(tokens: int, shape: Shape, value: int) -> int:
+    """Logits of a tile: on a GPU one kernel makes the gradient of them in place."""
+    rows = min(tokens, HEAD_TOKENS)
+    if has_gpu():
+        return rows * HEAD_LOGITS * value
+    logits = rows * min(shape.vocabulary or USUAL_VOCABULARY, HEAD_LOGITS)
+    return int(logits * FLOAT32_BYTES * LOGIT_COPIES)
 
 
 def _disk_bytes(recipe: Recipe, shape: Shape, trainable: int) -> int:

@@ -320,7 +320,9 @@ def test_ppo_counts_the_weights_kept_while_it_generates_its_roles_and_its_best_p
 def test_the_first_attempt_on_a_cpu_takes_16_rows_of_a_larger_batch() -> None:
     need = needs(sft__batch_size=64).stages[0]
     assert need.first_rows == 16
-    assert need.first_bytes - need.least_bytes == 15 * need.one_row_bytes
+    head = need.head_bytes - need.one_row_head_bytes
+    assert need.first_bytes - need.least_bytes == 15 * need.one_row_bytes + head
+    assert need.head_bytes == 16 * need.one_row_head_bytes, "a tile holds the rows of the attempt"
 
 
 @pytest.mark.parametrize(
