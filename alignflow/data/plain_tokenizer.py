@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,14 +66,12 @@ def added_tokens(directory: Path) -> dict[int, str]:
     """Tokens added to a tokenizer, by id; the vocabulary, which takes long to read, is left out."""
     text = (directory / "tokenizer.json").read_text(encoding="utf-8", errors="replace")
     found = _ADDED.search(text)
-    try:
+    entries: list[Any] = []
+    with suppress(ValueError):  # no JSON, which is said where the tokenizer is loaded
         entries = json.JSONDecoder().raw_decode(text, found.end())[0] if found else []
-    except ValueError:
-        return {}  # the tokenizer is no JSON, which is said where it is loaded
+    told: list[dict[str, Any]] = [entry for entry in entries if isinstance(entry, dict)]
     return {
-        entry["id"]: str(entry.get("content"))
-        for entry in entries
-        if isinstance(entry, dict) and isinstance(entry.get("id"), int)
+        entry["id"]: str(entry.get("content")) for entry in told if isinstance(entry.get("id"), int)
     }
 
 
