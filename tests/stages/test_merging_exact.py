@@ -81,6 +81,12 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         "qwen3_moe",
         {},
         {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.down_proj"]},
+        {
+            "target_modules": ["q_proj"],
+            "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+            "rank_pattern": {r".*\.gate_up_proj": 8},
+            "alpha_pattern": {r".*\.gate_up_proj": 32},
+        },
     ),
     "experts fused on disk too, as (in, out)": (
         "gpt_oss",

@@ -120,4 +120,5 @@ def _ranked(adapter: Adapter, factors: Factors, module: str, leaf: str, experts:
             f"{adapter.path}: {factors.a.name} has {factors.a.shape[0]} rows for {experts} experts "
             f"of {module}.{leaf}; a whole rank per expert, without DoRA or bias, can be merged."
         )
-    return replace(factors, module=module, scaling=scaling_of(adapter.config, module, rank))
+    scaling = scaling_of(adapter.config, f"{module}.{leaf}", rank)
+    return replace(factors, module=module, scaling=scaling)
