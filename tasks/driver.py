@@ -18,7 +18,7 @@ from prefect.states import Completed
 from alignflow.errors import RecipeError
 from alignflow.lineage import RetrainRun, Waiting
 from alignflow.machine import fault_of, first_line
-from alignflow.pipeline import Driver
+from alignflow.pipeline import NOTHING_TO_DO, Driver, decision
 from alignflow.services import absolute_home
 from alignflow.settings import Settings, resolve_home, without_password
 from tasks.approval import awaited_elsewhere, forget_approval, with_approval
@@ -75,11 +75,12 @@ def demand_home(home: Path | None) -> Path:
 
 
 def ended(run: RetrainRun) -> State[dict[str, Any]]:
-    """A Completed state that says what came out."""
-    return Completed(message=run.notes.outcome, data=run.report)
+    """A Completed state, named for the verdict, that says what came out."""
+    name = decision(run.notes.model_dump())
+    return Completed(name=name, message=run.notes.outcome, data=run.report)
 
 
 def nothing_to_do(waiting: Waiting) -> State[dict[str, Any]]:
     """A Completed state that says why nothing was trained."""
     get_run_logger().info("%s", waiting.text)
-    return Completed(message=waiting.text, data=waiting.model_dump())
+    return Completed(name=NOTHING_TO_DO, message=waiting.text, data=waiting.model_dump())

@@ -16,7 +16,15 @@ from alignflow.checking import preflight
 from alignflow.commands.options import Home, Json, Overrides
 from alignflow.commands.streams import patient
 from alignflow.machine import blaming_full_disk, demand_room
-from alignflow.pipeline import load_report, plain_console, print_report, report_file, run_named
+from alignflow.pipeline import (
+    load_report,
+    plain_console,
+    print_report,
+    print_runs,
+    recent_runs,
+    report_file,
+    run_named,
+)
 from alignflow.recipe import Recipe, load_recipe
 from alignflow.services import start_temporary_server
 from alignflow.settings import resolve_home
@@ -99,17 +107,28 @@ def show(
     run_id: Annotated[
         str, typer.Argument(metavar="RUN", help="A run's id, its directory, or `last`.")
     ] = "last",
+    every: Annotated[
+        bool, typer.Option("--all", help="A line for every run, newest first.")
+    ] = False,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Prints the report of a run again.
+    """Prints the report of a run again, or says how every run ended.
 
     \b
     Examples:
       alignflow show
+      alignflow show --all
       alignflow show quickstart-20261125-175900-1a2b --json
     """  # noqa: D301 (click's mark)
     place = resolve_home(home)
+    if every:
+        reports = [load_report(place, name) for name in recent_runs(place)]
+        if as_json:
+            typer.echo(json.dumps(reports))
+        else:
+            print_runs(reports, plain_console())
+        return
     report = load_report(place, run_named(run_id, place))
     if as_json:
         typer.echo(json.dumps(report))

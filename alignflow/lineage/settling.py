@@ -10,6 +10,7 @@ from alignflow.ledger import PromotionRace, Release, champion, promote, release,
 from alignflow.lineage.gating import Gated
 from alignflow.lineage.registry import (
     Reconciled,
+    Registry,
     drop_candidate,
     reconcile,
     register_candidate,
@@ -131,7 +132,10 @@ def _project(run: RetrainRun) -> None:
 
     An inconclusive candidate stays named, for the person who has to look at it.
     """
-    model, version = run.work.model, run.notes.candidate_version
+    model, version, notes = run.work.model, run.notes.candidate_version, run.notes
+    if version is not None:
+        said = {"verdict": notes.verdict, "reason": notes.outcome, "generation": notes.generation}
+        Registry(run.home, model).tag(version, **said)
     if version is not None and run.notes.verdict != "inconclusive":
         drop_candidate(run.home, model, version)
     _tell(reconcile(run.home, model), run.driver)

@@ -1,4 +1,6 @@
 from . import retries as retries
+from .decision import NOTHING_TO_DO as NOTHING_TO_DO
+from .decision import decision as decision
 from .driver import IN_PROCESS as IN_PROCESS
 from .driver import Driver as Driver
 from .existing_model import Evaluation as Evaluation
@@ -18,6 +20,8 @@ from .report import Report as Report
 from .report import as_text as as_text
 from .report import load_report as load_report
 from .report import print_report as print_report
+from .report import print_runs as print_runs
+from .report import recent_runs as recent_runs
 from .report import report_file as report_file
 from .run import PipelineRun as PipelineRun
 from .run import new_run_id as new_run_id

@@ -20,6 +20,7 @@ from rich.text import Text
 from alignflow.errors import RecipeError
 from alignflow.evaluation import is_rate
 from alignflow.files import atomic_write_json, atomic_write_text, digest_json, point_to
+from alignflow.pipeline.decision import decision, next_steps, sentence
 from alignflow.pipeline.report_page import loss_curves, render_cell, render_page
 from alignflow.recipe import METHODS, Recipe
 from alignflow.settings import resolve_home
@@ -278,9 +279,29 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
             Text(key_figure(stage, report)),
         )
     console.print(table, soft_wrap=False)
-    console.print(Text(f"\n{report['status']} in {report['seconds']:.1f} s"))
-    for label, value in _places(report):
+    retrain = report.get("retrain")
+    said = f"{sentence(retrain)}\n" if retrain and decision(retrain) else ""
+    console.print(Text(f"\n{said}{report['status']} in {report['seconds']:.1f} s"), soft_wrap=True)
+    for label, value in (*_places(report), *next_steps(report)):
         console.print(Text(f"{label:<14}{value}"), soft_wrap=True)
+
+
+def print_runs(reports: Iterable[Mapping[str, Any]], console: Console) -> None:
+    """A line per run: its verdict or status, and the leading figure of what it made."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("run", "ended", "accuracy"):
+        table.add_column(column)
+    table.add_column("seconds", justify="right")
+    for report in reports:
+        evaluation = report["evaluation"]
+        made = next((evaluation[m] for m in ("merged", "aligned", "sft") if m in evaluation), {})
+        table.add_row(
+            Text(report["run_id"]),
+            decision(report.get("retrain")) or report["status"],
+            as_text("accuracy", made.get("accuracy")),
+            f"{report['seconds']:.0f}",
+        )
+    console.print(table, soft_wrap=False)
 
 
 def _places(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_runs import executions, states, wait_until
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.sorting import FlowRunSort
 from retrain_cases import (
     MODEL,
     QUICK_GATE,
@@ -20,6 +23,7 @@ from retrain_cases import (
     where,
 )
 
+from alignflow.commands.cli import exit_code_of
 from alignflow.errors import DataError
 from alignflow.gate import contest
 from alignflow.ledger import champion, lineage, pending_events, promote
@@ -40,7 +44,9 @@ def better(orders: Path, quality: float) -> None:
     (orders / "quality").write_text(str(quality))
 
 
-def test_a_lineage_from_its_founding_to_its_second_generation(home: Path, orders: Path) -> None:
+def test_a_lineage_from_its_founding_to_its_second_generation(
+    home: Path, orders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = retrain_recipe()
     drop(home, 0, 10)
     waiting: Any = retrain(recipe, home)
@@ -75,16 +81,49 @@ def test_a_lineage_from_its_founding_to_its_second_generation(home: Path, orders
     ]
     assert head(home) == 2 and where(home) == (0, 0, 65)
     assert "nothing" not in second["retrain"]["outcome"]
+    shown = told(home, second, capsys)
+    assert "Promoted: " in shown and f"{MODEL} is generation 2 now." in shown
+    assert f"alignflow rollback {MODEL} --reason" in shown and state_names()[0] == "Promoted"
+    assert Registry(home, MODEL).tags(second["retrain"]["candidate_version"])["generation"] == "2"
 
 
-def test_what_is_not_better_gives_its_rows_back_and_does_not_loop(home: Path, orders: Path) -> None:
+def told(home: Path, run: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
+    """What `show` says of a run, its page saying the same."""
+    capsys.readouterr()
+    assert exit_code_of(["show", run["run_id"], "--home", str(home)]) == 0
+    shown = capsys.readouterr().out
+    page = (home / "runs" / run["run_id"] / "report.html").read_text()
+    verdict = next(
+        line for line in shown.splitlines() if f"{MODEL} " in line and "generation" in line
+    )
+    assert f"<strong>{verdict}</strong>" in html.unescape(page)
+    return shown
+
+
+def state_names() -> list[str]:
+    """Of the retrains, newest first."""
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC)
+    return [str(run.state_name) for run in runs]
+
+
+def test_what_is_not_better_gives_its_rows_back_and_does_not_loop(
+    home: Path, orders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     drop(home, 0, 40)
     better(orders, 0.5)  # no better than the SFT model
     equal: Any = retrain(retrain_recipe(), home)
     assert equal["retrain"]["verdict"] == "reject" and "candidate" not in aliases(home)
     assert (where(home), head(home)) == ((40, 0, 0), 0)
+    shown = told(home, equal, capsys)
+    assert "Rejected: " in shown and f"{MODEL} stays generation 0." in shown
+    assert f"alignflow promote {equal['run_id']} --reason" in shown
+    assert state_names()[0] == "Rejected"
+    tags = Registry(home, MODEL).tags(equal["retrain"]["candidate_version"])
+    assert tags["verdict"] == "reject" and tags["reason"] == equal["retrain"]["outcome"]
     again: Any = retrain(retrain_recipe(), home)
     assert "0 new pairs" in again["text"]
+    assert state_names()[0] == "Nothing to do"
 
     drop(home, 40, 60)
     better(orders, 0.8)
@@ -93,6 +132,10 @@ def test_what_is_not_better_gives_its_rows_back_and_does_not_loop(home: Path, or
     assert unsure["retrain"]["verdict"] == "inconclusive"
     assert unsure["retrain"]["rows"] == 60 and where(home) == (60, 0, 0)
     assert aliases(home)["candidate"] == unsure["retrain"]["candidate_version"]
+    assert "Inconclusive: " in told(home, unsure, capsys) and state_names()[0] == "Inconclusive"
+    assert exit_code_of(["show", "--all", "--home", str(home)]) == 0
+    runs = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert runs == [[unsure["run_id"], "Inconclusive"], [equal["run_id"], "Rejected"]]
 
     by_hand = promote_by_hand(home, unsure["run_id"], None, "a person looked at it")
     assert by_hand.generation.generation == 1 and by_hand.alias.version is not None

@@ -142,8 +142,8 @@ def test_a_file_in_the_inbox_ends_in_a_question_a_yes_in_a_champion_and_ctrl_c_l
         wait_until(lambda: processes_with(run["id"]) == [], 60, every=0.5)
         answer = {"promote": True, "name": "Ada", "reason": "read twenty answers"}
         post(f"{api}/flow_runs/{run['id']}/resume", {"run_input": answer})
-        wait_until(lambda: bool(retrains(api, "Completed")), 240, every=0.5)
-        assert [done["id"] for done in retrains(api, "Completed")] == [run["id"]]
+        wait_until(lambda: bool(retrains(api, "Promoted")), 240, every=0.5)
+        assert [done["id"] for done in retrains(api, "Promoted")] == [run["id"]]
         assert head(home) == 1 and where(home) == (0, 0, 30)
         current = champion(home, MODEL)
         assert current is not None and served(home) == current.digest
