@@ -1,15 +1,13 @@
 """Share of responses whose tool calls are those wanted: names and arguments, in any order."""
 
 import json
-import re
 from collections import Counter
 
+from alignflow.data import call_texts
 from alignflow.evaluation import module
 from alignflow.evaluation.about import MetricAbout
 
-ABOUT = MetricAbout(name="tool_call_accuracy", is_rate=True)
-TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
-"""As Hermes, Qwen and many others write a call."""
+ABOUT = MetricAbout(name="tool_call_accuracy", is_rate=True, reads_calls=True)
 UNREADABLE = ("unreadable",)
 
 
@@ -34,10 +32,7 @@ def wanted(reference):
 
 def calls_in(text):
     """The calls of a response, as they are compared."""
-    tagged = TAGGED.findall(text)
-    if tagged:
-        return Counter(call for body in tagged for call in _parsed(body))
-    return Counter(_parsed(text) if _begins_json(text) else ())
+    return Counter(call for body in call_texts(text) for call in _parsed(body))
 
 
 def _begins_json(text):
