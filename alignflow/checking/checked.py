@@ -31,6 +31,7 @@ from alignflow.data import (
     vocabulary_problem,
 )
 from alignflow.errors import AlignflowError
+from alignflow.evaluation import declared
 from alignflow.files import digest_directory
 from alignflow.recipe import Recipe, is_gguf, is_hub_id, load_recipe
 from alignflow.settings import resolve_home
@@ -235,4 +236,8 @@ def _template_seen(recipe: Recipe, around: Surroundings) -> tuple[Example | None
         return None, []
     read = [*recipe.data.preferences, *recipe.data.evaluation]
     needed = any(not is_elsewhere(source.source) for source in read)
-    return template_findings(around.directory, recipe.base_model, needed=needed)
+    named = {use.name for use in recipe.evaluation.uses}
+    readers = [name for name in declared() if name in named and declared()[name].reads_calls]
+    return template_findings(
+        around.directory, recipe.base_model, needed=needed, call_readers=readers
+    )

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from alignflow.checking.findings import Finding, error, note, raised, warning
 from alignflow.checking.sandbox import GIB, run_limited
 from alignflow.data import (
+    Call,
     ChatTemplate,
     Message,
     PlainTokenizer,
     ResponseContract,
     TemplateRejects,
     added_tokens,
+    are_legible,
     contract_of_tokenizer,
     has_tokenizer,
     special_of,
@@ -31,6 +33,28 @@ FIELD = "base_model.chat_template"
 USER: Message = {"role": "user", "content": "Alpha?"}
 ANSWER: Message = {"role": "assistant", "content": "Beta."}
 SYSTEM: Message = {"role": "system", "content": "Gamma."}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "delta",
+        "description": "Zeta.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "epsilon": {"type": "string", "description": "Eta."},
+                "theta": {"type": "integer", "description": "Iota."},
+            },
+        },
+    },
+}
+CALLS: list[Call] = [
+    {
+        "id": f"abcdef12{number}",
+        "type": "function",
+        "function": {"name": "delta", "arguments": {"epsilon": "Kappa", "theta": number}},
+    }
+    for number in (3, 4)
+]
 SWITCHES = ("enable_thinking", "thinking")
 """Arguments that switch off reasoning in templates whose generation prompt opens it."""
 
@@ -54,14 +78,17 @@ class Probed(Record):
     """Kind of conversation to why."""
     warnings: list[str] = []  # noqa: RUF012
     example: Example | None = None
+    illegible: str | None = None
+    """Calls as the template writes them, where that is not as metrics read them."""
 
 
 def template_findings(
-    directory: Path, model: ModelSource, *, needed: bool
+    directory: Path, model: ModelSource, *, needed: bool, call_readers: Sequence[str] = ()
 ) -> tuple[Example | None, list[Finding]]:
     """An example of the template in force, and what is wrong with it.
 
-    It is `needed` where rows are conversations.
+    It is `needed` where rows are conversations; `call_readers` are the recipe's metrics that read
+    tool calls.
     """
     payload = {"directory": str(directory), "model": model.model_dump(mode="json")}
     try:
@@ -75,7 +102,20 @@ def template_findings(
     except AlignflowError as problem:
         return None, [raised(problem).model_copy(update={"field": FIELD})]
     probed = Probed.model_validate(answer)
-    return probed.example, list(_judged(probed, needed))
+    findings = list(_judged(probed, needed))
+    if probed.illegible is not None and call_readers:
+        findings.append(_illegible(probed.illegible, call_readers))
+    return probed.example, findings
+
+
+def _illegible(seen: str, metrics: Sequence[str]) -> Finding:
+    return error(
+        "evaluation.metrics",
+        f"{' and '.join(metrics)} reads calls that are JSON, between <tool_call> tags or the whole "
+        f"answer; the chat template writes {seen!r:.200}, so that right calls would score 0. Leave "
+        f"the metric out, or name a template in {FIELD} that writes calls as JSON.",
+        DataError,
+    )
 
 
 def _judged(probed: Probed, needed: bool) -> Iterator[Finding]:
@@ -137,8 +177,34 @@ def probe(payload: dict[str, Any]) -> dict[str, Any]:
         return Probed(rejected=told).model_dump()
     problems = list(_oddities(template, directory))
     return Probed(
-        rejected=rejected, warnings=problems, example=_example(template, directory)
+        rejected=rejected,
+        warnings=problems,
+        example=_example(template, directory),
+        illegible=_illegible_calls(template, directory),
     ).model_dump(mode="json")
+
+
+def _illegible_calls(template: ChatTemplate, directory: Path) -> str | None:
+    """The answer that makes one call, or two, as decoded, if no metric reads it; else None.
+
+    A template that takes no such conversation writes none: its rows are dropped by name.
+    """
+    tokenizer = PlainTokenizer(directory) if has_tokenizer(directory) else None
+    special = special_of(tokenizer) if tokenizer else ()
+    contract = contract_of_tokenizer(template, tokenizer) if tokenizer else ResponseContract()
+    for calls in (CALLS[:1], CALLS):
+        turn: Message = {"role": "assistant", "content": "", "tool_calls": calls}
+        try:
+            told = template.rendered([USER, turn], tools=[TOOL], turns="last", special=special)
+        except TemplateRejects:
+            continue
+        ((text, _, ((start, end),)),) = told
+        answer = contract.parted(text[start:end])[1]
+        for token in special:
+            answer = answer.replace(token, "")
+        if not are_legible(calls, answer):
+            return answer
+    return None
 
 
 def _rejected(template: ChatTemplate) -> dict[str, str]:

@@ -7,12 +7,15 @@ A definition is `{"type": "function", "function": {"name", "description", "param
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from alignflow.data.rejected import BadRow, kind
 
 Call = dict[str, Any]
 Tool = dict[str, Any]
+_TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+"""As Hermes, Qwen and many others write a call."""
 
 
 def from_json(value: Any) -> Any:
@@ -100,3 +103,19 @@ def written_calls(calls: list[Call]) -> str:
     """Calls as a target has them: `{"name", "arguments"}`, or a list of several."""
     told = [call["function"] for call in calls]
     return json.dumps(told[0] if len(told) == 1 else told, ensure_ascii=False)
+
+
+def call_texts(answer: str) -> list[str]:
+    """Where an answer has calls, if they are JSON: between tags, or the whole of it."""
+    return _TAGGED.findall(answer) or [answer] * answer.strip().startswith(("{", "["))
+
+
+def are_legible(calls: list[Call], answer: str) -> bool:
+    """Whether an answer that makes these calls is read as making them."""
+    try:
+        found = [
+            call for text in call_texts(answer) for call in calls_of(json.loads(text), "calls")
+        ]
+    except (ValueError, BadRow):
+        return False
+    return [call["function"] for call in found] == [call["function"] for call in calls]

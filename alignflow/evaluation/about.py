@@ -46,6 +46,8 @@ class MetricAbout(Figure):
     """Whether it takes responses and targets, so that a recipe may name it. Others take numbers."""
     judges_form: bool = False
     """Whether it looks at the form of a response alone, which small adapters learn."""
+    reads_calls: bool = False
+    """Whether it reads tool calls in responses, so that the chat template must write them legibly."""
     leading_name: str = LEADING_NAME
     also: tuple[Figure, ...] = ()
     """Further figures, or names under which its own stands in reports."""

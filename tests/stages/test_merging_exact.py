@@ -81,6 +81,10 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         "qwen3_moe",
         {},
         {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.down_proj"]},
+    ),
+    "an alpha of one of the fused": (
+        "qwen3_moe",
+        {},
         {
             "target_modules": ["q_proj"],
             "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],

@@ -10,12 +10,13 @@ from typing import Any
 import chat_templates
 import pytest
 
-from alignflow.checking.template import template_findings
+from alignflow.checking.template import probe, template_findings
 from alignflow.data.base import save_spoken, spoken
 from alignflow.data.contract import ResponseContract, contract_of
 from alignflow.data.demonstrations import Demonstration
 from alignflow.data.template import ChatTemplate, TemplateRejects, in_force
 from alignflow.data.tokens import Encoder, contract_of_tokenizer, special_of
+from alignflow.evaluation.metrics.tool_call_accuracy import calls_in, wanted
 from alignflow.models.generate import answers
 from alignflow.recipe import ModelSource
 
@@ -302,6 +303,44 @@ def test_a_template_that_opens_reasoning_is_refused_with_the_argument_that_helps
     example, findings = template_findings(directory, told, needed=True)
     assert not [finding for finding in findings if finding.level == "error"]
     assert example is not None and example.response.startswith("Beta.")
+
+
+@pytest.mark.parametrize("name", SPOKEN)
+def test_right_calls_score_1_or_the_metric_is_refused_with_what_the_template_writes(
+    tmp_path: Path, name: str
+) -> None:
+    case = Case(name)
+    told = ModelSource(source="x", template_arguments=chat_templates.ARGUMENTS.get(name, {}))
+    payload = {"directory": str(written(tmp_path, name)), "model": told.model_dump(mode="json")}
+    illegible = probe(payload)["illegible"]
+    if not (case.template.writes_tools and case.template.calling):
+        assert illegible is None
+        return
+    arguments = {"truck": "T-7", "days": 3, "from": {"city": "Lyon"}}
+    right = {"name": "locate", "arguments": arguments}
+    wrong = {"name": "locate", "arguments": arguments | {"days": 4}}
+    case.tokenizer.init_kwargs["alignflow_response"] = case.contract.model_dump(mode="json")
+
+    def score(call: dict[str, Any]) -> bool:
+        made = {"id": "abcdef123", "type": "function", "function": call}
+        turn = {"role": "assistant", "content": "", "tool_calls": [made]}
+        (row,) = case.encoder.demonstrations(Demonstration((*ASKED, turn), tools=[TOOL]))
+        response = row.input_ids[row.completion_mask.index(1) :]
+        (answer,) = answers(case.tokenizer, [response])
+        return calls_in(answer) == wanted(json.dumps([right]))
+
+    assert score(right) == (illegible is None)
+    assert not score(wrong)
+    assert illegible is None or "delta" in illegible
+
+
+def test_only_a_recipe_whose_metric_reads_calls_is_refused(tmp_path: Path) -> None:
+    directory, told = written(tmp_path, "glm4moe"), ModelSource(source="x")
+    _, without = template_findings(directory, told, needed=True)
+    readers = ["tool_call_accuracy"]
+    _, findings = template_findings(directory, told, needed=True, call_readers=readers)
+    (refusal,) = [finding.text for finding in findings if finding not in without]
+    assert "tool_call_accuracy reads calls" in refusal and "<arg_key>" in refusal
 
 
 @pytest.mark.parametrize("name", sorted(chat_templates.REFUSED))

@@ -1,16 +1,13 @@
 """Share of responses whose tool calls are those wanted: names and arguments, in any order."""
 
 import json
-import re
 from collections import Counter
 
-from alignflow.data import BadRow, calls_of
+from alignflow.data import BadRow, call_texts, calls_of
 from alignflow.evaluation import module
 from alignflow.evaluation.about import MetricAbout
 
-ABOUT = MetricAbout(name="tool_call_accuracy", is_rate=True)
-TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
-"""As Hermes, Qwen and many others write a call."""
+ABOUT = MetricAbout(name="tool_call_accuracy", is_rate=True, reads_calls=True)
 UNREADABLE, UNREADABLE_TARGET = ("unreadable",), ("unreadable target",)
 
 
@@ -37,8 +34,7 @@ def wanted(reference):
 
 def calls_in(text):
     """The calls of a response, as they are compared."""
-    bodies = TAGGED.findall(text) or ([text] if _begins_json(text) else [])
-    return Counter(call for body in bodies for call in _parsed(body))
+    return Counter(call for body in call_texts(text) for call in _parsed(body))
 
 
 def _begins_json(text):
