@@ -16,9 +16,9 @@ from alignflow.data import (
     ResponseContract,
     TemplateRejects,
     added_tokens,
-    are_legible,
     contract_of_tokenizer,
     has_tokenizer,
+    made_calls,
     special_of,
     special_tokens,
     template_in_force,
@@ -202,7 +202,7 @@ def _illegible_calls(template: ChatTemplate, directory: Path) -> str | None:
         answer = contract.parted(text[start:end])[1]
         for token in special:
             answer = answer.replace(token, "")
-        if not are_legible(calls, answer):
+        if made_calls(answer) != [call["function"] for call in calls]:
             return answer
     return None
 

@@ -6,9 +6,7 @@ from .base import spoken as spoken
 from .base import template_in_force as template_in_force
 from .base import text_section as text_section
 from .calls import Call as Call
-from .calls import are_legible as are_legible
-from .calls import call_texts as call_texts
-from .calls import calls_of as calls_of
+from .calls import made_calls as made_calls
 from .columns import columns_that_fit as columns_that_fit
 from .columns import flow as flow
 from .contract import ResponseContract as ResponseContract

@@ -105,17 +105,33 @@ def written_calls(calls: list[Call]) -> str:
     return json.dumps(told[0] if len(told) == 1 else told, ensure_ascii=False)
 
 
-def call_texts(answer: str) -> list[str]:
-    """Where an answer has calls, if they are JSON: between tags, or the whole of it."""
-    return _TAGGED.findall(answer) or [answer] * answer.strip().startswith(("{", "["))
+def _call_texts(answer: str) -> list[str]:
+    """Where an answer has calls, if they are JSON: between tags, or the whole of it, one or several."""
+    return _TAGGED.findall(answer) or _json_values(answer.strip())
 
 
-def are_legible(calls: list[Call], answer: str) -> bool:
-    """Whether an answer that makes these calls is read as making them."""
-    try:
-        found = [
-            call for text in call_texts(answer) for call in calls_of(json.loads(text), "calls")
-        ]
-    except (ValueError, BadRow):
-        return False
-    return [call["function"] for call in found] == [call["function"] for call in calls]
+def _json_values(text: str) -> list[str]:
+    """Objects or arrays that follow each other; all of it where something else stands among them."""
+    if not text.startswith(("{", "[")):
+        return []
+    values, place = [], 0
+    while place < len(text):
+        try:
+            _, end = json.JSONDecoder().raw_decode(text, place)
+        except (ValueError, RecursionError):
+            return [text]
+        values.append(text[place:end])
+        place = len(text) - len(text[end:].lstrip())
+    return values
+
+
+def made_calls(text: str) -> list[dict[str, Any]] | None:
+    """Name and arguments of each call that an answer or a target makes; None of what cannot be read."""
+    calls: list[Call] = []
+    for written in _call_texts(text):
+        try:
+            value = json.loads(written)
+            calls += calls_of(value, "calls") if value != [] else []
+        except (ValueError, RecursionError, BadRow):
+            return None
+    return [call["function"] for call in calls]

@@ -179,6 +179,7 @@ def test_the_loser_of_a_race_is_gated_again_against_the_new_champion(
     assert executions(orders).count("dpo") == 1
 
 
+@pytest.mark.proof
 def test_a_judge_that_is_a_model_answers_in_a_stage_of_its_own(home: Path, orders: Path) -> None:
     drop(home, 0, 40)
     better(orders, 0.8)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 from stage_runs import (
+    cases,
     make_spec,
     prepare_spec,
     run_and_publish,
@@ -58,7 +59,7 @@ def taught_otherwise(base: Path, folder: Path) -> Path:
     return teacher
 
 
-@pytest.mark.parametrize("stage", OWN)
+@pytest.mark.parametrize("stage", cases(OWN, "pretrain", "kto", "grpo", "distill"))
 def test_a_stopped_stage_continues_and_ends_bit_identical(
     prepared: Artifact,
     documents: Artifact,

@@ -16,7 +16,7 @@ from alignflow.data.contract import ResponseContract, contract_of
 from alignflow.data.demonstrations import Demonstration
 from alignflow.data.template import ChatTemplate, TemplateRejects, in_force
 from alignflow.data.tokens import Encoder, contract_of_tokenizer, special_of
-from alignflow.evaluation.metrics.tool_call_accuracy import calls_in, wanted
+from alignflow.evaluation.metrics.tool_call_accuracy import agree
 from alignflow.models.generate import answers
 from alignflow.recipe import ModelSource
 
@@ -327,7 +327,7 @@ def test_right_calls_score_1_or_the_metric_is_refused_with_what_the_template_wri
         (row,) = case.encoder.demonstrations(Demonstration((*ASKED, turn), tools=[TOOL]))
         response = row.input_ids[row.completion_mask.index(1) :]
         (answer,) = answers(case.tokenizer, [response])
-        return calls_in(answer) == wanted(json.dumps([right]))
+        return agree(answer, json.dumps([right]))
 
     assert score(right) == (illegible is None)
     assert not score(wrong)

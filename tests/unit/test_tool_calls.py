@@ -44,6 +44,8 @@ def metric() -> Any:
         (f"<tool_call>{json.dumps(CALL)}</tool_call>" * 2, WANTED, False),
         ("No tool can do that.", "That is not possible.", True),
         (json.dumps(CALL), "That is not possible.", False),
+        (json.dumps(CALL) * 2, json.dumps([CALL, CALL]), True),
+        (f"{json.dumps(CALL)} I hope this helps!", WANTED, False),
         ("It is sunny.", WANTED, False),
         ("It is sunny.", "[]", True),
         (json.dumps(CALL), "[]", False),

@@ -3,12 +3,11 @@
 import json
 from collections import Counter
 
-from alignflow.data import BadRow, call_texts, calls_of
+from alignflow.data import made_calls
 from alignflow.evaluation import module
 from alignflow.evaluation.about import MetricAbout
 
 ABOUT = MetricAbout(name="tool_call_accuracy", is_rate=True, reads_calls=True)
-UNREADABLE, UNREADABLE_TARGET = ("unreadable",), ("unreadable target",)
 
 
 class ToolCallAccuracy(module.TextMetric):
@@ -22,37 +21,15 @@ class ToolCallAccuracy(module.TextMetric):
 
     def _compute(self, predictions, references):
         pairs = zip(predictions, references, strict=True)
-        return module.means(tool_call_accuracy=[float(calls_in(p) == wanted(r)) for p, r in pairs])
+        return module.means(tool_call_accuracy=[float(agree(p, r)) for p, r in pairs])
 
 
-def wanted(reference):
-    """The calls of a target, as they are compared."""
-    if not _begins_json(reference):
-        return Counter()
-    return Counter(_calls(json.loads(reference), UNREADABLE_TARGET))
+def agree(response, target):
+    """Whether two texts make the same calls; what cannot be read agrees with nothing."""
+    said, wanted = (made_calls(text) for text in (response, target))
+    return said is not None and wanted is not None and counted(said) == counted(wanted)
 
 
-def calls_in(text):
-    """The calls of a response, as they are compared."""
-    return Counter(call for body in call_texts(text) for call in _parsed(body))
-
-
-def _begins_json(text):
-    return text.strip().startswith(("{", "["))
-
-
-def _parsed(text):
-    try:
-        return _calls(json.loads(text), UNREADABLE)
-    except (ValueError, RecursionError):
-        return [UNREADABLE]
-
-
-def _calls(value, otherwise):
-    """Calls as training rows have them; `otherwise` where there is one that is none."""
-    try:
-        called = calls_of(value, "calls") if value != [] else []
-    except BadRow:
-        return [otherwise]
-    functions = [call["function"] for call in called]
-    return [(made["name"], json.dumps(made["arguments"], sort_keys=True)) for made in functions]
+def counted(calls):
+    """Each call as it is compared, and how often it is made."""
+    return Counter((call["name"], json.dumps(call["arguments"], sort_keys=True)) for call in calls)
