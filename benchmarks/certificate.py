@@ -59,7 +59,7 @@ def recipe_of(base: Path, folder: Path, seed: int) -> af.Recipe:
         "base_model": str(base),
         "data": {"sft": str(data)},
         "tuning": {"mode": "lora", "rank": 16, "target_modules": "all-linear", "dtype": "bfloat16"},
-        "sft": {"learning_rate": 5e-4, "max_steps": STEPS, "batch_size": 4, "max_length": 256},
+        "sft": {"max_steps": STEPS, "batch_size": 4, "max_length": 256},
         "method": "none",
         "merge": {},
         "seed": seed,

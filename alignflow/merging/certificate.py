@@ -19,7 +19,7 @@ Status = Literal["passed", "failed", "unverified"]
 class Limits(Record):
     """What a certificate may not exceed."""
 
-    max_kl: float = 1e-3
+    max_kl: float = 0.05
     """Nats per token, of merged against base plus adapter."""
 
 

@@ -59,7 +59,7 @@ class MergeSection(Section):
     qlora_base: Literal["dequantized", "original"] = "dequantized"
     """For QLoRA: merge into what the adapter was trained on, or into the original weights."""
 
-    max_kl: float = Field(default=1e-3, gt=0)
+    max_kl: float = Field(default=0.05, gt=0)
     """Certificate fails above this KL, in nats, of merged against base plus adapter."""
 
 
