@@ -54,11 +54,8 @@ def erasable(home: Path, *, row_id: str | None = None, source: str | None = None
     """
     with opened(home, create=False) as engine, reading(engine) as connection:
         keys = _with_opposites(connection, _chosen(connection, row_id, source or ""))
-        ids = sorted(
-            str(row) for (row,) in rows_in(connection, select(rows.c.id), rows.c.key, keys)
-        )
         rated = len(_rated_texts(connection, source))
-        return Erasable(ids, rated, models_of(connection, keys))
+        return Erasable(_ids_of(connection, keys), rated, models_of(connection, keys))
 
 
 def erase(
@@ -185,6 +182,10 @@ def _bury(connection: Connection, keys: list[int], reason: str) -> list[str]:
         connection.execute(
             update(rows).where(rows.c.key.in_(part), rows.c.erased.is_(None)).values(erased=reason)
         )
+    return _ids_of(connection, keys)
+
+
+def _ids_of(connection: Connection, keys: list[int]) -> list[str]:
     named = rows_in(connection, select(rows.c.id), rows.c.key, keys)
     return sorted({bytes(name).hex() for (name,) in named})
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,8 +85,15 @@ def _verdicts(
             about, why = f"{new.model} generation {new.generation}", new.reason
         else:
             about, why = f"the candidate of {entry.set}@{entry.name}", entry.verdict
-        reason = " ".join(str(why or "no reason given").split())
-        yield (entry.key, entry.state), f"{entry.state:<9} {about}: {reason[:VERDICT]}"
+        yield (entry.key, entry.state), f"{entry.state:<9} {about}: {_in_words(why)[:VERDICT]}"
+
+
+def _in_words(why: str | None) -> str:
+    """A verdict's reason in one line; a retrain keeps the gate's whole record there, as JSON."""
+    said = why or "no reason given"
+    with suppress(ValueError, TypeError, KeyError):  # words of a person's are no record
+        said = "; ".join(json.loads(said)["reasons"])
+    return " ".join(said.split())
 
 
 def _snapshots() -> Any:

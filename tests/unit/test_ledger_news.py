@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from alignflow.errors import RecipeError
 from alignflow.files import held
 from alignflow.ledger import (
     add,
+    erasable,
     freeze,
     news,
     promote,
@@ -31,6 +33,12 @@ def home(tmp_path: Path) -> Path:
     return place
 
 
+def promoted(home: Path, snapshot: str, reason: str) -> None:
+    """A snapshot's candidate becomes generation 0."""
+    given = {"digest": "d", "artifacts": {}, "reason": reason, "snapshot": snapshot}
+    promote(home, "support", expected=None, **given)  # type: ignore[arg-type]
+
+
 def test_each_thing_that_happens_is_told_once_in_a_line(home: Path, tmp_path: Path) -> None:
     add(home, [write(tmp_path / "old.jsonl", [row(100)])])
     seen = seen_now(home)
@@ -47,17 +55,16 @@ def test_each_thing_that_happens_is_told_once_in_a_line(home: Path, tmp_path: Pa
         f"started   retrain on default@{second.name}: 31 rows",
         f"rejected  the candidate of default@{first.name}: worse by 3.1 points (p = 0.01)",
     ]
-    promote(
-        home,
-        "support",
-        expected=None,
-        digest="d",
-        artifacts={},
-        reason="better",
-        snapshot=second.name,
-    )
+    promoted(home, second.name, "better")
     lines, seen = news(home, seen)
     assert lines == ["promoted  support generation 0: better"]
+    add(home, [write(tmp_path / "b.jsonl", [row(number) for number in range(40, 45)])])
+    kept = json.dumps({"verdict": "inconclusive", "reasons": ["too few prompts", "p = 0.2"]})
+    third = freeze(home)
+    release(home, third.name, "inconclusive", reason=kept)
+    lines, seen = news(home, seen)
+    told = f"inconclusive the candidate of default@{third.name}: too few prompts; p = 0.2"
+    assert lines[-1] == told
     assert news(home, seen) == ([], seen)
 
 
@@ -79,18 +86,13 @@ def test_erasing_shows_what_goes_and_asks(
 ) -> None:
     add(home, [write(tmp_path / "a.jsonl", [row(number) for number in range(7)])])
     snapshot = freeze(home)
-    promote(
-        home,
-        "support",
-        expected=None,
-        digest="d",
-        artifacts={},
-        reason="r",
-        snapshot=snapshot.name,
-    )
+    promoted(home, snapshot.name, "r")
     source = str(tmp_path / "a.jsonl")
     assert erased(home, "--source", source) == RecipeError.exit_code, "nobody can be asked"
     asked = capsys.readouterr().err
+    reached = erasable(home, source=source).rows
+    assert len(reached) == 7 and reached[0][:12] in asked
+    assert all(show(home, name)["state"] == "consumed" for name in reached)
     assert "The texts of 7 rows (" in asked and "and 2 more) and 0 ratings go for good" in asked
     assert "support generation 0 was trained on some of them and keeps what it learned." in asked
     assert "Give --yes to go on." in asked
