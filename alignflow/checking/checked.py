@@ -237,7 +237,7 @@ def _template_seen(recipe: Recipe, around: Surroundings) -> tuple[Example | None
     read = [*recipe.data.preferences, *recipe.data.evaluation]
     needed = any(not is_elsewhere(source.source) for source in read)
     named = {use.name for use in recipe.evaluation.uses}
-    readers = [name for name in declared() if name in named and declared()[name].reads_calls]
+    readers = [name for name, about in declared().items() if name in named and about.reads_calls]
     return template_findings(
         around.directory, recipe.base_model, needed=needed, call_readers=readers
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from alignflow.checking import preflight
 from alignflow.commands.options import Home, Json, Overrides
@@ -57,10 +58,10 @@ def run(
     console.print(f"{loaded.name}: {', '.join(loaded.stages)} in {place}")
     preflight(loaded, str(recipe), place)
     with _stdout_kept(as_json) as stdout:
-        _run(loaded, place, stdout if as_json else None)
+        _run(loaded, place, console, stdout if as_json else None)
 
 
-def _run(recipe: Recipe, home: Path, json_to: Any) -> None:
+def _run(recipe: Recipe, home: Path, console: Console, json_to: Any) -> None:
     """Runs the flow in this process, in sight; its report is printed however it ends."""
     os.environ.update(prefect_environment(home))  # before prefect is imported
     demand_room(home)
@@ -72,7 +73,6 @@ def _run(recipe: Recipe, home: Path, json_to: Any) -> None:
     import_mlflow()
     wait_for_server()
     demand_server()
-    console = plain_console(stderr=json_to is not None)
     run_id = new_run_id(recipe.name)
     try:
         with shown_on(console), blaming_full_disk(home):

@@ -9,6 +9,7 @@ from .calls import Call as Call
 from .calls import made_calls as made_calls
 from .columns import columns_that_fit as columns_that_fit
 from .columns import flow as flow
+from .columns import further_columns as further_columns
 from .contract import ResponseContract as ResponseContract
 from .feedback import Observation as Observation
 from .feedback import Preference as Preference

@@ -65,14 +65,15 @@ def columns_line(row: Row, part: str, source: DataSource) -> str:
         ours = ", ".join(f"{name}: NAME" for name in WANTED.get(part, (("text",),))[0])
         return f"Map their names in the source, as in `columns: {{{ours}}}`"
     named = {ours: theirs for ours, theirs in source.columns.items() if ours in row}
-    told = named | {ours: named.get(theirs, theirs) for ours, theirs in names.items()}
-    return f"Write `{part}: {flow(source_fields(source, told))}`"
-
-
-def source_fields(source: DataSource, columns: Mapping[str, str]) -> dict[str, Any]:
-    """A source as a recipe has it, with these columns."""
+    columns = further_columns(named, names)
     given = source.model_dump(mode="json", exclude_defaults=True)
-    return given | ({"columns": dict(columns)} if columns else {})
+    told = given | ({"columns": columns} if columns else {})
+    return f"Write `{part}: {flow(told)}`"
+
+
+def further_columns(given: Mapping[str, str], found: Mapping[str, str]) -> dict[str, str]:
+    """Columns of a source, those found among them under names that were `given` before."""
+    return {**given, **{ours: given.get(theirs, theirs) for ours, theirs in found.items()}}
 
 
 def flow(value: Any) -> str:

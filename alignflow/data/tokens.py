@@ -118,7 +118,7 @@ class Encoder:
 
     def document(self, text: str) -> list[int]:
         """Ids of a text without a template, with the tokens that begin and end one."""
-        ids, bos = self._encode(text), self._tokenizer.bos_token_id
+        ids, bos = self.encode(text), self._tokenizer.bos_token_id
         if bos is not None and ids[:1] != [bos] and self._tokenizer.encode("a")[:1] == [bos]:
             ids = [bos, *ids]
         return self._ended(ids, self._document_end)
@@ -141,7 +141,7 @@ class Encoder:
         if chosen_ids == rejected_ids:
             raise BadRow("equal_responses", "chosen and rejected are the same")
         answers = (answer_text(chosen[-1]), answer_text(rejected[-1]))
-        return PairRow(self._encode(text), chosen_ids, rejected_ids, text, *answers)
+        return PairRow(self.encode(text), chosen_ids, rejected_ids, text, *answers)
 
     def rated(
         self,
@@ -153,12 +153,12 @@ class Encoder:
         """Ids of a response and whether it was liked."""
         text = self._prompt_text(prompt, tools)
         ids = self._continuation(text, [*prompt, *completion], tools)
-        return RatedRow(self._encode(text), ids, liked, text, answer_text(completion[-1]))
+        return RatedRow(self.encode(text), ids, liked, text, answer_text(completion[-1]))
 
     def prompt(self, messages: list[Message], tools: list[Tool] | None = None) -> PromptRow:
         """Ids of a prompt to answer."""
         text = self._prompt_text(messages, tools)
-        return PromptRow(text, self._encode(text))
+        return PromptRow(text, self.encode(text))
 
     def texts(self, ids: list[int]) -> list[str]:
         """Text of each id, special tokens too; of a part of a character what stands for it."""
@@ -202,7 +202,8 @@ class Encoder:
             )
         return self._template
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text as it stands, nothing added."""
         return self._tokenizer.encode(text, add_special_tokens=False)
 
     def _marked(self, text: str, spans: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
@@ -241,7 +242,7 @@ class Encoder:
         done = 0
         for start, end in spans:
             for piece, is_response in ((text[done:start], 0), (text[start:end], 1)):
-                encoded = self._encode(piece)
+                encoded = self.encode(piece)
                 ids += encoded
                 mask += [is_response] * len(encoded)
             done = end

@@ -42,9 +42,15 @@ Choices = dict[str, Choice]
 
 def source_choice(one: Seen) -> Choice:
     """A source as the recipe names it, and what it was taken for."""
-    given = one.source.model_dump(mode="json", exclude_defaults=True)
-    value = given["source"] if [*given] == ["source"] else given
-    return Choice(value, f"{one.rows:,} rows" + (f", form {one.form}" if one.form else ""))
+    return Choice(
+        _shortest(one.source), f"{one.rows:,} rows" + (f", form {one.form}" if one.form else "")
+    )
+
+
+def _shortest(source: DataSource) -> Any:
+    """A source as a recipe may say it: by its name alone where there is no more to say."""
+    given = source.model_dump(mode="json", exclude_defaults=True)
+    return given["source"] if [*given] == ["source"] else given
 
 
 def evaluation_choice(trained: Sequence[Seen]) -> Choice:
@@ -55,10 +61,10 @@ def evaluation_choice(trained: Sequence[Seen]) -> Choice:
     one = next((seen for seen in trained if seen.kind is not None), None)
     if one is None:
         return Choice([], "no prompts with targets here: name some, and answers are judged")
-    given = one.source.model_dump(mode="json", exclude_defaults=True)
     if one.judging:
-        value = given["source"] if [*given] == ["source"] else given
-        return Choice(value, "rows whose `split` is test or the like; the others are trained on")
+        why = "rows whose `split` is test or the like; the others are trained on"
+        return Choice(_shortest(one.source), why)
+    given = one.source.model_dump(mode="json", exclude_defaults=True)
     if split := _split_beside(one.source):
         return Choice({**given, "split": split}, f"the folder's files of {split}")
     if one.prompts < FEWEST_PROMPTS:

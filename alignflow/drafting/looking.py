@@ -13,12 +13,13 @@ from alignflow.checking import GIB, run_limited
 from alignflow.data import (
     LIMITED_PARTS,
     BadRow,
+    Encoder,
     Guess,
-    PlainTokenizer,
     RawRow,
     Rules,
     account_of,
     first_user_turn,
+    further_columns,
     guessed,
     is_for_training,
     judged_prompts,
@@ -111,31 +112,28 @@ def look(payload: dict[str, Any]) -> list[dict[str, Any]]:
     encoder = plain_encoder(place, model, "all") if place else None
     limits: dict[str, int | None] = dict.fromkeys(LIMITED_PARTS, payload["context"])
     rules = rules_of(DataSection(), lambda _: [], encoder=encoder, limits=limits, held_out=[])
-    tokenizer = PlainTokenizer(place) if place else None
     sources = [DataSource.model_validate(source) for source in payload["sources"]]
-    return [_seen(source, rules, tokenizer).model_dump(mode="json") for source in sources]
+    return [_seen(source, rules).model_dump(mode="json") for source in sources]
 
 
-def _seen(source: DataSource, rules: Rules, tokenizer: PlainTokenizer | None) -> Seen:
+def _seen(source: DataSource, rules: Rules) -> Seen:
     rows = read_source(source, seed=0)
-    chosen = Random(0).sample(rows, SAMPLE_ROWS) if len(rows) > SAMPLE_ROWS else rows
+    chosen = _sample(rows)
     guess = guessed([row.fields for row in chosen if row.fields is not None])
     if guess is None:
         return _unknown(source, chosen, rules)
     named = source.model_copy(
         update={
-            "columns": _joined(source.columns, guess.columns),
+            "columns": further_columns(source.columns, guess.columns),
             "form": source.form or guess.form,
         }
     )
     told = read_source(named, seed=0) if guess.columns or guess.form else rows
-    told = Random(0).sample(told, SAMPLE_ROWS) if len(told) > SAMPLE_ROWS else told
-    return _measured(named, len(rows), told, guess, rules, tokenizer)
+    return _measured(named, len(rows), _sample(told), guess, rules)
 
 
-def _joined(given: dict[str, str], guess: dict[str, str]) -> dict[str, str]:
-    """Columns of a source of which some were named already."""
-    return given | {ours: given.get(theirs, theirs) for ours, theirs in guess.items()}
+def _sample(rows: list[RawRow]) -> list[RawRow]:
+    return Random(0).sample(rows, SAMPLE_ROWS) if len(rows) > SAMPLE_ROWS else rows
 
 
 def _unknown(source: DataSource, rows: list[RawRow], rules: Rules) -> Seen:
@@ -151,12 +149,7 @@ def _unknown(source: DataSource, rows: list[RawRow], rules: Rules) -> Seen:
 
 
 def _measured(
-    source: DataSource,
-    rows: int,
-    sample: list[RawRow],
-    guess: Guess,
-    rules: Rules,
-    tokenizer: PlainTokenizer | None,
+    source: DataSource, rows: int, sample: list[RawRow], guess: Guess, rules: Rules
 ) -> Seen:
     outcomes = [outcome_of(guess.part, row, rules) for row in sample]
     account = account_of(guess.part, source, outcomes)
@@ -172,7 +165,7 @@ def _measured(
         form=next((outcome.form for outcome in outcomes if outcome.form), guess.form),
         lengths=lengths,
         kind=kind_of(targets) if targets else None,
-        longest_target=max((_tokens(text, tokenizer) for text in targets), default=0),
+        longest_target=max((_tokens(text, rules.encoder) for text in targets), default=0),
         prompts=len({first_user_turn(prompt.messages) for prompt in judged}),
         sampled=len(sample),
         judging=sum(_is_judging(row) for row in fields),
@@ -181,10 +174,10 @@ def _measured(
     )
 
 
-def _tokens(text: str, tokenizer: PlainTokenizer | None) -> int:
-    if tokenizer is None:
-        return len(text) // CHARACTERS_PER_TOKEN + 1
-    return len(tokenizer.encode(text, add_special_tokens=False)) + 1
+def _tokens(text: str, encoder: Encoder | None) -> int:
+    """Of an answer, with what ends it; guessed where there is no tokenizer."""
+    tokens = len(encoder.encode(text)) if encoder else len(text) // CHARACTERS_PER_TOKEN
+    return tokens + 1
 
 
 def _is_judging(fields: dict[str, Any]) -> bool:

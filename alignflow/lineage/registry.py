@@ -80,10 +80,6 @@ class Registry:
             if value is not None:
                 self._client.set_model_version_tag(self._model, version, name, str(value)[:5000])
 
-    def tags(self, version: str) -> dict[str, str]:
-        """Tags of a version."""
-        return dict(self._client.get_model_version(self._model, version).tags)
-
     def named(self, alias: str) -> str | None:
         """Version that an alias names."""
         version = registered.aliases.get(alias) if (registered := self._registered()) else None

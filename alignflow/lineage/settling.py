@@ -136,8 +136,8 @@ def _project(run: RetrainRun) -> None:
     if version is not None:
         said = {"verdict": notes.verdict, "reason": notes.outcome, "generation": notes.generation}
         Registry(run.home, model).tag(version, **said)
-    if version is not None and run.notes.verdict != "inconclusive":
-        drop_candidate(run.home, model, version)
+        if notes.verdict != "inconclusive":
+            drop_candidate(run.home, model, version)
     _tell(reconcile(run.home, model), run.driver)
 
 

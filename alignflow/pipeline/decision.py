@@ -22,10 +22,13 @@ def decision(retrain: Mapping[str, Any] | None) -> str | None:
     return NAMES.get(str(retrain.get("verdict")), NOTHING_TO_DO)
 
 
-def sentence(retrain: Mapping[str, Any]) -> str:
-    """The verdict with its reasons, and who is served now."""
+def sentence(retrain: Mapping[str, Any] | None) -> str | None:
+    """The verdict with its reasons, and who is served now; None where there is no `decision`."""
+    decided = decision(retrain)
+    if not retrain or decided is None:
+        return None
     reasons = (retrain.get("gate") or {}).get("reasons") or [retrain["outcome"]]
-    told = f"{decision(retrain)}: {'; '.join(reasons)}."
+    told = f"{decided}: {'; '.join(reasons)}."
     if retrain.get("generation") is not None:
         return f"{told} {retrain['model']} is generation {retrain['generation']} now."
     if retrain.get("champion") is not None:

@@ -279,9 +279,10 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
             Text(key_figure(stage, report)),
         )
     console.print(table, soft_wrap=False)
-    retrain = report.get("retrain")
-    said = f"{sentence(retrain)}\n" if retrain and decision(retrain) else ""
-    console.print(Text(f"\n{said}{report['status']} in {report['seconds']:.1f} s"), soft_wrap=True)
+    verdict = sentence(report.get("retrain"))
+    said = [verdict] if verdict else []
+    closing = "\n".join(["", *said, f"{report['status']} in {report['seconds']:.1f} s"])
+    console.print(Text(closing), soft_wrap=True)
     for label, value in (*_places(report), *next_steps(report)):
         console.print(Text(f"{label:<14}{value}"), soft_wrap=True)
 

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader
 from alignflow.data import PARAPHRASE
 from alignflow.errors import ArtifactError
 from alignflow.evaluation import is_rate, leading_figures, lower_is_better
-from alignflow.pipeline.decision import decision, sentence
+from alignflow.pipeline.decision import sentence
 from alignflow.pipeline.plot import line_plot
 from alignflow.recipe import Recipe
 from alignflow.stages import EVENTS_FILE, Artifact, metric_history, read_events, read_manifest
@@ -50,8 +50,7 @@ def _rendered(template: str, report: Mapping[str, Any], **values: Any) -> str:
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     models = [model for model in MODELS if model in report["evaluation"]]
     leading = metric_rows(report, leading=True)
-    retrain = report.get("retrain")
-    verdict = sentence(retrain) if retrain and decision(retrain) else None
+    verdict = sentence(report.get("retrain"))
     page = environment.get_template(template)
     return page.render(report=report, verdict=verdict, models=models, leading=leading, **values)
 

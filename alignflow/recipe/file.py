@@ -65,7 +65,8 @@ def load_recipe(
 ) -> Recipe:
     """The recipe in a file (YAML) or a mapping of its fields, with overrides on top.
 
-    One that has no name in its file has the file's. Overrides are `{"dpo.beta": 0.2}`, or as the command line has them: `["dpo.beta=0.2"]`.
+    One that has no name in its file has the file's. Overrides are `{"dpo.beta": 0.2}`, or as the
+    command line has them: `["dpo.beta=0.2"]`.
 
     Raises:
         RecipeError: Names every problem: file and line, field, value, what to do.

@@ -49,15 +49,17 @@ def aliases(home: Path) -> dict[str, str]:
     return {name: str(version) for name, version in found[0].aliases.items()} if found else {}
 
 
-def served(home: Path) -> str | None:
-    """Digest of the model behind the alias `champion`."""
+def tags(home: Path, version: str) -> dict[str, str]:
+    """Tags of a version of the registered model."""
     from alignflow.tracking import registry_client, tracking_uri
 
+    return dict(registry_client(tracking_uri(home)).get_model_version(MODEL, version).tags)
+
+
+def served(home: Path) -> str | None:
+    """Digest of the model behind the alias `champion`."""
     version = aliases(home).get("champion")
-    if version is None:
-        return None
-    client = registry_client(tracking_uri(home))
-    return client.get_model_version(MODEL, version).tags["model_digest"]
+    return None if version is None else tags(home, version)["model_digest"]
 
 
 def undecided(home: Path) -> str | None:

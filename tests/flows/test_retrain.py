@@ -19,6 +19,7 @@ from retrain_cases import (
     head,
     retrain_recipe,
     served,
+    tags,
     undecided,
     where,
 )
@@ -84,7 +85,7 @@ def test_a_lineage_from_its_founding_to_its_second_generation(
     shown = told(home, second, capsys)
     assert "Promoted: " in shown and f"{MODEL} is generation 2 now." in shown
     assert f"alignflow rollback {MODEL} --reason" in shown and state_names()[0] == "Promoted"
-    assert Registry(home, MODEL).tags(second["retrain"]["candidate_version"])["generation"] == "2"
+    assert tags(home, second["retrain"]["candidate_version"])["generation"] == "2"
 
 
 def told(home: Path, run: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
@@ -119,8 +120,8 @@ def test_what_is_not_better_gives_its_rows_back_and_does_not_loop(
     assert "Rejected: " in shown and f"{MODEL} stays generation 0." in shown
     assert f"alignflow promote {equal['run_id']} --reason" in shown
     assert state_names()[0] == "Rejected"
-    tags = Registry(home, MODEL).tags(equal["retrain"]["candidate_version"])
-    assert tags["verdict"] == "reject" and tags["reason"] == equal["retrain"]["outcome"]
+    noted = tags(home, equal["retrain"]["candidate_version"])
+    assert noted["verdict"] == "reject" and noted["reason"] == equal["retrain"]["outcome"]
     again: Any = retrain(retrain_recipe(), home)
     assert "0 new pairs" in again["text"]
     assert state_names()[0] == "Nothing to do"

@@ -1,6 +1,6 @@
 """The freight company's questions for a model that calls functions: one tool a table, read only.
 
-    shipments(select, where)
+    shipments(sql)
 
 A destructive request fits no tool and is refused in words, as in the SQL job.
 """

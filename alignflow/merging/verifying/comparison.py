@@ -177,9 +177,7 @@ def _reference(
     quantization: Any,
 ) -> tuple[Any, float | None]:
     """Base plus adapters, and the seconds that the plain base takes for a forward pass."""
-    record = BaseModel(path=str(base), source=str(base), digest="")
-    model: Any = load_base(record, dtype="float32", quantization=quantization).eval()
-    model = with_vocabulary(model, merged)
+    model = _base(base, merged, quantization)
     seconds = None if quantization else _seconds(model, ids)
     return _with_adapters(model, adapters), seconds
 
@@ -188,12 +186,18 @@ def _summed(
     base: Path, adapters: Sequence[AdapterStep], merged: Mapping[str, Any], values: str | None
 ) -> Any:
     """Base plus adapters in float32; `nf4` puts what 4-bit loading leaves of the base in its place."""
-    record = BaseModel(path=str(base), source=str(base), digest="")
-    model: Any = load_base(record, dtype="float32", quantization=None).eval()
+    model = _base(base, merged)
     for name in quantized_modules(base) if values else ():
         weight = model.get_submodule(name).weight
         weight.data = dequantized(weight.data).to(weight.device)
-    return _with_adapters(with_vocabulary(model, merged), adapters)
+    return _with_adapters(model, adapters)
+
+
+def _base(base: Path, merged: Mapping[str, Any], quantization: Any = None) -> Any:
+    """The base in float32, with the vocabulary and the head of the merged model's config."""
+    record = BaseModel(path=str(base), source=str(base), digest="")
+    model: Any = load_base(record, dtype="float32", quantization=quantization).eval()
+    return with_vocabulary(model, merged)
 
 
 def _with_adapters(model: Any, adapters: Sequence[AdapterStep]) -> Any:

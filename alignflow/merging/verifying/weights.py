@@ -21,11 +21,9 @@ from alignflow.models import Located, read_tensors
 
 NOISE = 2.0**-22
 """Of a tensor's largest value: what two orders of a float32 sum may differ by."""
-FUSED, EMBEDDINGS = (
-    3,
-    ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embeddings.weight"),
-)
-"""Dimensions of experts in one tensor, and names of embeddings: PEFT rounds a delta before it adds it."""
+FUSED = 3
+"""Dimensions of experts in one tensor. Of these and of embeddings PEFT rounds a delta, then adds it."""
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embeddings.weight")
 NAMED = 8
 """Tensors that a certificate names of a kind."""
 
@@ -47,14 +45,14 @@ def compared_weights(
     for name, value in expected:
         shape, before = tuple(value.shape), None
         try:
-            tensor, values = values_on_disk(merged, name, shape, located, reader)
+            _, values = values_on_disk(merged, name, shape, located, reader)
             if value.ndim == FUSED or name.endswith(EMBEDDINGS):
                 before = values_on_disk(base, name, shape, source, reader)[1]()
         except ArtifactError:
             unknown.append(name)
             continue
         parts = names.parts_on_disk(name, located)
-        dtype = reader.tensor(located[parts[0]]).dtype if parts else tensor.dtype
+        dtype = reader.tensor(located[parts[0]]).dtype
         left.difference_update(parts)
         if is_rounded(values(), value.cpu(), dtype, roundings, before):
             equal += 1
