@@ -256,7 +256,8 @@ def look(payload: dict[str, Any]) -> list[dict[str, Any]]:
 
     def read(source: DataSource) -> list[RawRow]:
         try:
-            return [] if is_elsewhere(source.source) else read_source(source, seed=payload["seed"])
+            there = not is_elsewhere(source.source)
+            return list(read_source(source, seed=payload["seed"])) if there else []
         except DataError:
             return []  # said where the source itself is looked at
 
@@ -272,7 +273,7 @@ def look(payload: dict[str, Any]) -> list[dict[str, Any]]:
         if is_elsewhere(source.source):
             continue
         try:
-            rows = read_source(source, seed=payload["seed"])
+            rows = list(read_source(source, seed=payload["seed"]))
             account = _account(part, source, rows, rules, payload["full"])
             answers.append(account.model_dump(mode="json"))
         except DataError as problem:

@@ -70,6 +70,10 @@ from .rows import nothing_left as nothing_left
 from .rows import outcome_of as outcome_of
 from .rows import rules_of as rules_of
 from .splits import is_for_training as is_for_training
+from .stored import StoredRows as StoredRows
+from .stored import View as View
+from .stored import joined_rows as joined_rows
+from .stored import read_judged as read_judged
 from .template import ChatTemplate as ChatTemplate
 from .template import Message as Message
 from .template import TemplateRejects as TemplateRejects

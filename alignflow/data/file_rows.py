@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from alignflow.data.rejected import BadRow
 from alignflow.errors import DataError
@@ -19,6 +22,7 @@ LINES = (".jsonl", ".jsonl.gz")
 JSONS = (".json", ".json.gz")
 MAX_DEPTH = 32
 BATCH_ROWS = 1000
+HEADER_CHARACTERS, BLOCK_BYTES = 2**16, 2**20
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _LFS = b"version https://git-lfs"
@@ -43,7 +47,9 @@ class RawRow(NamedTuple):
 
 
 def read_file(path: Path) -> Iterator[RawRow]:
-    """Rows of one file, by its suffix. A line of .txt is a row of `text`.
+    """Rows of one file, by its suffix; all but a JSON array is read as it goes.
+
+    A line of .txt is a row of `text`.
 
     Raises:
         DataError: The suffix is unknown, or the file as a whole is unreadable.
@@ -57,7 +63,7 @@ def read_file(path: Path) -> Iterator[RawRow]:
         yield from reader(path)
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8."
+            f"{path}: byte {_first_not_utf8(path)} is not UTF-8. Save the file as UTF-8."
         ) from error
     except (OSError, EOFError, zlib.error, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error}). Check the file.") from error
@@ -77,34 +83,62 @@ def numbered(rows: Iterable[dict[str, Any]], source: str) -> Iterator[RawRow]:
     return (RawRow(f"{source} row {number}", row) for number, row in enumerate(rows, 1))
 
 
+@contextmanager
+def _opened(path: Path) -> Generator[BinaryIO]:
+    """The file, unpacked, at its beginning.
+
+    Raises:
+        DataError: It is not the data.
+    """
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        if problem := not_the_data(file.peek(64)[:64]):
+            raise DataError(f"{path}: {problem}.")
+        yield cast("BinaryIO", file)
+
+
 def _content(path: Path) -> bytes:
-    content = path.read_bytes()
-    content = gzip.decompress(content) if path.suffix == ".gz" else content
-    if problem := not_the_data(content[:64]):
-        raise DataError(f"{path}: {problem}.")
-    return content
+    with _opened(path) as file:
+        return file.read()
 
 
-def _text(path: Path) -> str:
-    return _content(path).removeprefix(_BOM).decode()
+def _first_not_utf8(path: Path) -> int:
+    """Place of the first byte of a file that is not UTF-8."""
+    decoder, done = codecs.getincrementaldecoder("utf-8")(), 0
+    with _opened(path) as file:
+        for block in iter(partial(file.read, BLOCK_BYTES), b""):
+            before = len(decoder.getstate()[0])
+            try:
+                decoder.decode(block)
+            except UnicodeDecodeError as error:
+                return done - before + error.start
+            done += len(block)
+    return done - len(decoder.getstate()[0])  # the file ends within a character
 
 
 def _text_lines(path: Path) -> Iterator[RawRow]:
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if line.strip():
-            yield RawRow(f"{path}:{number}", {"text": line.rstrip("\r")})
+    with _opened(path) as file:
+        for number, line in enumerate(_decoded(file), 1):
+            if line.strip():
+                yield RawRow(f"{path}:{number}", {"text": line.rstrip("\r\n")})
+
+
+def _decoded(file: BinaryIO) -> io.TextIOWrapper:
+    """The text of a file, of which a line ends with a line feed and nothing else."""
+    return io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n")
 
 
 def _table(path: Path) -> Iterator[RawRow]:
     """Rows of a table whose first line names its columns, parted by what parts most of these."""
-    text = _text(path)
     csv.field_size_limit(_LONGEST_CELL)
-    table = csv.DictReader(io.StringIO(text), delimiter=separator_of(path, text))
-    for row in numbered(table, str(path)):
-        if row.fields is not None and None in row.fields:
-            told = f"has more cells than the {len(row.fields) - 1} columns"
-            row = RawRow(row.place, None, "ragged", told)
-        yield row
+    with _opened(path) as file:
+        separator = separator_of(path, _decoded(file).read(HEADER_CHARACTERS))
+    with _opened(path) as file:
+        table = csv.DictReader(_decoded(file), delimiter=separator)
+        for row in numbered(table, str(path)):
+            if row.fields is not None and None in row.fields:
+                told = f"has more cells than the {len(row.fields) - 1} columns"
+                row = RawRow(row.place, None, "ragged", told)
+            yield row
 
 
 def separator_of(path: Path, text: str) -> str:
@@ -116,14 +150,14 @@ def separator_of(path: Path, text: str) -> str:
 
 
 def _json_lines(path: Path) -> Iterator[RawRow]:
-    content = _content(path)
-    lines = content.split(b"\n")
-    first = next((line for line in lines if line.strip()), b"")
-    if _parsed("", first).problem is not None and (kind := one_json_value(content)):
+    with _opened(path) as file:
+        first = next((line for line in file if line.strip()), b"")
+    if _parsed("", first).problem is not None and (kind := one_json_value(_content(path))):
         raise DataError(
             f"{path}: is one JSON {kind}, and a .jsonl file is one object a line. Name it .json."
         )
-    yield from _parsed_lines(path, lines)
+    with _opened(path) as file:
+        yield from _parsed_lines(path, file)
 
 
 def one_json_value(content: bytes) -> str | None:

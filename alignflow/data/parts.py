@@ -15,10 +15,11 @@ from alignflow.data.feedback import PAIR_COLUMNS, RATING_COLUMNS, pairs_of, sing
 from alignflow.data.forms import recognised
 from alignflow.data.rejected import BadRow
 from alignflow.data.splits import is_for_training
-from alignflow.data.tokens import Encoder
+from alignflow.data.tokens import Encoder, PairRow, PromptRow, RatedRow, TrainingRow
 from alignflow.data.turns import Message, last_user_turn, normalised, transcript
 
 Row = dict[str, Any]
+DOCUMENT = ("input_ids", "text")
 TRAINING_SPLIT = "training_split"
 """Why a row that is for training is not asked in an evaluation."""
 
@@ -58,6 +59,8 @@ class Part(NamedTuple):
     """Its columns, in words."""
     wanted: str
     """What its rows are recognised as (`forms.FORMS`)."""
+    columns: tuple[str, ...]
+    """What is written of them."""
     form: Callable[[list[Row]], Formed]
     """From the canonical rows that one row says; raises BadRow."""
     is_limited: bool = False
@@ -146,13 +149,21 @@ def _general(rows: list[Row]) -> Formed:
 
 
 PARTS = {
-    "pretrain": Part("text", "text", _document, is_measured=True),
-    "replay": Part("text", "text", _document),
-    "sft": Part(DEMONSTRATION_COLUMNS, "demonstration", _demonstration, is_limited=True),
-    "preferences": Part(PAIR_COLUMNS, "pair", _pairs, True, True),
-    "ratings": Part(RATING_COLUMNS, "rating", _rating, True, True),
-    "prompts": Part("prompt", "prompt", _prompt, True, True),
-    "evaluation": Part("prompt and target", "judged prompt", _evaluation, is_judging=True),
-    "general": Part("text", "text", _general, is_judging=True),
+    "pretrain": Part("text", "text", DOCUMENT, _document, is_measured=True),
+    "replay": Part("text", "text", DOCUMENT, _document),
+    "sft": Part(
+        DEMONSTRATION_COLUMNS, "demonstration", TrainingRow._fields, _demonstration, is_limited=True
+    ),
+    "preferences": Part(PAIR_COLUMNS, "pair", PairRow._fields, _pairs, True, True),
+    "ratings": Part(RATING_COLUMNS, "rating", RatedRow._fields, _rating, True, True),
+    "prompts": Part("prompt", "prompt", (*PromptRow._fields, "target"), _prompt, True, True),
+    "evaluation": Part(
+        "prompt and target",
+        "judged prompt",
+        (*PromptRow._fields, "question", "conversation", "target", "group"),
+        _evaluation,
+        is_judging=True,
+    ),
+    "general": Part("text", "text", ("text",), _general, is_judging=True),
 }
 """The parts of `data`, by the names of its fields."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from random import Random
 
 from alignflow.data.columns import renamed
 from alignflow.data.file_rows import RawRow, numbered, read_file
 from alignflow.data.forms import form_names
+from alignflow.data.groups import falls_into
 from alignflow.data.neighbours import by_neighbour, joined
 from alignflow.data.pointers import pointed_rows
 from alignflow.errors import DataError
@@ -23,20 +23,25 @@ from alignflow.recipe import (
 )
 
 
-def read_source(source: DataSource, *, seed: int, path: str | None = None) -> list[RawRow]:
-    """Rows of a source: columns mapped, its share drawn by `seed`. `path` is where the ledger's are.
+def read_source(source: DataSource, *, seed: int, path: str | None = None) -> Iterator[RawRow]:
+    """Rows of a source as they are read: columns mapped, its share drawn by `seed`.
+
+    `path` is where the ledger's rows are.
 
     Raises:
         DataError: There is nothing to read, or no form of that name.
     """
     require_form(source.form, source.source)
     mapped = (mapped_row(row, source.columns) for row in _rows(source, path, seed))
-    rows = list(_with_neighbours(mapped))
+    rows = _with_neighbours(mapped)
     if source.form is not None:
-        rows = [row._replace(form=source.form) for row in rows]
-    if not rows:
+        rows = (row._replace(form=source.form) for row in rows)
+    some = False
+    for row in drawn_share(rows, source.weight, f"{seed}:{source.source}"):
+        some = True
+        yield row
+    if not some:
         raise DataError(f"{source.source}: the data set is empty. Give a source that has rows.")
-    return drawn_share(rows, source.weight, f"{seed}:{source.source}")
 
 
 def require_form(form: str | None, where: str) -> None:
@@ -51,12 +56,19 @@ def require_form(form: str | None, where: str) -> None:
         )
 
 
-def drawn_share(rows: list[RawRow], weight: float, seed: str) -> list[RawRow]:
-    """`weight` of the rows, at least one, in their order."""
-    if weight >= 1:
-        return rows
-    count = max(1, round(weight * len(rows)))
-    return [rows[index] for index in sorted(Random(seed).sample(range(len(rows)), count))]
+def drawn_share(rows: Iterable[RawRow], weight: float, seed: str) -> Iterator[RawRow]:
+    """About `weight` of the rows, at least one of any, in their order.
+
+    The hash of a row's number decides over it, so that none need be counted first.
+    """
+    first, drawn = None, False
+    for number, row in enumerate(rows):
+        first = first or row
+        if weight >= 1 or falls_into(weight, f"{seed}:{number}".encode()):
+            drawn = True
+            yield row
+    if first is not None and not drawn:
+        yield first
 
 
 def _rows(source: DataSource, path: str | None, seed: int) -> Iterator[RawRow]:

@@ -31,7 +31,7 @@ MISSING = "missing_columns"
 EXCLUDED = (EVALUATION_PROMPT, GENERAL_TEXT, TRAINING_SPLIT)
 """Reasons that are no fault of a row."""
 
-Read = Callable[[DataSource], Sequence[RawRow]]
+Read = Callable[[DataSource], Iterable[RawRow]]
 
 
 class Rules(NamedTuple):
@@ -206,9 +206,17 @@ class SourceAccount(NamedTuple):
             "Repair the rows, raise max_length, or raise the share."
         )
 
+    def and_then(self, later: SourceAccount) -> SourceAccount:
+        """The account of these rows and of later ones of the same source."""
+        return self._replace(
+            rows=RowAccount.total([self.rows, later.rows]),
+            first={**later.first, **self.first},
+            remedy=self.remedy or later.remedy,
+        )
+
 
 def account_of(part: str, source: DataSource, outcomes: Iterable[Outcome]) -> SourceAccount:
-    """The account of a source's rows: read = trained + held_out + dropped."""
+    """The account of rows of a source: read = trained + held_out + dropped."""
     dropped: Counter[str] = Counter()
     first: dict[str, str] = {}
     remedy = ""

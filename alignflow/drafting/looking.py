@@ -117,7 +117,7 @@ def look(payload: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _seen(source: DataSource, rules: Rules) -> Seen:
-    rows = read_source(source, seed=0)
+    rows = list(read_source(source, seed=0))
     chosen = _sample(rows)
     guess = guessed([row.fields for row in chosen if row.fields is not None])
     if guess is None:
@@ -128,7 +128,7 @@ def _seen(source: DataSource, rules: Rules) -> Seen:
             "form": source.form or guess.form,
         }
     )
-    told = read_source(named, seed=0) if guess.columns or guess.form else rows
+    told = list(read_source(named, seed=0)) if guess.columns or guess.form else rows
     return _measured(named, len(rows), _sample(told), guess, rules)
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 from pydantic import Field
 
-from alignflow.data import HOLDOUT, main_places
+from alignflow.data import HOLDOUT, main_places, read_judged
 from alignflow.errors import EvaluationError
 from alignflow.evaluation.about import SAMPLED
 from alignflow.evaluation.metric_modules import (
@@ -84,7 +83,7 @@ def load_job(prepared: Path, section: EvaluationSection, seed: int) -> Job:
         EvaluationError: There is nothing to judge on, or a metric does not load.
     """
     prompts = _limited(_read_prompts(Prepared(prepared).evaluation), section)
-    general = _read(Prepared(prepared).general)
+    general = read_judged(Prepared(prepared).general)
     if not prompts and not general:
         raise EvaluationError(
             "There are no evaluation prompts and no general text. Name a source in "
@@ -92,10 +91,6 @@ def load_job(prepared: Path, section: EvaluationSection, seed: int) -> Job:
         )
     metrics = load_metrics(section) if prompts else []
     return Job(prompts, [row["text"] for row in general], section, metrics, seed)
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    return pq.read_table(path).to_pylist() if path.is_file() else []
 
 
 def _read_prompts(path: Path) -> list[Prompt]:
@@ -107,7 +102,7 @@ def _read_prompts(path: Path) -> list[Prompt]:
             row["group"],
             row.get("conversation") or row["question"],
         )
-        for row in _read(path)
+        for row in read_judged(path)
     ]
 
 

@@ -1,6 +1,6 @@
 """Removing texts from the files of a home: reports, prepared data, work in progress, the inbox.
 
-In Parquet and in the inbox the row goes, its token ids with it; elsewhere the text is replaced. A
+In Parquet, in Arrow shards and in the inbox the row goes, its token ids with it; elsewhere the text is replaced. A
 finished artifact gets a manifest that says what its files are now, so it still verifies.
 """
 
@@ -13,13 +13,16 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from alignflow.data import prompt_of, response_of, separator_of
 from alignflow.errors import StageError
 from alignflow.files import atomic_write_bytes
 from alignflow.ledger.snapshot_files import renamed
 from alignflow.stages import MANIFEST_FILE, recertify
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 ERASED = "[erased]"
 SWEEPS = 20
@@ -156,7 +159,7 @@ def _artifact_of(home: Path, path: Path) -> Path | None:
 
 def _erase_from(path: Path, words: Words, *, drop: bool) -> bool:
     """Removes the texts from one file; whether it held any."""
-    if path.suffix == ".parquet":
+    if path.suffix in (".parquet", ".arrow"):
         return keep_rows(path, lambda fields: not words.holds(list(fields.values())))
     packed = path.name.endswith(".jsonl.gz")
     if path.name.endswith(TABLE_SUFFIXES):
@@ -213,22 +216,35 @@ def _lines(content: bytes, words: Words, drop: bool) -> bytes:
 def keep_rows(
     path: Path, is_kept: Callable[[dict[str, Any]], bool], columns: list[str] | None = None
 ) -> bool:
-    """Rewrites a Parquet file without some rows; False where it has none of them.
+    """Rewrites a Parquet file or an Arrow stream without some rows; False where it has none of them.
 
     `is_kept` says of a row's `columns`, or of all, whether it stays.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(path)
-    kept = [
-        [is_kept(fields) for fields in batch.to_pylist()]
-        for batch in file.iter_batches(columns=columns)
-    ]
+    def batches(of: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        if path.suffix == ".parquet":
+            yield from pq.ParquetFile(path).iter_batches(columns=of)
+        else:
+            for batch in pa.ipc.open_stream(pa.memory_map(str(path))):
+                yield batch.select(of) if of else batch
+
+    kept = [[is_kept(fields) for fields in batch.to_pylist()] for batch in batches(columns)]
     if all(all(batch) for batch in kept):
         return False
-    schema = file.schema_arrow
-    with renamed(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as new:
-        for batch, mask in zip(file.iter_batches(), kept, strict=True):
+    schema = next(batches()).schema
+    with renamed(path) as temporary, _writer(path, temporary, schema) as new:
+        for batch, mask in zip(batches(), kept, strict=True):
             new.write_batch(batch.filter(pa.array(mask, pa.bool_())))
     return True
+
+
+def _writer(path: Path, temporary: Path, schema: pa.Schema) -> Any:
+    """What writes batches in the format of `path` to another file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if path.suffix == ".parquet":
+        return pq.ParquetWriter(temporary, schema, compression="zstd")
+    return pa.ipc.new_stream(str(temporary), schema)

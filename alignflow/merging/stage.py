@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
+from alignflow.data import StoredRows
 from alignflow.errors import ArtifactError, CertificateError
 from alignflow.evaluation import (
     Measured,
@@ -129,10 +129,8 @@ def _probes(prepared: Path, evaluation: EvaluationSection) -> list[list[int]]:
         job = load_job(prepared, evaluation.model_copy(update={"metrics": []}), 0)
         found = [prompt.ids for prompt in job.prompts[:PROBES]]
     for part, columns in TRAINED.items():
-        file = Prepared(prepared).rows(part)
-        if sum(map(len, found)) < ENOUGH_TOKENS and file.is_file():
-            rows = pq.ParquetFile(file).iter_batches(PROBES, columns=columns)
-            for row in next(rows).to_pylist():
+        if sum(map(len, found)) < ENOUGH_TOKENS:
+            for row in islice(StoredRows.of(Prepared(prepared).rows(part)), PROBES):
                 found.append([token for column in columns for token in row[column]])
     return found
 

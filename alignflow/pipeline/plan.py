@@ -10,6 +10,7 @@ from alignflow.data import limits_of
 from alignflow.errors import RecipeError
 from alignflow.evaluation import judging_files, own_file
 from alignflow.files import digest_json, sha256_file
+from alignflow.pipeline.source_digests import digests_of
 from alignflow.recipe import (
     DATA_PARTS,
     TRAINING_STAGES,
@@ -108,7 +109,7 @@ def _prepare(recipe: Recipe, home: Path) -> Work:
         limits={part: n for part, n in limits_of(recipe).items() if getattr(recipe.data, part)},
         sources=digests,
         max_examples=recipe.evaluation.max_examples,
-        versions={"never_trained_on": 2, "target_of_calls": 2},
+        versions={"never_trained_on": 2, "target_of_calls": 2, "arrow_shards": 1},
         **optional,
     )
     return params, {}, paths
@@ -138,7 +139,7 @@ def resolve_data_source(source: DataSource, home: Path, seed: int) -> Resolved:
     if is_hub_id(source.source):
         return Resolved(hub_commit(source.source, source.revision, "dataset"), None)
     files = matching_files(source.source, source.split)
-    return Resolved(digest_json([sha256_file(path) for path in files]), None)
+    return Resolved(digest_json(digests_of(files, home)), None)
 
 
 def _held_out_prompts(home: Path) -> Path | None:

@@ -38,5 +38,5 @@ class Prepared:
         """Text that forgetting is measured on."""
 
     def rows(self, part: str, name: str = "train") -> Path:
-        """Rows of a part of the data that is trained on, `train` or `held_out`."""
-        return self.directory / part / f"{name}.parquet"
+        """Folder of the rows of a part that is trained on, `train` or `held_out`, in Arrow shards."""
+        return self.directory / part / name

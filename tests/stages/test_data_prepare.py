@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from stage_runs import CHAT_TEMPLATE, prepare_spec, question, run_stage, work_of, write_lines
 
 from alignflow.builtin import base_model_directory
+from alignflow.data.stored import StoredRows
 from alignflow.data.template import load_template
 from alignflow.errors import ArtifactError, DataError
 from alignflow.files import digest_directory, hash_files
@@ -21,13 +21,13 @@ BOS, EOS = 0, 1
 
 
 def rows_of(directory: Path, name: str) -> list[dict[str, Any]]:
-    return pq.read_table(directory / name).to_pylist()
+    return [*StoredRows.of(directory / name)]
 
 
 def test_a_conversation_begins_with_one_bos_and_ends_with_eos_in_the_loss(
     prepared: Artifact,
 ) -> None:
-    for row in rows_of(prepared.directory, "sft/train.parquet"):
+    for row in rows_of(prepared.directory, "sft/train"):
         assert row["input_ids"].count(BOS) == 1 and row["input_ids"][0] == BOS
         assert row["input_ids"][-1] == EOS and row["completion_mask"][-1] == 1
 
@@ -36,7 +36,7 @@ def test_the_loss_is_on_the_response_only(prepared: Artifact) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(prepared.directory / "tokenizer"))
-    row = rows_of(prepared.directory, "sft/train.parquet")[0]
+    row = rows_of(prepared.directory, "sft/train")[0]
     counted = [t for t, m in zip(row["input_ids"], row["completion_mask"], strict=True) if m]
     assert tokenizer.decode(counted) == row["response"] + "</s>"
     assert row["completion_mask"] == sorted(row["completion_mask"])
@@ -54,11 +54,9 @@ def test_our_template_renders_as_the_tokenizer_does(prepared: Artifact) -> None:
 
 
 def test_a_pair_is_what_training_on_the_whole_conversation_would_see(prepared: Artifact) -> None:
-    sft = {row["prompt"]: row for row in rows_of(prepared.directory, "sft/train.parquet")}
+    sft = {row["prompt"]: row for row in rows_of(prepared.directory, "sft/train")}
     shared = [
-        row
-        for row in rows_of(prepared.directory, "preferences/train.parquet")
-        if row["prompt"] in sft
+        row for row in rows_of(prepared.directory, "preferences/train") if row["prompt"] in sft
     ]
     assert shared
     for row in shared:
@@ -67,7 +65,7 @@ def test_a_pair_is_what_training_on_the_whole_conversation_would_see(prepared: A
 
 def test_a_prompt_is_never_on_both_sides(prepared: Artifact) -> None:
     sides = [
-        {row["prompt"] for row in rows_of(prepared.directory, f"preferences/{name}.parquet")}
+        {row["prompt"] for row in rows_of(prepared.directory, f"preferences/{name}")}
         for name in ("train", "held_out")
     ]
     assert sides[1] and not sides[0] & sides[1]
@@ -129,7 +127,7 @@ def test_human_dialogues_with_implicit_prompts_are_read(tmp_path: Path, tiny_bas
     sources = {"preferences": write_lines(tmp_path / "hh.jsonl", rows)}
     spec = prepare_spec(tmp_path / "home", tiny_base, sources, held_out_share=0)
     run_stage(spec)
-    row = rows_of(work_of(spec) / "output", "preferences/train.parquet")[0]
+    row = rows_of(work_of(spec) / "output", "preferences/train")[0]
     assert row["prompt"].endswith("<|user|>0<|assistant|>")
     assert (row["chosen"], row["rejected"]) == ("sure", "never")
 

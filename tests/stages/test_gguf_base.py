@@ -19,6 +19,7 @@ from stage_runs import make_spec, prepare_spec, run_and_publish, run_stage, work
 
 from alignflow.checking import check
 from alignflow.data import gguf_base
+from alignflow.data.stored import StoredRows
 from alignflow.errors import ArtifactError, RecipeError
 from alignflow.files import file_stamps, sha256_file
 from alignflow.models import load_base, load_tokenizer, read_base
@@ -146,9 +147,8 @@ def test_template_ends_and_padding_are_the_files(tiny: Written, prepared: Artifa
 
 
 def test_the_end_is_learned_where_it_is_also_what_pads(prepared: Artifact) -> None:
-    import pyarrow.parquet as pq
 
-    rows = pq.read_table(prepared.directory / "sft/train.parquet").to_pylist()
+    rows = StoredRows.of(prepared.directory / "sft/train")
     for row in rows:
         ends = [n for n, token in enumerate(row["input_ids"]) if token == 2]
         assert row["labels"][ends[-1]] == 2 if "labels" in row else row["completion_mask"][ends[-1]]

@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from stage_runs import write_lines
 
 from alignflow.commands.cli import exit_code_of
+from alignflow.data.stored import StoredRows
 from alignflow.errors import RecipeError
 from alignflow.pipeline import preview
 from alignflow.recipe import Recipe
@@ -40,7 +40,7 @@ def test_every_row_has_the_ids_and_the_loss_that_prepare_writes(
 ) -> None:
     shown = list(preview(recipe(tiny_base, tiny_rows), rows=100, home=tmp_path))
     files = Prepared(prepared.directory)
-    sft = pq.read_table(files.rows("sft")).to_pylist()
+    sft = StoredRows.of(files.rows("sft"))
     assert [row.texts["row"].ids for row in shown if row.part == "sft"] == [
         row["input_ids"] for row in sft
     ]
@@ -48,7 +48,7 @@ def test_every_row_has_the_ids_and_the_loss_that_prepare_writes(
         row["completion_mask"] for row in sft
     ]
     for held_out, name in ((False, "train"), (True, "held_out")):
-        written = pq.read_table(files.rows("preferences", name)).to_pylist()
+        written = StoredRows.of(files.rows("preferences", name))
         pairs = [r for r in shown if r.part == "preferences" and r.held_out is held_out]
         assert [
             {column: row.texts[text].ids for column, text in PAIR.items()} for row in pairs

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
@@ -16,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl.trainer.distillation_config import DistillationConfig
 from trl.trainer.distillation_trainer import DistillationTrainer, _chunked_divergence_loss
 
+from alignflow.data.stored import StoredRows
 from alignflow.errors import RecipeError
 from alignflow.files import digest_directory
 from alignflow.models.loading import load_base, quiet, read_base
@@ -138,7 +138,7 @@ def test_distillation_equals_trl(
     settings = {"learning_rate": 1e-2, "lr_scheduler_type": "constant", "warmup_ratio": 0.0}
     spec = taught(mode="full", **settings)
     run_stage(spec)
-    rows = pq.read_table(prepared.directory / "preferences" / "train.parquet").to_pylist()
+    rows = [*StoredRows.of(prepared.directory / "preferences" / "train")]
     first = {tuple(row["prompt_ids"]): row["prompt"] for row in reversed(rows)}
     base = read_base(prepared.directory)
     set_seed(0)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from stage_runs import (
     COLOURS,
@@ -21,6 +20,7 @@ from stage_runs import (
     write_lines,
 )
 
+from alignflow.data.stored import StoredRows
 from alignflow.models.loading import load_base, load_tokenizer, quiet, read_base
 from alignflow.stages.artifacts import Artifact
 from alignflow.stages.spec import StageSpec
@@ -88,7 +88,7 @@ def test_the_loss_equals_trl_over_three_updates(rated: Artifact, tmp_path: Path)
     from trl.trainer.kto_config import KTOConfig
     from trl.trainer.kto_trainer import KTOTrainer
 
-    rows = pq.read_table(rated.directory / "ratings" / "train.parquet").to_pylist()
+    rows = StoredRows.of(rated.directory / "ratings" / "train")
     shared: dict[str, Any] = {
         "loss_type": "apo_zero_unpaired",
         "undesirable_weight": 1.5,

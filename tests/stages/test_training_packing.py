@@ -22,11 +22,11 @@ from toy_architectures import save_toy, toy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from alignflow.data.stored import StoredRows
 from alignflow.models.loading import load_tokenizer, quiet
 from alignflow.stages.artifacts import Artifact
 from alignflow.stages.events import read_events
 from alignflow.training.engine.packing import PackedCollator, Packing, apart, packing_of
-from alignflow.training.engine.rows import read_rows
 
 ROWS = [
     {"input_ids": [5, 6, 7, 8, 9], "seq_lengths": [3, 2]},
@@ -79,7 +79,7 @@ def prepared_for(name: str, folder: Path) -> Artifact:
 
 def test_an_architecture_that_cannot_keep_them_apart_reads_each_alone(tmp_path: Path) -> None:
     prepared = prepared_for("qwen3_5_text", tmp_path)
-    rows = read_rows(prepared.directory / "pretrain" / "train.parquet")
+    rows = StoredRows.of(prepared.directory / "pretrain" / "train")
     options: dict[str, Any] = {"mode": "full", "batch_size": len(rows), "learning_rate": 1e-9}
     spec = make_spec(prepared, tmp_path, "pretrain", max_steps=1, replay_share=0.0, **options)
     assert run_stage(spec).params["packing"] == "off"

@@ -19,6 +19,7 @@ from stage_runs import (
     write_lines,
 )
 
+from alignflow.data.stored import StoredRows
 from alignflow.files import digest_directory
 from alignflow.models.loading import base_of, load_base, load_tokenizer, read_base
 from alignflow.stages.artifacts import Artifact
@@ -125,12 +126,11 @@ def test_it_ends_in_a_plain_model_that_knows_the_documents_better(
 
 def _perplexity(artifact: Artifact, spec: Any) -> float:
     """Of held-out documents, under the base model that a later stage takes."""
-    import pyarrow.parquet as pq
 
     from alignflow.models.scoring import text_losses
 
-    path = Path(spec.inputs["data"].path) / "pretrain" / "held_out.parquet"
-    rows = [row["input_ids"] for row in pq.read_table(path).to_pylist()]
+    path = Path(spec.inputs["data"].path) / "pretrain" / "held_out"
+    rows = [row["input_ids"] for row in StoredRows.of(path)]
     base = base_of(spec)
     assert Path(base.path).is_relative_to(artifact.directory)
     model = load_base(base, dtype="float32", quantization=None)
@@ -191,12 +191,11 @@ def test_the_first_loss_is_the_mean_over_all_but_first_tokens(
     run_stage(spec)
     events = read_events(work_of(spec) / "events.jsonl")
     loss = next(event["values"]["loss"] for event in events if "loss" in event.get("values", {}))
-    import pyarrow.parquet as pq
 
     from alignflow.models.scoring import text_losses
 
-    path = prepared.directory / "pretrain" / "train.parquet"
-    rows = [row["input_ids"] for row in pq.read_table(path).to_pylist()]
+    path = prepared.directory / "pretrain" / "train"
+    rows = [row["input_ids"] for row in StoredRows.of(path)]
     model = load_base(read_base(prepared.directory), dtype="float32", quantization=None)
     expected = sum(text_losses(model, rows, batch_size=8)) / sum(len(row) - 1 for row in rows)
     assert loss == pytest.approx(expected, abs=1e-4)

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from stage_runs import STOCK_TRAINER, logged, logs_of, run_and_publish, run_stage, work_of
 
+from alignflow.data.stored import StoredRows
 from alignflow.models.loading import load_base, load_tokenizer, read_base
 from alignflow.stages.artifacts import Artifact
 from alignflow.stages.spec import StageSpec
@@ -119,10 +120,9 @@ def test_neither_micro_batch_nor_checkpointing_changes_the_result(
 
 def stock_rows(prepared: Artifact) -> Dataset:
     """Pairs as rendered text, so that TRL's tokenising gives our ids."""
-    import pyarrow.parquet as pq
 
     tokenizer = load_tokenizer(prepared.directory)
-    rows = pq.read_table(prepared.directory / "preferences" / "train.parquet").to_pylist()
+    rows = StoredRows.of(prepared.directory / "preferences" / "train")
     return Dataset.from_list(
         [
             {

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from stage_runs import cases, logged, logs_of, run_stage, work_of
 
+from alignflow.data.stored import StoredRows
 from alignflow.errors import ArtifactError, NumericsError, Preempted, RecipeError
 from alignflow.files import sha256_file
 from alignflow.stages.artifacts import Artifact
@@ -206,7 +207,6 @@ def test_the_first_sft_loss_is_the_mean_cross_entropy_of_response_tokens(
     training_spec: Make, prepared: Artifact
 ) -> None:
     """Every row is in the one batch, so that their order does not matter."""
-    import pyarrow.parquet as pq
     import torch
 
     from alignflow.models.loading import load_base, read_base
@@ -216,7 +216,7 @@ def test_the_first_sft_loss_is_the_mean_cross_entropy_of_response_tokens(
     loss = logged(spec, "loss")[0]
     model = load_base(read_base(prepared.directory), dtype="float32", quantization=None)
     total, count = 0.0, 0
-    for row in pq.read_table(prepared.directory / "sft" / "train.parquet").to_pylist():
+    for row in StoredRows.of(prepared.directory / "sft" / "train"):
         with torch.no_grad():
             logps = model(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
         for at in range(1, len(row["input_ids"])):

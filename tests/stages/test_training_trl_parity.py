@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from stage_runs import logged, run_stage
@@ -22,6 +21,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from alignflow.data.stored import StoredRows
 from alignflow.models.loading import load_base, load_scorer, quiet, read_base
 from alignflow.stages.artifacts import Artifact
 from alignflow.stages.spec import StageSpec
@@ -70,7 +70,7 @@ def stock_arguments(folder: Path, rows: int) -> dict[str, Any]:
 
 def rows_of(prepared: Artifact, part: str) -> Dataset:
     """The rows trained on, as messages; TRL applies the chat template itself."""
-    trained = pq.read_table(prepared.directory / part / "train.parquet")["prompt"].to_pylist()
+    trained = [row["prompt"] for row in StoredRows.of(prepared.directory / part / "train")]
     lines = [
         line
         for line in Path(prepared.spec.params["data"][part][0]).read_text().splitlines()

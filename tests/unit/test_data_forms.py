@@ -25,7 +25,7 @@ YES, NO = {"role": "assistant", "content": "yes"}, {"role": "assistant", "conten
 
 
 def read(path: Path | str, **options: Any) -> list[Any]:
-    return read_source(DataSource(source=str(path), **options), seed=0)
+    return [*read_source(DataSource(source=str(path), **options), seed=0)]
 
 
 def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
@@ -56,8 +56,11 @@ def test_columns_are_mapped_and_a_share_is_drawn_by_seed(tmp_path: Path) -> None
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"q": str(n), "a": "x"}) + "\n" for n in range(100)))
     rows = read(path, columns={"prompt": "q", "completion": "a"}, weight=0.1)
-    assert len(rows) == 10 and set(rows[0].fields) == {"prompt", "completion"}
+    assert 1 <= len(rows) <= 30 and set(rows[0].fields) == {"prompt", "completion"}
     assert rows == read(path, columns={"prompt": "q", "completion": "a"}, weight=0.1)
+    more = read(path, columns={"prompt": "q", "completion": "a"}, weight=0.5)
+    assert [row for row in more if row in rows] == rows, "a larger share holds the smaller one"
+    assert len(read(path, weight=1e-9)) == 1, "some row is drawn"
 
 
 def test_an_empty_file_and_an_unknown_suffix_are_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 from ledger_cases import content, new_database, postgres_server, row, swapped, write
 
 from alignflow.data.feedback import pairs_of
+from alignflow.data.stored import StoredRows
 from alignflow.errors import DataError, RecipeError
 from alignflow.ledger import (
     PromotionRace,
@@ -229,14 +230,14 @@ def test_dropped_contradictory_and_erased_rows_do_not_count(home: Path) -> None:
 
 def prepared_with(home: Path, *prompts: str) -> Path:
     """A finished artifact of `prepare` with these rows; the first is also its result's sample."""
-    from alignflow.data.prepare import write_rows
+    from alignflow.data.stored import write_shard
 
     spec = StageSpec(stage="prepare", home=str(home), params={}, seed=0)
     output = work_directory(home, "prepare", spec.key) / "output"
     texts = [
         {"prompt": text, "prompt_ids": [n, n], "chosen": "c"} for n, text in enumerate(prompts)
     ]
-    write_rows(output / "preferences" / "train.parquet", texts)
+    write_shard(output / "preferences" / "train" / "00000.arrow", texts, [*texts[0]])
     details = {"sample": prompts[0].removeprefix("user: ").strip()}
     return publish(spec, StageResult(details=details), 0.0, 1).directory
 
@@ -275,7 +276,7 @@ def test_erasing_leaves_the_id_and_no_text_anywhere(home: Path) -> None:
         assert secret.encode() not in gzip.decompress(path.read_bytes())
     assert len((home / "inbox" / "done" / "a.jsonl").read_text().splitlines()) == 2
     assert verify(prepared) and verify(prepared).result.details == {"sample": "[erased]"}
-    left = pq.read_table(prepared / "preferences" / "train.parquet").to_pylist()
+    left = StoredRows.of(prepared / "preferences" / "train")
     assert [entry["prompt_ids"] for entry in left] == [[1, 1]], "token ids are texts too"
     assert read_events(work / "events.jsonl")[0]["text"] == "of [erased]"
     assert pq.read_table(frozen.path).num_rows == 1

@@ -13,6 +13,7 @@ import pytest
 from ledger_cases import held_out_prompts, row, write
 
 from alignflow.commands.cli import exit_code_of
+from alignflow.data.stored import StoredRows
 from alignflow.errors import DataError
 from alignflow.ledger import add, freeze, renew_holdout
 from alignflow.pipeline.plan import stage_spec
@@ -53,7 +54,7 @@ def test_a_recipe_prepares_the_rows_of_the_ledger_and_never_its_hold_out(tmp_pat
     assert (
         accounts["sft"]["dropped"] == {"evaluation_prompt": len(held)} != {"evaluation_prompt": 0}
     )
-    trained = pq.read_table(work / "output" / "sft" / "train.parquet")["prompt"].to_pylist()
+    trained = [row["prompt"] for row in StoredRows.of(work / "output" / "sft" / "train")]
     assert not any(
         f"Question  {text.split()[-1]}\n" in prompt for text in held for prompt in trained
     )

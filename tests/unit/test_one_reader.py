@@ -235,7 +235,7 @@ def test_odd_rows_that_once_ended_the_stage(fields: dict[Any, Any], reason: str 
 
 def test_a_ragged_table_loses_its_ragged_rows(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("prompt,completion\nq,a\nq,a,extra\n")
-    rows = read_source(DataSource(source=str(tmp_path / "a.csv")), seed=0)
+    rows = [*read_source(DataSource(source=str(tmp_path / "a.csv")), seed=0)]
     assert [row.problem for row in rows] == [None, "ragged"]
     assert "more cells than the 2 columns" in rows[1].message
 

@@ -25,14 +25,13 @@ from .packing import with_replay as with_replay
 from .preferences import OnPairs as OnPairs
 from .preferences import pair_rows as pair_rows
 from .preferences import response_logps as response_logps
-from .reference import ReferenceCache as ReferenceCache
+from .reference import ReferenceLogps as ReferenceLogps
 from .reference_free import ReferenceFree as ReferenceFree
 from .reserved import RESERVED as RESERVED
 from .rows import Row as Row
 from .rows import account as account
 from .rows import demonstration_rows as demonstration_rows
 from .rows import prepared_rows as prepared_rows
-from .rows import read_rows as read_rows
 from .rows import rows_within as rows_within
 from .saving import parameters as parameters
 from .saving import save as save

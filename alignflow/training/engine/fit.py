@@ -19,6 +19,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import TrainingArguments
 
+from alignflow.data import View
 from alignflow.models import quiet
 from alignflow.stages import EventWriter, RowAccount, StageResult, StageSpec
 from alignflow.training.engine.arguments import training_arguments
@@ -141,10 +142,12 @@ def _trainer(method: Method[Any]) -> Any:
         trainer = method.trainer(
             model=model,
             args=arguments,
-            train_dataset=Dataset.from_list([method.features(row) for row in rows]),
+            train_dataset=Dataset.from_list([method.features(rows[0])]),
             processing_class=method.job.tokenizer,
             **method.options(),
         )
+    # TRL looks at a row and demands a data set of its own kind, which would hold them all
+    trainer.train_dataset = View(len(rows), lambda at: method.features(rows[at]))
     trainer.lengths = [method.length(row) for row in rows]
     trainer.effective_batch_size = method.job.section.batch_size
     return trainer

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from alignflow.data import StoredRows
 from alignflow.evaluation import interval
 from alignflow.stages import RowAccount
 from alignflow.training.engine.fit import Measured, Method, scores
@@ -16,9 +17,14 @@ from alignflow.training.engine.job import AnySection, Job
 from alignflow.training.engine.rows import Row, account, rows_within
 
 
-def pair_rows(job: Job[Any], name: str) -> list[Row]:
+def pair_rows(job: Job[Any], name: str) -> StoredRows:
     """Pairs of `train` or `held_out` that fit max_length; training pairs must not run out."""
-    return rows_within(job, "preferences", name, longest)
+    return rows_within(job, "preferences", name, _longest)
+
+
+def _longest(rows: StoredRows) -> np.ndarray:
+    sides = [rows.lengths("chosen_ids"), rows.lengths("rejected_ids")]
+    return rows.lengths("prompt_ids") + np.maximum(*sides)
 
 
 def longest(row: dict[str, Any]) -> int:
@@ -30,11 +36,11 @@ class OnPairs(Method[AnySection]):
     """Learns from preference pairs, and is measured by how many held-out ones it ranks rightly."""
 
     @cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> Sequence[Row]:
         return pair_rows(self.job, "train")
 
     @cached_property
-    def held_out(self) -> list[Row]:
+    def held_out(self) -> Sequence[Row]:
         return pair_rows(self.job, "held_out")
 
     def length(self, row: Row) -> int:

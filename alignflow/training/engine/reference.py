@@ -1,49 +1,87 @@
 """Reference log-probabilities: computed once per row, and kept across runs.
 
-A file per reference stands in `<home>/cache/reference_logps/`; its name is the digest of the
+A store per reference stands in `<home>/cache/reference_logps/`; its name is the digest of the
 reference, the compute type, and how log-probabilities are made. A row is found by its token ids, so
-that a sweep over beta, rates or ranks computes none, and new rows are all that a retrain computes.
+that a sweep over beta, rates or ranks computes none, and new rows are all that a retrain computes and
+all that is written. What was computed before a kill is kept: SQLite's journal sees to it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import sqlite3
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from alignflow.files import digest_json, read_certified, write_certified
+import numpy as np
+
+from alignflow.files import digest_json
 
 Logps = tuple[float, float]
+WAIT_SECONDS = 60.0
+"""For another run of the home that writes to the same store."""
+_TABLE = "CREATE TABLE IF NOT EXISTS logps (row BLOB PRIMARY KEY, chosen REAL, rejected REAL) WITHOUT ROWID"
 
 
-class ReferenceCache:
-    """Summed log-probabilities of (chosen, rejected) by row."""
+class ReferenceLogps:
+    """Summed log-probabilities of the chosen and the rejected response of rows, as far as known.
 
-    def __init__(self, home: Path, identity: dict[str, Any]) -> None:
-        self.path = home / "cache" / "reference_logps" / f"{digest_json(identity)}.json"
-        rows = read_certified(self.path) or {}
-        self._known: dict[str, Logps] = {key: tuple(logps) for key, logps in rows.items()}
+    Args:
+        home: Where the store is.
+        identity: All that they depend on beside a row's token ids.
+        rows: What they are wanted of; their positions name them from here on.
+    """
+
+    def __init__(
+        self, home: Path, identity: dict[str, Any], rows: Sequence[dict[str, Any]]
+    ) -> None:
+        self.path = home / "cache" / "reference_logps" / f"{digest_json(identity)}.sqlite"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._keys = [row_key(row) for row in rows]
+        self._logps = np.full((len(self._keys), 2), np.nan)
         self.computed = 0
+        with self._store() as store:
+            select = "SELECT chosen, rejected FROM logps WHERE row = ?"
+            for at, key in enumerate(self._keys):
+                if known := store.execute(select, (key,)).fetchone():
+                    self._logps[at] = known
 
-    def missing(self, rows: list[dict[str, Any]]) -> list[int]:
+    def missing(self) -> list[int]:
         """Positions of the rows that must be computed."""
-        return [at for at, row in enumerate(rows) if row_key(row) not in self._known]
+        return np.flatnonzero(np.isnan(self._logps[:, 0])).tolist()
 
-    def add(self, row: dict[str, Any], logps: Logps) -> None:
-        self._known[row_key(row)] = logps
-        self.computed += 1
+    def add(self, found: Iterable[tuple[int, Logps]]) -> None:
+        """Keeps those of some rows, durably."""
+        found = list(found)
+        for at, logps in found:
+            self._logps[at] = logps
+        with self._store() as store:
+            store.executemany(
+                "INSERT OR REPLACE INTO logps VALUES (?, ?, ?)",
+                [(self._keys[at], *logps) for at, logps in found],
+            )
+        self.computed += len(found)
 
-    def of(self, row: dict[str, Any]) -> Logps:
-        """The log-probabilities of a row that is known."""
-        return self._known[row_key(row)]
+    def of(self, at: int) -> Logps:
+        """Those of a row that is known."""
+        chosen, rejected = self._logps[at].tolist()
+        return chosen, rejected
 
-    def save(self) -> None:
-        if self.computed:
-            write_certified(self.path, dict(sorted(self._known.items())))
+    @contextmanager
+    def _store(self) -> Iterator[sqlite3.Connection]:
+        with closing(sqlite3.connect(self.path, timeout=WAIT_SECONDS)) as store, store:
+            store.execute(_TABLE)
+            yield store
 
 
-def row_key(row: dict[str, Any]) -> str:
+def row_key(row: dict[str, Any]) -> bytes:
     """Digest of a pair's token ids."""
-    ids = [row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]]
-    return hashlib.sha256(json.dumps(ids, separators=(",", ":")).encode()).hexdigest()
+    digest = blake2b(digest_size=16)
+    for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
+        ids = array("q", row[name])
+        digest.update(len(ids).to_bytes(8, "little"))
+        digest.update(ids.tobytes())
+    return digest.digest()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, pad
 
+from alignflow.data import joined_rows
 from alignflow.stages import RowAccount
 from alignflow.training.engine.arguments import gradient_checkpointing
 from alignflow.training.engine.job import AnySection
@@ -160,8 +161,8 @@ class ReferenceFree(OnPairs[AnySection]):
         raise NotImplementedError
 
     @cached_property
-    def rows(self) -> list[Row]:
-        return [*pair_rows(self.job, "train"), *self.demonstrations]
+    def rows(self) -> Sequence[Row]:
+        return joined_rows(pair_rows(self.job, "train"), self.demonstrations)
 
     @cached_property
     def model(self) -> Any:

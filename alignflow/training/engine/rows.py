@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+import numpy as np
 
+from alignflow.data import StoredRows
 from alignflow.errors import DataError
 from alignflow.stages import RowAccount
 from alignflow.training.engine.job import Job
@@ -17,19 +17,18 @@ from alignflow.training.engine.job import Job
 Row = dict[str, Any]
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Rows that `prepare` wrote."""
-    return pq.read_table(path).to_pylist()
+Lengths = Callable[[StoredRows], np.ndarray]
+"""Tokens of each row."""
 
 
-def rows_within(job: Job[Any], part: str, name: str, length: Callable[[Row], int]) -> list[Row]:
+def rows_within(job: Job[Any], part: str, name: str, lengths: Lengths) -> StoredRows:
     """Rows of a part's `train` or `held_out` of at most max_length tokens.
 
     Raises:
         DataError: None of `train` is.
     """
-    rows, limit = read_rows(job.data.rows(part, name)), job.section.max_length
-    kept = [row for row in rows if length(row) <= limit]
+    rows, limit = StoredRows.of(job.data.rows(part, name)), job.section.max_length
+    kept = rows.chosen(np.flatnonzero(lengths(rows) <= limit))
     if name == "train" and not kept:
         raise DataError(
             f"All {len(rows)} rows are longer than max_length {limit}. Raise max_length."
@@ -37,9 +36,9 @@ def rows_within(job: Job[Any], part: str, name: str, length: Callable[[Row], int
     return kept
 
 
-def demonstration_rows(job: Job[Any]) -> list[Row]:
+def demonstration_rows(job: Job[Any]) -> StoredRows:
     """Demonstrations in token ids that fit max_length."""
-    return rows_within(job, "sft", "train", lambda row: len(row["input_ids"]))
+    return rows_within(job, "sft", "train", lambda rows: rows.lengths("input_ids"))
 
 
 def prepared_rows(job: Job[Any], part: str) -> RowAccount:

@@ -19,6 +19,7 @@ from torch import Tensor
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
+from alignflow.data import View, joined_rows
 from alignflow.files import digest_directory
 from alignflow.models import quiet, trainable_in
 from alignflow.recipe import DPOSection
@@ -26,7 +27,7 @@ from alignflow.stages import library_versions
 from alignflow.training.engine import (
     Job,
     OnPairs,
-    ReferenceCache,
+    ReferenceLogps,
     Row,
     RowMeansTrainer,
     batches,
@@ -83,36 +84,34 @@ class DPO(OnPairs[DPOSection]):
 
     def prepare(self, trainer: Any) -> dict[str, Any]:
         """Gives each training row its reference log-probabilities, and drops the reference."""
-        self.cache = self._reference_logps(trainer)
-        columns = ("ref_chosen_logps", "ref_rejected_logps")
-        trainer.train_dataset = Dataset.from_list(
-            [
-                self.features(r) | dict(zip(columns, self.cache.of(r), strict=True))
-                for r in self.rows
-            ]
-        )
+        self.reference = self._reference_logps(trainer)
+        trainer.train_dataset = View(len(self.rows), self._with_reference)
         if self.job.tuning.mode != "full":
             drop_reference(self.model)
             trainable_in(self.model, self.job.tuning.trained_dtype)
-        return {"reference_logps_computed": self.cache.computed}
+        return {"reference_logps_computed": self.reference.computed}
 
-    def _reference_logps(self, trainer: Any) -> ReferenceCache:
+    def _with_reference(self, at: int) -> dict[str, Any]:
+        chosen, rejected = self.reference.of(at)
+        logps = {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+        return self.features(self.rows[at]) | logps
+
+    def _reference_logps(self, trainer: Any) -> ReferenceLogps:
         """Log-probabilities of every row under the reference; only new rows are computed."""
-        cache = ReferenceCache(Path(self.job.spec.home), _identity(self.job, trainer))
-        rows = [*self.rows, *self.held_out]
-        missing = [rows[at] for at in cache.missing(rows)]
-        training, computed = self.model.training, 0
+        rows = joined_rows(self.rows, self.held_out)
+        known = ReferenceLogps(Path(self.job.spec.home), _identity(self.job, trainer), rows)
+        missing = known.missing()
+        wanted = View(len(missing), lambda at: rows[missing[at]])
+        training = self.model.training
         self.model.eval()
         with quiet(), memory_errors(trainer):
-            for chunk, batch in batches(self, trainer, missing):
+            for chunk, batch in batches(self, trainer, wanted):
                 logps = (side.tolist() for side in trainer.compute_ref_log_probs(self.model, batch))
-                for at, chosen, rejected in zip(chunk, *logps, strict=True):
-                    cache.add(missing[at], (chosen, rejected))
-                computed += len(chunk)
-                self.job.events.progress(computed, len(missing), "reference rows")
+                places = (missing[at] for at in chunk)
+                known.add(zip(places, zip(*logps, strict=True), strict=True))
+                self.job.events.progress(known.computed, len(missing), "reference rows")
         self.model.train(training)
-        cache.save()
-        return cache
+        return known
 
     def score(self, trainer: Any, batch: dict[str, Tensor]) -> Tensor:
         chosen, rejected = response_logps(trainer.model, batch).chunk(2)
@@ -120,7 +119,9 @@ class DPO(OnPairs[DPOSection]):
 
     def margins(self, trainer: Any) -> list[float]:
         """Implicit reward of the chosen minus that of the rejected response."""
-        reference = [chosen - rejected for chosen, rejected in map(self.cache.of, self.held_out)]
+        first, count = len(self.rows), len(self.held_out)
+        logps = map(self.reference.of, range(first, first + count))
+        reference = [chosen - rejected for chosen, rejected in logps]
         policy = super().margins(trainer)
         return [trainer.beta * (p - q) for p, q in zip(policy, reference, strict=True)]
 

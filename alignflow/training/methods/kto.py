@@ -10,7 +10,7 @@ paper, so the micro-batch is part of the result. Left out: an order of rows that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference, KTOTrainer
 
+from alignflow.data import View
 from alignflow.models import quiet
 from alignflow.recipe import KTOSection
 from alignflow.stages import RowAccount
@@ -35,6 +36,9 @@ from alignflow.training.engine import (
     scores,
     starting_policy,
 )
+
+SIDES = (("chosen_ids", True), ("rejected_ids", False))
+"""Of a pair, and whether somebody would have liked it."""
 
 
 class Collator(DataCollatorForUnpairedPreference):
@@ -66,24 +70,26 @@ class KTO(Method[KTOSection]):
     @cached_property
     def rated(self) -> bool:
         """Whether responses are those of data.ratings, or else of the preference pairs."""
-        return self.job.data.rows("ratings").is_file()
+        return self.job.data.rows("ratings").is_dir()
 
     @cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> Sequence[Row]:
         return self._responses("train")
 
     @cached_property
-    def held_out(self) -> list[Row]:
+    def held_out(self) -> Sequence[Row]:
         return self._responses("held_out")
 
-    def _responses(self, name: str) -> list[Row]:
+    def _responses(self, name: str) -> Sequence[Row]:
         if self.rated:
-            return rows_within(self.job, "ratings", name, self.length)
-        return [
-            {"prompt_ids": pair["prompt_ids"], "completion_ids": pair[side], "label": liked}
-            for pair in pair_rows(self.job, name)
-            for side, liked in (("chosen_ids", True), ("rejected_ids", False))
-        ]
+            return rows_within(
+                self.job,
+                "ratings",
+                name,
+                lambda rows: rows.lengths("prompt_ids") + rows.lengths("completion_ids"),
+            )
+        pairs = pair_rows(self.job, name)
+        return View(len(SIDES) * len(pairs), lambda at: _side(pairs, at))
 
     def features(self, row: Row) -> dict[str, Any]:
         return {name: row[name] for name in ("prompt_ids", "completion_ids", "label")}
@@ -123,6 +129,12 @@ class KTO(Method[KTOSection]):
 
 
 run = KTO.run
+
+
+def _side(pairs: Sequence[Row], at: int) -> Row:
+    """One of the two responses of a pair, as somebody would have rated it."""
+    pair, (side, liked) = pairs[at // len(SIDES)], SIDES[at % len(SIDES)]
+    return {"prompt_ids": pair["prompt_ids"], "completion_ids": pair[side], "label": liked}
 
 
 def ranking_auc(rewards: list[float], liked: list[bool]) -> float | None:

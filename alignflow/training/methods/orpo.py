@@ -10,6 +10,7 @@ recipe asks for it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -26,9 +27,9 @@ class ORPO(ReferenceFree[ORPOSection]):
     section = ORPOSection
 
     @cached_property
-    def demonstrations(self) -> list[Row]:
+    def demonstrations(self) -> Sequence[Row]:
         """Those that no stage before this one trained on."""
-        given = self.job.sft is None and self.job.data.rows("sft").is_file()
+        given = self.job.sft is None and self.job.data.rows("sft").is_dir()
         return demonstration_rows(self.job) if given else []
 
     @property

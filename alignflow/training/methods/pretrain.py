@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from alignflow.data import StoredRows, read_judged
 from alignflow.errors import CertificateError
 from alignflow.files import atomic_write_json, digest_directory
 from alignflow.merging import CERTIFICATE_FILE, AdapterStep, MergeOptions, merge
@@ -36,7 +37,6 @@ from alignflow.training.engine import (
     packed,
     prepared_rows,
     proved_packing,
-    read_rows,
     save,
     save_adapter,
     with_replay,
@@ -83,8 +83,8 @@ class Pretrain(Supervised[PretrainSection]):
     @cached_property
     def measured(self) -> dict[str, list[list[int]]]:
         """Held-out documents of the domain, and general text, as far as there are any."""
-        path, limit = self.job.data.general, self.job.base.context_length
-        general = [row["text"] for row in read_rows(path)] if path.is_file() else []
+        limit = self.job.base.context_length
+        general = [row["text"] for row in read_judged(self.job.data.general)]
         return {
             "domain": [ids[:limit] for ids in _token_ids(self.job, "pretrain", "held_out")],
             "general": [self.job.tokenizer(text).input_ids[:limit] for text in general],
@@ -149,8 +149,7 @@ run = Pretrain.run
 
 
 def _token_ids(job: Job[PretrainSection], part: str, name: str) -> list[list[int]]:
-    path = job.data.rows(part, name)
-    return [row["input_ids"] for row in read_rows(path)] if path.is_file() else []
+    return [row["input_ids"] for row in StoredRows.of(job.data.rows(part, name))]
 
 
 def _tokens(texts: list[list[int]]) -> int:

@@ -8,7 +8,7 @@ cut rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +23,7 @@ class SFT(Supervised[SFTSection]):
     section = SFTSection
 
     @cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> Sequence[Row]:
         return demonstration_rows(self.job)
 
     def measure(self, trainer: Any, last: Mapping[str, float]) -> Measured:

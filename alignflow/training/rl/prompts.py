@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from alignflow.data import StoredRows
 from alignflow.errors import DataError
 from alignflow.stages import RowAccount
-from alignflow.training.engine import Job, account, prepared_rows, read_rows
+from alignflow.training.engine import Job, account, prepared_rows
 from alignflow.training.rl.rollouts import Prompt
 
 
@@ -27,12 +31,12 @@ def read_prompts(job: Job[Any]) -> Prompts:
         DataError: There is none.
     """
     data, section, stage = job.data, job.section, job.spec.stage
-    part = "prompts" if data.rows("prompts").is_file() else "preferences"
+    part = "prompts" if data.rows("prompts").is_dir() else "preferences"
     longest = section.max_length - section.max_new_tokens
-    rows = read_rows(data.rows(part))
-    fitting = [row for row in rows if len(row["prompt_ids"]) <= longest]
-    held_out = read_rows(data.rows(part, "held_out")) if part == "prompts" else []
-    fitting_held_out = [row for row in held_out if len(row["prompt_ids"]) <= longest]
+    rows = StoredRows.of(data.rows(part))
+    fitting = _within(longest, rows)
+    held_out = StoredRows.of(data.rows(part, "held_out")) if part == "prompts" else StoredRows([])
+    fitting_held_out = _within(longest, held_out)
     trained = _distinct(fitting)
     if not trained:
         raise DataError(
@@ -45,7 +49,11 @@ def read_prompts(job: Job[Any]) -> Prompts:
     return Prompts(trained, _distinct(fitting_held_out), part, rows_of)
 
 
-def _distinct(rows: list[dict[str, Any]]) -> list[Prompt]:
+def _within(longest: int, rows: StoredRows) -> StoredRows:
+    return rows.chosen(np.flatnonzero(rows.lengths("prompt_ids") <= longest))
+
+
+def _distinct(rows: Sequence[dict[str, Any]]) -> list[Prompt]:
     """Each prompt once, with its first target."""
     first = {tuple(row["prompt_ids"]): row for row in reversed(rows)}
     return [
