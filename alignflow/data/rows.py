@@ -208,9 +208,10 @@ class SourceAccount(NamedTuple):
 
     def and_then(self, later: SourceAccount) -> SourceAccount:
         """The account of these rows and of later ones of the same source."""
+        new = {reason: text for reason, text in later.first.items() if reason not in self.first}
         return self._replace(
             rows=RowAccount.total([self.rows, later.rows]),
-            first={**later.first, **self.first},
+            first=self.first | new,
             remedy=self.remedy or later.remedy,
         )
 
