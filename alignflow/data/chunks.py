@@ -3,7 +3,7 @@
 A stretch is as many rows as CHUNK_ROWS and the next shard of its part. What becomes of it is noted in
 `chunks.jsonl` of the stage's work directory once its shards are durable; an attempt after one that was
 killed takes what is noted and whole, and makes the rest, byte for byte as if nothing had happened.
-Where there is more than one stretch, they are made on all processors.
+Where there is more than one stretch, they are made on several processors.
 """
 
 from __future__ import annotations
@@ -161,15 +161,15 @@ def chunks_of(part: str, first: int, source: DataSource, rows: Iterable[RawRow])
 
 
 def made(
-    chunks: Iterable[Chunk], maker: Callable[[Chunk], Done], notes: Notes
+    chunks: Iterable[Chunk], maker: Callable[[Chunk], Done], notes: Notes, workers: int
 ) -> Iterator[tuple[Chunk, Done]]:
     """Every stretch with what became of it, in their order; noted where it was made now.
 
-    As many are made at once as there are processors, and no more are read ahead.
+    As many are made at once as there may be workers, and no more are read ahead.
     """
     left = iter(chunks)
     taken = list(islice(left, 2))
-    workers = processors() if len(taken) > 1 else 1
+    workers = workers if len(taken) > 1 else 1
     waiting: deque[tuple[Chunk, Callable[[], Done]]] = deque()
     with _making(maker, workers) as make:
         for chunk in chain(taken, left):
@@ -221,8 +221,3 @@ class _Child:
     @classmethod
     def make(cls, chunk: Chunk) -> Done:
         return cls.maker(chunk)
-
-
-def processors() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0))

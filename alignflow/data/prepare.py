@@ -12,12 +12,22 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignflow.data.base import describe_base, fetch_base, save_spoken
-from alignflow.data.chunks import Maker, Notes, chunks_of, columns_of, dropped_ids_of, made
+from alignflow.data.chunks import (
+    Chunk,
+    Done,
+    Maker,
+    Notes,
+    chunks_of,
+    columns_of,
+    dropped_ids_of,
+    made,
+)
 from alignflow.data.gguf_base import dequantized_from
 from alignflow.data.lengths import within_context
 from alignflow.data.parts import PARTS
@@ -44,12 +54,14 @@ from alignflow.stages import (
     RowAccount,
     StageResult,
     StageSpec,
+    processors,
 )
 
 TOLD_CHUNKS = 50
 """Stretches of rows after which a part says how far it is."""
 Rows = list[dict[str, Any]]
 Say = Callable[[str], None]
+Making = Callable[[Iterator[Chunk]], Iterator[tuple[Chunk, Done]]]
 
 
 class Made(NamedTuple):
@@ -84,6 +96,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     read = reader_of(spec)
     rules = rules_in_force(spec, said.encoder(data.trained_turns), context)
     maker, notes = Maker(rules, files), Notes(work, files.directory)
+    making = partial(made, maker=maker, notes=notes, workers=spec.compute.threads or processors())
     accounts: dict[str, RowAccount] = {}
     dropped_ids: dict[str, str] = {}
     without_loss: dict[str, int] = {}
@@ -93,7 +106,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
             most = params.max_examples if part == "evaluation" else None
             write_rows(getattr(files, part), _first(rows, most), part)
         else:
-            made_of_it = _made(part, data, read, maker, notes, events.message)
+            made_of_it = _made(part, data, read, making, events.message)
         accounts[part] = made_of_it.account
         dropped_ids |= made_of_it.dropped_ids
         if made_of_it.without_loss:
@@ -131,13 +144,13 @@ def rules_in_force(spec: StageSpec, encoder: Encoder, context: int | None) -> Ru
     )
 
 
-def _made(part: str, data: DataSection, read: Read, maker: Maker, notes: Notes, say: Say) -> Made:
+def _made(part: str, data: DataSection, read: Read, making: Making, say: Say) -> Made:
     """Makes the shards of a part that is trained on."""
     total = Total(part, data.max_dropped_share)
     number, dropped_ids, without_loss = 0, dict[str, str](), 0
     for source in getattr(data, part):
         total.begin(source.source)
-        for chunk, done in made(chunks_of(part, number, source, read(source)), maker, notes):
+        for chunk, done in making(chunks_of(part, number, source, read(source))):
             number = chunk.number + 1
             total.add(done.account(source.source))
             dropped_ids |= done.dropped_ids

@@ -26,6 +26,7 @@ from alignflow.checking import (
     nearest_directory,
 )
 from alignflow.settings import Settings, without_password
+from alignflow.stages import processors
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 TORCH_SECONDS = 120
@@ -96,7 +97,7 @@ def _python_facts() -> Iterator[Fact]:
     text = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     text += "" if good else "; alignflow needs 3.11 or 3.12"
     yield Fact("good" if good else "bad", "python", text)
-    cores = len(os.sched_getaffinity(0))
+    cores = processors()
     memory = memory_available()
     text = f"{cores} CPU cores; {gib(memory) if memory else 'unknown'} memory free"
     yield Fact("good", "cores", text)

@@ -12,6 +12,7 @@ from .device import available_bytes as available_bytes
 from .device import first_micro_batch as first_micro_batch
 from .device import has_gpu as has_gpu
 from .device import largest_divisor as largest_divisor
+from .device import processors as processors
 from .device import resolve_dtype as resolve_dtype
 from .environment import NO_TELEMETRY as NO_TELEMETRY
 from .environment import QUIET_LIBRARIES as QUIET_LIBRARIES

@@ -37,6 +37,14 @@ def available_bytes() -> int:
     return available
 
 
+def processors() -> int:
+    """Processors that this process may use, by its affinity and its cgroup's quota."""
+    allowed = len(os.sched_getaffinity(0))
+    limit = Path("/sys/fs/cgroup/cpu.max")
+    quota, period = limit.read_text().split() if limit.is_file() else ("max", "1")
+    return allowed if quota == "max" else max(1, min(allowed, int(quota) // int(period)))
+
+
 def resolve_dtype(recipe: Recipe) -> str:
     """`tuning.dtype`, with `auto` resolved: bfloat16 on a GPU, float32 on a CPU.
 

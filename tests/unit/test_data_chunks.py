@@ -44,22 +44,19 @@ def pairs() -> Iterator[RawRow]:
         yield RawRow(f"a:{n}", fields | {"rejected": "a" if n % 5 == 0 else "b"})
 
 
-def go(work: Path, rows: Iterable[RawRow], make: Any = None) -> list[Done]:
+def go(work: Path, rows: Iterable[RawRow], make: Any = None, workers: int = 1) -> list[Done]:
     artifact = work / "output"
     stretches = chunks_of("preferences", 0, SOURCE, rows)
-    found = made(stretches, make or maker(artifact), Notes(work, artifact))
+    found = made(stretches, make or maker(artifact), Notes(work, artifact), workers)
     return [done for _, done in found]
 
 
-def test_rows_are_the_same_on_one_processor_and_on_three(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_are_the_same_on_one_processor_and_on_three(tmp_path: Path) -> None:
     told = []
     for count in (1, 3):
-        monkeypatch.setattr(chunks, "processors", lambda count=count: count)
         work = tmp_path / str(count)
         work.mkdir()
-        told.append((go(work, pairs()), hash_files(work / "output")))
+        told.append((go(work, pairs(), workers=count), hash_files(work / "output")))
     assert told[0] == told[1]
     done = told[0][0]
     total = RowAccount.total(one.rows for one in done)
@@ -74,10 +71,7 @@ def test_rows_are_the_same_on_one_processor_and_on_three(
     assert numbers == sorted(numbers)
 
 
-def test_what_was_made_before_a_kill_is_not_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(chunks, "processors", lambda: 1)
+def test_what_was_made_before_a_kill_is_not_made_again(tmp_path: Path) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     for work in (straight, killed):
         work.mkdir()
@@ -111,10 +105,7 @@ def test_what_was_made_before_a_kill_is_not_made_again(
     assert again == [1] and hash_files(killed / "output") == hash_files(straight / "output")
 
 
-def test_no_more_is_read_ahead_than_there_are_processors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(chunks, "processors", lambda: 2)
+def test_no_more_is_read_ahead_than_there_are_processors(tmp_path: Path) -> None:
     read = 0
 
     def counted() -> Iterator[RawRow]:
@@ -125,7 +116,7 @@ def test_no_more_is_read_ahead_than_there_are_processors(
 
     artifact = tmp_path / "output"
     stretches = chunks_of("preferences", 0, SOURCE, counted())
-    found = made(stretches, maker(artifact), Notes(tmp_path, artifact))
+    found = made(stretches, maker(artifact), Notes(tmp_path, artifact), workers=2)
     for taken, _ in enumerate(found, 1):
         assert read <= 4 * (taken + 2)
 
@@ -139,15 +130,11 @@ def test_a_shard_is_a_data_set_of_the_datasets_library(tmp_path: Path) -> None:
     assert opened.to_list() == [*StoredRows.of(shard.parent)][: len(opened)]
 
 
-def test_an_error_of_a_child_is_the_stage_s(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_of_a_child_is_the_stage_s(tmp_path: Path) -> None:
     from alignflow.errors import DataError
-
-    monkeypatch.setattr(chunks, "processors", lambda: 2)
 
     def refuses(chunk: Chunk) -> Done:
         raise DataError(f"no template for {chunk.part}")
 
     with pytest.raises(DataError, match="no template for preferences"):
-        go(tmp_path, pairs(), refuses)
+        go(tmp_path, pairs(), refuses, workers=2)
