@@ -1,6 +1,8 @@
 from .checking import Check as Check
 from .checking import check as check
 from .errors import AlignflowError as AlignflowError
+from .exporting import Exported as Exported
+from .exporting import export as export
 from .lineage import Waiting as Waiting
 from .lineage import retrain as retrain
 from .pipeline import Evaluation as Evaluation

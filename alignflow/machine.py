@@ -145,6 +145,22 @@ def asking_hub(what: str) -> Generator[None]:
         ) from error
 
 
+@contextmanager
+def writing_to_hub(repository: str) -> Generator[None]:
+    """Says why the Hub takes no files, and what to do.
+
+    Raises:
+        RecipeError: The token may not, or there is none, or the Hub may not be asked.
+        StageError: The Hub cannot be reached or has no time; this may pass.
+    """
+    try:
+        with asking_hub(repository):
+            yield
+    except AlignflowError as error:
+        links = list(causes_of(error.__cause__)) if error.__cause__ else []
+        raise _writing_refused(links, repository) or error from error.__cause__
+
+
 def first_line(error: BaseException) -> str:
     """An error's kind and the first line of its text, at most 500 characters."""
     return f"{type(error).__name__}: {error}".strip().removesuffix(":").splitlines()[0][:500]
@@ -260,6 +276,20 @@ def _hub_fault(links: list[BaseException], what: str) -> AlignflowError | None:
             return None
         case _:
             return StageError(f"{what}: the Hub answers {status} ({why}). Run again later.")
+
+
+def _writing_refused(links: list[BaseException], repository: str) -> AlignflowError | None:
+    status = _status(links)
+    if status not in (401, 403):
+        return None
+    from huggingface_hub import get_token
+
+    token = "the token was refused" if get_token() else "there is no token"
+    why = token if status == 401 else "the token may not write there"
+    return RecipeError(
+        f"{repository}: the Hub answers {status}: {why}. Put a token with the right to write into "
+        "HF_TOKEN (or `hf auth login`), and check the owner's name."
+    )
 
 
 def _proxy() -> str:

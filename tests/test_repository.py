@@ -46,6 +46,7 @@ FLOORS = (
     ("checking",),
     ("drafting",),
     ("pipeline",),
+    ("exporting",),
     ("lineage",),
     ("services",),
     ("commands",),

@@ -24,6 +24,7 @@ COMMANDS = {
     "doctor": ("doctor", "Says what this machine can run and why not."),
     "up": ("up", "Starts Prefect, a worker and MLflow, with every deployment applied."),
     "merge": ("merge", "Merges adapters into their base."),
+    "export": ("export", "Hands a merged model over: to the Hub, Ollama, GGUF or 4 bits."),
     "prefs": ("prefs", "Preference data: ingest, list, snapshot."),
     "promote": ("promotion", "Makes a merged model the champion by hand."),
     "rollback": ("promotion", "Makes an earlier generation the champion again."),

@@ -47,12 +47,6 @@ def merge(
         Literal["auto", "float32", "bfloat16", "float16"],
         typer.Option(help="Type of the merged weights; auto keeps the base's."),
     ] = "auto",
-    export: Annotated[
-        Literal["gguf", "nf4"] | None, typer.Option(help="Also write this format beside OUT.")
-    ] = None,
-    llama_cpp: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Checkout of llama.cpp, for --export gguf.")
-    ] = None,
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Leave the logits out: certificate `unverified`.")
     ] = False,
@@ -70,21 +64,11 @@ def merge(
     Examples:
       alignflow merge Qwen/Qwen3-0.6B my-adapter merged
       alignflow merge base first=0.7 merged --with second=0.3
-      alignflow merge base adapter merged --export gguf --llama-cpp ~/llama.cpp
       alignflow merge base adapter merged --dry-run
     """  # noqa: D301 (click's mark)
-    from alignflow.merging import (
-        check_export,
-        demand_passed,
-        demand_room,
-        export_model,
-        merge_request,
-        plan,
-    )
+    from alignflow.merging import demand_passed, merge_request, plan
     from alignflow.merging import merge as write_merged
 
-    if export:
-        check_export(export, llama_cpp)
     asked = merge_request(
         base,
         [_weighted(adapter, default=1.0), *map(_weighted, combine or [])],
@@ -93,8 +77,6 @@ def merge(
         dtype=dtype,
         verify=not no_verify,
     )
-    if export == "nf4":
-        demand_room(asked.base)
     if dry_run:
         typer.echo(_planned(plan(*asked).describe(), as_json))
         return
@@ -102,8 +84,6 @@ def merge(
         certificate = write_merged(asked.base, asked.steps, out, asked.options, progress)
     typer.echo(_certified(certificate, out, as_json))
     demand_passed(certificate, out)
-    if export:
-        typer.echo(export_model(out, export, llama_cpp))
 
 
 @contextmanager

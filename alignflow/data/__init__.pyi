@@ -1,6 +1,7 @@
 from .base import Spoken as Spoken
 from .base import context_length as context_length
 from .base import fetch_base as fetch_base
+from .base import fetch_card as fetch_card
 from .base import fetch_spoken as fetch_spoken
 from .base import spoken as spoken
 from .base import template_in_force as template_in_force

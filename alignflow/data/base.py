@@ -70,6 +70,18 @@ def fetch_spoken(model: ModelSource) -> Path:
         )
 
 
+def fetch_card(model: NamedModel) -> Path:
+    """The model card of a Hub model, in the Hub's cache.
+
+    Raises:
+        AlignflowError: The Hub does not give it.
+    """
+    from huggingface_hub import hf_hub_download
+
+    with asking_hub(f"{model.source} at {model.digest}"):
+        return Path(hf_hub_download(model.source, "README.md", revision=model.digest))
+
+
 class Spoken(NamedTuple):
     """How a model is spoken to."""
 

@@ -1,10 +1,8 @@
 from .certificate import CERTIFICATE_FILE as CERTIFICATE_FILE
 from .certificate import Certificate as Certificate
+from .certificate import read_certificate as read_certificate
 from .certificate import require_certificate as require_certificate
 from .certified_merge import merge as merge
-from .export import check_export as check_export
-from .export import demand_room as demand_room
-from .export import export_model as export_model
 from .planning import AdapterStep as AdapterStep
 from .planning import MergeOptions as MergeOptions
 from .planning import check_base as check_base

@@ -26,7 +26,7 @@ from alignflow.errors import DataError
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "deployments/recipes").glob("*.yaml"))
-COMMANDS = ("init", "run", "check", "show", "evaluate", "generate", "doctor")
+COMMANDS = ("init", "run", "check", "show", "evaluate", "generate", "export", "doctor")
 
 
 def shell(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 from check_cases import demonstrations, write_rows
-from test_hub_faults import COMMIT, hub_at
+from fake_hub import hub_at
+from test_hub_faults import COMMIT
 
 from alignflow.builtin import base_model_directory
 from alignflow.commands import cli

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from fake_hub import hub_at
 
 from alignflow.data import fetch_base
 from alignflow.errors import AlignflowError, RecipeError, StageError
@@ -42,15 +43,6 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]
     yield lambda status: setattr(Answering, "status", status)
     server.shutdown()
     server.server_close()
-
-
-def hub_at(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    from huggingface_hub import HfApi, constants
-
-    monkeypatch.setenv("HF_ENDPOINT", address)
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.HfApi", lambda: HfApi(endpoint=address))
 
 
 def closed_port() -> int:
