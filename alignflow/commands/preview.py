@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from alignflow.commands.options import Home, Json, Overrides
-from alignflow.pipeline import PreviewedRow, Tokens, plain_console
+from alignflow.pipeline import PreviewedRow, Tokens, plain_console, write_preview
 from alignflow.pipeline import preview as previewed
 from alignflow.recipe import load_recipe
 
@@ -29,6 +29,9 @@ def preview(
     rows: Annotated[
         int, typer.Option("--rows", min=0, help="First rows of each source that are shown.")
     ] = 3,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it as a page instead, and more.")
+    ] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -36,14 +39,21 @@ def preview(
 
     Loads no weights. Beside the first rows of each source it shows the first row that is dropped for
     each reason, of the first 1,000. JSON has a line per row: part, row, and of each text its ids,
-    tokens and loss.
+    tokens and loss. A page (--html) has the first 10,000 rows of each source: lengths as a
+    histogram, what is dropped and why, prompts that repeat or are near one that is judged.
 
     \b
     Examples:
       alignflow preview deployments/recipes/quickstart.yaml --part sft
       alignflow preview my.yaml --part preferences --rows 1 --json
+      alignflow preview my.yaml --html data.html
     """  # noqa: D301 (click's mark)
     read = load_recipe(recipe, overrides or [])
+    if html is not None:
+        counts = write_preview(read, html, parts=part or (), rows=rows, home=home)
+        told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
+        typer.echo(json.dumps({"page": str(html), **counts}) if as_json else f"{html}: {told}")
+        return
     out = plain_console()
     for row in previewed(read, parts=part or (), rows=rows, home=home):
         if as_json:

@@ -12,6 +12,8 @@ from .columns import columns_that_fit as columns_that_fit
 from .columns import flow as flow
 from .columns import further_columns as further_columns
 from .contract import ResponseContract as ResponseContract
+from .duplicates import NEAR as NEAR
+from .duplicates import KnownTexts as KnownTexts
 from .feedback import Observation as Observation
 from .feedback import Preference as Preference
 from .feedback import Rating as Rating

@@ -70,7 +70,7 @@ def fetch_spoken(model: ModelSource) -> Path:
         )
 
 
-def fetch_card(model: NamedModel) -> Path:
+def fetch_card(model: NamedModel | ResolvedModel) -> Path:
     """The model card of a Hub model, in the Hub's cache.
 
     Raises:

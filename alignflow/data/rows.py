@@ -19,7 +19,7 @@ from alignflow.data.groups import falls_into
 from alignflow.data.parts import PARTS, TRAINING_SPLIT, Formed, formed
 from alignflow.data.rejected import UNREADABLE, BadRow, one_row
 from alignflow.data.tokens import Encoder
-from alignflow.data.turns import first_user_turn
+from alignflow.data.turns import first_user_turn, same_question
 from alignflow.recipe import DataSection, DataSource
 from alignflow.stages import RowAccount
 
@@ -66,6 +66,8 @@ class Outcome(NamedTuple):
     """What it was recognised as."""
     unread: tuple[str, ...] = ()
     """Columns of a used row that hold something and were not read."""
+    question: str = ""
+    """Of a used row: its first user turn, else its text, as `same_question` has it."""
 
     @property
     def responses_without_loss(self) -> int:
@@ -138,6 +140,8 @@ def outcome_of(part: str, row: RawRow, rules: Rules) -> Outcome:
         responses=said.responses,
         form=said.form,
         unread=said.unread,
+        question=first_user_turn(said.prompt or [])
+        or same_question(said.text or said.document or ""),
     )
 
 

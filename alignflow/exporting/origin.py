@@ -22,6 +22,7 @@ from alignflow.stages import (
     NamedModel,
     Prepared,
     PrepareParams,
+    ResolvedModel,
     read_manifest,
 )
 
@@ -155,7 +156,9 @@ def _place_of(prepare: Artifact) -> str | None:
     return read_config(file).get("path") if file.is_file() else None
 
 
-def _licence(base: NamedModel, is_on_hub: bool, place: Path | None) -> tuple[str, str]:
+def _licence(
+    base: NamedModel | ResolvedModel, is_on_hub: bool, place: Path | None
+) -> tuple[str, str]:
     """Licence of a base and where it stands; `unknown` and why."""
     if place is not None and place.is_file():
         told = read_gguf(place, "base_model").metadata.get("general.license")

@@ -15,6 +15,7 @@ from .plot import line_plot as line_plot
 from .preview import PreviewedRow as PreviewedRow
 from .preview import Tokens as Tokens
 from .preview import preview as preview
+from .preview_page import write_preview as write_preview
 from .progress import shown_on as shown_on
 from .progress import tell as tell
 from .report import Report as Report

@@ -1,12 +1,14 @@
-"""A line over steps as SVG, for the report's page and for Prefect's."""
+"""Lines and bars as SVG, for pages that need nothing else and for Prefect's."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 300, 150, 54, 10, 22
 TITLE_HEIGHT = 14
+BARS = 30
 
 
 def line_plot(points: Mapping[int, float], title: str = "") -> str:
@@ -48,4 +50,30 @@ def line_plot(points: Mapping[int, float], title: str = "") -> str:
         f'<text x="{LEFT - 5}" y="{floor + 3}" text-anchor="end">{low:.3g}</text>'
         f'<text x="{LEFT}" y="{HEIGHT - 6}">{steps[0]}</text>'
         f'<text x="{right}" y="{HEIGHT - 6}" text-anchor="end">step {steps[-1]}</text></svg>'
+    )
+
+
+def histogram(values: Sequence[int]) -> str:
+    """Bars over the values from 0, at most BARS of them; the page around it styles `grid` and `bars`."""
+    longest = max(values, default=0)
+    width = max(-(-(longest + 1) // BARS), 1)
+    counts = Counter(value // width for value in values)
+    highest, bars = max(counts.values(), default=1), longest // width + 1
+    right, floor = WIDTH - 8, HEIGHT - BOTTOM
+    step = (right - LEFT) / bars
+    drawn = "".join(
+        f'<rect class="bars" x="{LEFT + place * step:.1f}" width="{max(step - 1, 0.5):.1f}" '
+        f'y="{floor - count / highest * (floor - TOP):.1f}" '
+        f'height="{count / highest * (floor - TOP):.1f}"><title>{place * width} to '
+        f"{(place + 1) * width - 1}: {count}</title></rect>"
+        for place, count in sorted(counts.items())
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
+        f'<path class="grid" d="M{LEFT},{TOP}H{right}M{LEFT},{(floor + TOP) / 2}H{right}'
+        f'M{LEFT},{floor}H{right}"/>{drawn}'
+        f'<text x="{LEFT - 5}" y="{TOP + 4}" text-anchor="end">{highest}</text>'
+        f'<text x="{LEFT - 5}" y="{floor + 3}" text-anchor="end">0</text>'
+        f'<text x="{LEFT}" y="{HEIGHT - 6}">0</text>'
+        f'<text x="{right}" y="{HEIGHT - 6}" text-anchor="end">{bars * width} tokens</text></svg>'
     )

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from alignflow.data import (
     Encoder,
@@ -94,6 +94,35 @@ def preview(
         RecipeError: The recipe has no such part, or its base model is not there.
         DataError: A source is not there, or there is no tokenizer.
     """
+    looking = looked_at(recipe, parts, home)
+    for part, source in looking.sources:
+        yield from _source(part, source, looking, rows)
+
+
+class Looking(NamedTuple):
+    """Where rows are read, and what decides over them."""
+
+    sources: list[tuple[str, DataSource]]
+    """Part and source."""
+    spec: StageSpec
+    rules: Rules
+    encoder: Encoder
+
+    def outcomes(
+        self, part: str, source: DataSource, at_most: int
+    ) -> Iterator[tuple[int, Outcome]]:
+        """What becomes of the first rows of a source, with their numbers from 1."""
+        for number, row in enumerate(islice(reader_of(self.spec)(source), at_most), 1):
+            yield number, outcome_of(part, row, self.rules)
+
+
+def looked_at(recipe: Recipe, parts: Sequence[str], home: Path | str | None) -> Looking:
+    """What `preview` reads: parts of the data, all if none are named.
+
+    Raises:
+        RecipeError: The recipe has no such part, or its base model is not there.
+        DataError: A source is not there, or there is no tokenizer.
+    """
     has = [part for part in DATA_PARTS if getattr(recipe.data, part)]
     for part in parts:
         if part not in has:
@@ -105,9 +134,8 @@ def preview(
     encoder = _encoder(recipe, base)
     context = context_length(json.loads((base / "config.json").read_text()))
     rules = rules_in_force(spec, encoder, context)
-    for part in parts or has:
-        for source in getattr(recipe.data, part):
-            yield from _source(part, source, spec, rules, encoder, rows)
+    sources = [(part, source) for part in parts or has for source in getattr(recipe.data, part)]
+    return Looking(sources, spec, rules, encoder)
 
 
 def _encoder(recipe: Recipe, base: Path) -> Encoder:
@@ -118,22 +146,20 @@ def _encoder(recipe: Recipe, base: Path) -> Encoder:
     return spoken(base, recipe.base_model).encoder(turns)
 
 
-def _source(
-    part: str, source: DataSource, spec: StageSpec, rules: Rules, encoder: Encoder, rows: int
-) -> Iterator[PreviewedRow]:
+def _source(part: str, source: DataSource, looking: Looking, rows: int) -> Iterator[PreviewedRow]:
     """The first rows, and the first of each reason among those after them."""
     told: set[str] = set()
-    for number, row in enumerate(islice(reader_of(spec)(source), LOOKED_AT), 1):
-        outcome = outcome_of(part, row, rules)
+    for number, outcome in looking.outcomes(part, source, LOOKED_AT):
         if number > rows and (outcome.dropped is None or outcome.dropped in told):
             continue
         told |= {outcome.dropped} if outcome.dropped else set()
-        yield from _previewed(part, source.source, number, outcome, encoder)
+        yield from previewed(part, source.source, number, outcome, looking.encoder)
 
 
-def _previewed(
+def previewed(
     part: str, source: str, number: int, outcome: Outcome, encoder: Encoder
 ) -> Iterator[PreviewedRow]:
+    """A row as it is shown: dropped, or each row that is written of it."""
     where = {"part": part, "source": source, "row": number}
     if outcome.dropped is not None:
         message = f"{outcome.row.place}: {outcome.message}"
