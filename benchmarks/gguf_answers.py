@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,18 +32,23 @@ def answers(file: Path, prompts: Sequence[str], max_new_tokens: int) -> list[str
     settings = xllamacpp.CommonParams()
     settings.model.path = str(file)
     settings.n_ctx, settings.n_parallel = CONTEXT_TOKENS, 1
+    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
     server = xllamacpp.Server(settings)
     greedy = {"max_tokens": max_new_tokens, "temperature": 0.0, "top_k": 1}
     replies = (server.handle_completions({"prompt": prompt, **greedy}) for prompt in prompts)
     return [reply["choices"][0]["text"] for reply in replies]
 
 
-def compared(merge: Path, llama_cpp: Path, outtype: str) -> dict[str, Any]:
-    """How many answers are the same, by type of the file, and the first that are not."""
+def compared(
+    merge: Path, llama_cpp: Path, outtype: str, prompts_at_most: int | None = None
+) -> dict[str, Any]:
+    """How many answers are the same, and the first that are not."""
     artifact = read_manifest(merge)
     longest = artifact.spec.params["evaluation"]["max_new_tokens"]
     prompts = pq.read_table(Prepared(artifact.spec.input("data")).evaluation)["prompt"].to_pylist()
-    kept = pq.read_table(merge / RESPONSES_FILE).to_pylist()
+    prompts = prompts[:prompts_at_most]
+    kept = pq.read_table(merge / RESPONSES_FILE).to_pylist()[: len(prompts)]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.gguf"
         model = merge / "model"
@@ -73,9 +79,13 @@ def main() -> None:
     parser.add_argument("merge", type=Path)
     parser.add_argument("--llama-cpp", type=Path, required=True)
     parser.add_argument("--outtype", nargs="+", default=["f32", "bf16", "q8_0"])
+    parser.add_argument("--prompts", type=int, help="at most so many")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
-    found = [compared(chosen.merge, chosen.llama_cpp, outtype) for outtype in chosen.outtype]
+    found = [
+        compared(chosen.merge, chosen.llama_cpp, outtype, chosen.prompts)
+        for outtype in chosen.outtype
+    ]
     print(table(chosen.merge.name[:8], found))
     if chosen.json:
         chosen.json.write_text(json.dumps(found, indent=2))
