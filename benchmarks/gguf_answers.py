@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 import alignflow as af
+from alignflow.data import read_judged
 from alignflow.stages import RESPONSES_FILE, Prepared, read_manifest
 
 CONTEXT_TOKENS = 2048
@@ -46,8 +47,8 @@ def compared(
     """How many answers are the same, and the first that are not."""
     artifact = read_manifest(merge)
     longest = artifact.spec.params["evaluation"]["max_new_tokens"]
-    prompts = pq.read_table(Prepared(artifact.spec.input("data")).evaluation)["prompt"].to_pylist()
-    prompts = prompts[:prompts_at_most]
+    judged = read_judged(Prepared(artifact.spec.input("data")).evaluation)
+    prompts = [row["prompt"] for row in judged[:prompts_at_most]]
     kept = pq.read_table(merge / RESPONSES_FILE).to_pylist()[: len(prompts)]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.gguf"
