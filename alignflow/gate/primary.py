@@ -57,7 +57,7 @@ class Primary(Record):
         interval = self.interval
         return (
             f"{self.judge} {interval.mean:+.1%} [{interval.low:+.1%}, {interval.high:+.1%}] on "
-            f"{interval.n} prompts{counts} ({self.test}{p_value}, alpha {alpha:.4g})"
+            f"{interval.n} prompts{counts} ({self.test}, one-sided{p_value}, alpha {alpha:.4g})"
         )
 
 

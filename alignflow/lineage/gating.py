@@ -36,6 +36,7 @@ def gated(run: RetrainRun) -> Gated:
     theirs = None
     if "evaluate" in run.artifacts:  # the champion's, on the candidate's prompts
         theirs = run.aside(champion_spec(run.recipe, run.home, run.artifacts["prepare"], head))
+        run.judged_beside["champion"] = theirs
     models = Contestants(
         candidate=model_digest(run.artifacts["merge"]),
         champion=head.digest,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,17 @@ from jinja2 import Environment, FileSystemLoader
 
 from alignflow.data import PARAPHRASE
 from alignflow.errors import ArtifactError
-from alignflow.evaluation import is_rate, leading_figures, lower_is_better
-from alignflow.pipeline.decision import sentence
+from alignflow.evaluation import Answer, is_rate, leading_figures, lower_is_better, read_answers
+from alignflow.pipeline.answers import SideBySide, retrain_flips, samples_side_by_side
+from alignflow.pipeline.decision import decision, next_steps, sentence
+from alignflow.pipeline.expense import in_words
 from alignflow.pipeline.plot import line_plot
 from alignflow.recipe import Recipe
 from alignflow.stages import EVENTS_FILE, Artifact, metric_history, read_events, read_manifest
 
 PAGE, CELL = "report.html.j2", "report_cell.html.j2"
-MODELS = ("base", "sft", "aligned", "merged")
+CHAMPION = "champion"
+MODELS = ("base", "sft", "aligned", "merged", CHAMPION)
 CURVES_LEADING = ("loss", "eval_loss", "accuracy", "rewards/accuracies", "rewards/margins")
 LOSSES, UNTRAINED = ("loss", "eval_loss"), ("prepare", "evaluate", "merge")
 UNDRAWN = ("num_tokens", "learning_rate")
@@ -33,7 +36,8 @@ def render_page(report: Mapping[str, Any], recipe: Recipe | None = None) -> str:
         report,
         others=metric_rows(report, leading=False),
         curves={stage: curves(artifact) for stage, artifact in artifacts.items()},
-        samples=_samples(artifacts),
+        flips=retrain_flips(report),
+        samples=_samples(report, artifacts),
         lineage=_lineage(artifacts),
         settings=_settings(artifacts, recipe),
         certificate=_detail(artifacts, "merge", "certificate"),
@@ -46,13 +50,52 @@ def render_cell(report: Mapping[str, Any], figures: Mapping[str, str]) -> str:
 
 
 def _rendered(template: str, report: Mapping[str, Any], **values: Any) -> str:
+    return page_of(
+        template,
+        report=report,
+        headline=sentence(report.get("retrain")) or _headline(report),
+        verdict=sentence(report.get("retrain")),
+        decided=decision(report.get("retrain")),
+        steps=list(next_steps(report)),
+        facts=in_words(report),
+        models=_models_in(report),
+        roles=_roles(report),
+        leading=metric_rows(report, leading=True),
+        **values,
+    )
+
+
+def page_of(template: str, **values: Any) -> str:
+    """A template beside this module, filled in; whatever it is given is escaped."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    models = [model for model in MODELS if model in report["evaluation"]]
-    leading = metric_rows(report, leading=True)
-    verdict = sentence(report.get("retrain"))
-    page = environment.get_template(template)
-    return page.render(report=report, verdict=verdict, models=models, leading=leading, **values)
+    return environment.get_template(template).render(**values)
+
+
+def _headline(report: Mapping[str, Any]) -> str:
+    """How a run ended that has no verdict, and by what leading figure."""
+    evaluation = report["evaluation"]
+    judged = [evaluation[model] for model in MODELS if model in evaluation]
+    name = next((n for n in leading_figures() if judged and n in judged[0] and n in judged[-1]), "")
+    ended = report["status"].capitalize()
+    if not name:
+        return f"{ended}."
+    before, after = (_cell(name, ends[name], None)["text"] for ends in (judged[0], judged[-1]))
+    return (
+        f"{ended}: {name} {before} → {after}." if len(judged) > 1 else f"{ended}: {name} {after}."
+    )
+
+
+def _models_in(report: Mapping[str, Any]) -> list[str]:
+    return [model for model in MODELS if model in report["evaluation"]]
+
+
+def _roles(report: Mapping[str, Any]) -> dict[str, str]:
+    """What models are in a retrain, to stand under their names."""
+    retrain = report.get("retrain") or {}
+    if retrain.get(CHAMPION) is None:
+        return {}
+    return {"aligned": "candidate", CHAMPION: f"generation {retrain[CHAMPION]}"}
 
 
 def _artifacts(report: Mapping[str, Any]) -> dict[str, Artifact]:
@@ -71,10 +114,18 @@ def _detail(artifacts: Mapping[str, Artifact], stage: str, name: str) -> Any:
     return artifact.result.details.get(name) if artifact else None
 
 
-def metric_rows(report: Mapping[str, Any], *, leading: bool) -> list[dict[str, Any]]:
-    """The table of figures: a row per metric, a cell per model, each with its interval."""
+def metric_rows(
+    report: Mapping[str, Any], *, leading: bool, models: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """The table of figures: a row per metric, a cell per model, each with its interval.
+
+    Args:
+        report: Of a run.
+        leading: Whether the figures that are shown first are wanted, or the others.
+        models: In this order; None is every one.
+    """
     evaluation, intervals = report["evaluation"], report["evaluation_intervals"]
-    models = [model for model in MODELS if model in evaluation]
+    models = _models_in(report) if models is None else models
     names = dict.fromkeys(name for model in models for name in evaluation[model])
     first = leading_figures(PARAPHRASE)
     chosen = [n for n in first if n in names] if leading else [n for n in names if n not in first]
@@ -130,21 +181,23 @@ def _history(artifact: Artifact) -> dict[str, dict[int, float]]:
     return {} if untrained else metric_history(read_events(artifact.directory / EVENTS_FILE))
 
 
-def _samples(artifacts: Mapping[str, Artifact]) -> list[dict[str, str]]:
-    """Sample answers of the evaluation, side by side; targets in JSON as their answer alone."""
+def _samples(report: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> list[SideBySide]:
+    """Sample answers of the evaluation, and the champion's to the same prompts."""
     stages = ("evaluate", "merge")
     samples = next((shown for name in stages if (shown := _detail(artifacts, name, "samples"))), [])
-    return [{**sample, "target": _answer_in(sample["target"])} for sample in samples]
+    champions = (report.get("retrain") or {}).get("champion_evaluation")
+    theirs = read_answers(Path(champions), None) if champions else {}
+    said = {answer.question: answer for answer in theirs.values()}
+    told = [_with_champion(sample, said.get(sample["question"])) for sample in samples]
+    before_candidate = [model for model in MODELS if model not in ("aligned", CHAMPION)]
+    return samples_side_by_side(told, [*before_candidate, CHAMPION, "aligned"])
 
 
-def _answer_in(target: str) -> str:
-    try:
-        content = json.loads(target)
-    except ValueError:
-        return target
-    if isinstance(content, dict) and isinstance(content.get("answer"), str):
-        return content["answer"]
-    return target
+def _with_champion(sample: Mapping[str, Any], said: Answer | None) -> dict[str, Any]:
+    if said is None:
+        return dict(sample)
+    scores = {**sample.get("scores", {}), **({} if said.score is None else {CHAMPION: said.score})}
+    return {**sample, CHAMPION: said.text, "scores": scores}
 
 
 def _lineage(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:

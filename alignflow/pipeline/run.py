@@ -47,6 +47,8 @@ class PipelineRun:
         self.run_id = run_id
         self.driver = driver
         self.artifacts: dict[str, Artifact] = {}
+        self.judged_beside: dict[str, Artifact] = {}
+        """Evaluations of other models than the run's own, by what these are to it."""
         self.outcomes: dict[str, StageOutcome] = {}
         self.report: Report
         """Once the run is closed."""
@@ -54,6 +56,7 @@ class PipelineRun:
         self.status_if_left = "cancelled"
         self._planned = list(recipe.stages)
         self._started = time.monotonic()
+        self._busy_seconds = 0.0
 
     def in_force(self, stage: str) -> str:
         """`stage`, or what takes its place: the fallback where a reward model is too weak for PPO."""
@@ -116,7 +119,11 @@ class PipelineRun:
             finished = find(self.home, spec.stage, spec.key)
             if finished is None:
                 forkserver.ensure()  # imports overlap `prepare`; a run that is all cached needs none
-            artifact, cached = self.driver.complete_stage(spec, self.recipe.compute, finished)
+            began = time.monotonic()
+            try:
+                artifact, cached = self.driver.complete_stage(spec, self.recipe.compute, finished)
+            finally:
+                self._busy_seconds += 0.0 if finished else time.monotonic() - began
         return artifact, StageOutcome(
             stage=artifact.stage,
             key=artifact.key,
@@ -151,6 +158,8 @@ class PipelineRun:
             seconds=time.monotonic() - self._started,
             stages=stages,
             mlflow=tracker.place(),
+            beside=self.judged_beside,
+            busy_seconds=self._busy_seconds,
         )
         self.report = Report(built | self.additions())
         with named_faults(f"under {self.home}"):
