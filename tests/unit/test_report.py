@@ -177,7 +177,8 @@ def test_what_is_erased_goes_from_the_page_with_quotes_and_brackets(
     report["retrain"] = {"outcome": asked, "verdict": None}
     report["stages"][0]["error"] = short
     page = (write_report(tmp_path, report) / "report.html").read_text()
-    cleaned = words_of([(asked, short, short)]).cleaned_page(page)
+    prompt = json.dumps([{"role": "user", "content": asked}])
+    cleaned = words_of([(prompt, short, short)]).cleaned_page(page)
     assert "her" in page and ERASED in cleaned and "one else" not in cleaned
     assert "&#39;m ok" in page and "m ok" not in cleaned
 
