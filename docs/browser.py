@@ -72,7 +72,7 @@ class Browser:
         width: int,
         dark: bool = False,
         script: str = "null",
-        whole: bool = True,
+        draw: bool = True,
     ) -> Look:
         """Draws a page.
 
@@ -81,7 +81,7 @@ class Browser:
             width: Of the window, in CSS pixels.
             dark: Whether the person prefers dark colours.
             script: An expression in the page, whose value is among the result.
-            whole: Whether the picture is of all of it, or of what a window shows first.
+            draw: Whether a picture is wanted, of all of it.
         """
         target = self._call("Target.createTarget", {"url": "about:blank"})["targetId"]
         attached = self._call("Target.attachToTarget", {"targetId": target, "flatten": True})
@@ -98,7 +98,8 @@ class Browser:
             self._read()
         asked = {"expression": script, "returnByValue": True}
         found = self._call("Runtime.evaluate", asked, session)["result"].get("value")
-        picture = self._call("Page.captureScreenshot", {"captureBeyondViewport": whole}, session)
+        whole = {"captureBeyondViewport": True}
+        picture = self._call("Page.captureScreenshot", whole, session) if draw else {"data": ""}
         errors = [text for event in self._events if (text := _error_in(event))]
         self._call("Target.closeTarget", {"targetId": target})
         return Look(errors, found, base64.b64decode(picture["data"]))

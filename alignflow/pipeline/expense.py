@@ -19,6 +19,11 @@ def now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
+def moment(written: str) -> str:
+    """A time as people here read it."""
+    return f"{datetime.fromisoformat(written).astimezone():%Y-%m-%d %H:%M}"
+
+
 def machine() -> dict[str, Any]:
     """What kind of machine this is: no name, no address."""
     return {
@@ -49,7 +54,7 @@ def in_words(report: Mapping[str, Any]) -> list[str]:
     """Date, machine and cost, as far as a report has them; those of an older version have none."""
     said: list[str] = []
     if ended := report.get("ended"):
-        said.append(f"{datetime.fromisoformat(ended):%Y-%m-%d %H:%M %Z}")
+        said.append(moment(ended))
     if found := report.get("machine"):
         cores = f"{found['cores']} core{'s' if found['cores'] != 1 else ''}"
         said.append(f"{found['system']}, {cores}, {found['gpu'] or 'no GPU'}")

@@ -25,6 +25,7 @@ from alignflow.pipeline.decision import decision, home_of, home_option, next_ste
 from alignflow.pipeline.expense import cost_of, in_words, machine, now
 from alignflow.pipeline.report_page import (
     CHAMPION,
+    cell_text,
     loss_curves,
     metric_rows,
     render_cell,
@@ -368,19 +369,17 @@ def _contest_table(report: Mapping[str, Any]) -> Table:
         table.add_column("candidate" if model == "aligned" else CHAMPION)
     for row in metric_rows(report, leading=True, models=models):
         name = f"{row['name']} (lower is better)" if row["lower_is_better"] else row["name"]
-        table.add_row(name, *(_cell_text(cell) for cell in row["cells"]))
+        table.add_row(name, *(cell_text(cell) for cell in row["cells"]))
     return table
 
 
-def _cell_text(cell: Mapping[str, Any]) -> str:
-    return f"{cell['text']} ({cell['interval']})" if cell["interval"] else cell["text"]
-
-
-def print_flips(flips: Sequence[SideBySide], console: Console) -> None:
+def print_flips(
+    flips: Sequence[SideBySide], console: Console, title: str = "answers that flipped"
+) -> None:
     """Answers that flipped; long ones cut, since the page has them whole."""
     if not flips:
         return
-    console.print(Text("\nanswers that flipped", "bold"))
+    console.print(Text(f"\n{title}", "bold"))
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -389,7 +388,7 @@ def print_flips(flips: Sequence[SideBySide], console: Console) -> None:
         table.add_row(Text(flip.change, colour), Text(_cut(flip.question)))
         table.add_row("  wanted", Text(_cut(flip.target)))
         for said in flip.answers:
-            table.add_row(f"  {said.model}, {said.mark}", Text(_cut(said.text)))
+            table.add_row(f"  {said.model}{said.mark and ', '}{said.mark}", Text(_cut(said.text)))
     console.print(table, soft_wrap=False)
 
 

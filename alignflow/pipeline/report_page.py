@@ -30,7 +30,7 @@ CURVES_PER_STAGE = 6
 
 def render_page(report: Mapping[str, Any], recipe: Recipe | None = None) -> str:
     """The page of a report. Artifacts that are gone are left out."""
-    artifacts = _artifacts(report)
+    artifacts = artifacts_of(report)
     return _rendered(
         PAGE,
         report,
@@ -80,7 +80,7 @@ def _headline(report: Mapping[str, Any]) -> str:
     ended = report["status"].capitalize()
     if not name:
         return f"{ended}."
-    before, after = (_cell(name, ends[name], None)["text"] for ends in (judged[0], judged[-1]))
+    before, after = (cell_of(name, ends[name], None)["text"] for ends in (judged[0], judged[-1]))
     return (
         f"{ended}: {name} {before} → {after}." if len(judged) > 1 else f"{ended}: {name} {after}."
     )
@@ -98,7 +98,8 @@ def _roles(report: Mapping[str, Any]) -> dict[str, str]:
     return {"aligned": "candidate", CHAMPION: f"generation {retrain[CHAMPION]}"}
 
 
-def _artifacts(report: Mapping[str, Any]) -> dict[str, Artifact]:
+def artifacts_of(report: Mapping[str, Any]) -> dict[str, Artifact]:
+    """Stage to its artifact, of those that are still there."""
     artifacts = {}
     for stage in report["stages"]:
         if stage["artifact"]:
@@ -134,7 +135,7 @@ def metric_rows(
             "name": name,
             "lower_is_better": lower_is_better(name),
             "cells": [
-                _cell(name, evaluation[model].get(name), intervals.get(model, {}).get(name))
+                cell_of(name, evaluation[model].get(name), intervals.get(model, {}).get(name))
                 for model in models
             ],
         }
@@ -142,7 +143,8 @@ def metric_rows(
     ]
 
 
-def _cell(name: str, value: float | None, interval: list[float] | None) -> dict[str, Any]:
+def cell_of(name: str, value: float | None, interval: list[float] | None) -> dict[str, Any]:
+    """A figure as tables show it, with its interval and the length of its bar."""
     if value is None:
         return {"text": "-", "interval": "", "bar": None}
     rate = is_rate(name, value)
@@ -157,9 +159,14 @@ def _cell(name: str, value: float | None, interval: list[float] | None) -> dict[
     }
 
 
+def cell_text(cell: Mapping[str, Any]) -> str:
+    """A cell in one line."""
+    return f"{cell['text']} ({cell['interval']})" if cell["interval"] else cell["text"]
+
+
 def curves(artifact: Artifact) -> list[dict[str, str]]:
     """Curves of a stage's metrics over its steps."""
-    history = _history(artifact)
+    history = history_of(artifact)
     drawn = {n: points for n, points in history.items() if len(points) > 2 and n not in UNDRAWN}
     order = [n for n in CURVES_LEADING if n in drawn] + sorted(set(drawn) - set(CURVES_LEADING))
     return [{"name": name, "svg": line_plot(drawn[name])} for name in order[:CURVES_PER_STAGE]]
@@ -167,7 +174,7 @@ def curves(artifact: Artifact) -> list[dict[str, str]]:
 
 def loss_curves(report: Mapping[str, Any]) -> dict[str, dict[str, dict[int, float]]]:
     """Stage to the losses that it has over its steps, of stages that trained and are still there."""
-    histories = {stage: _history(artifact) for stage, artifact in _artifacts(report).items()}
+    histories = {stage: history_of(artifact) for stage, artifact in artifacts_of(report).items()}
     return {
         stage: losses
         for stage, history in histories.items()
@@ -175,7 +182,7 @@ def loss_curves(report: Mapping[str, Any]) -> dict[str, dict[str, dict[int, floa
     }
 
 
-def _history(artifact: Artifact) -> dict[str, dict[int, float]]:
+def history_of(artifact: Artifact) -> dict[str, dict[int, float]]:
     """Metric to step to value; empty where a stage trains nothing."""
     untrained = artifact.stage in UNTRAINED
     return {} if untrained else metric_history(read_events(artifact.directory / EVENTS_FILE))
