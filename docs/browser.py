@@ -81,7 +81,7 @@ class Browser:
             width: Of the window, in CSS pixels.
             dark: Whether the person prefers dark colours.
             script: An expression in the page, whose value is among the result.
-            draw: Whether a picture is wanted, of all of it.
+            draw: Whether a picture is wanted, of what the window shows first.
         """
         target = self._call("Target.createTarget", {"url": "about:blank"})["targetId"]
         attached = self._call("Target.attachToTarget", {"targetId": target, "flatten": True})
@@ -98,8 +98,7 @@ class Browser:
             self._read()
         asked = {"expression": script, "returnByValue": True}
         found = self._call("Runtime.evaluate", asked, session)["result"].get("value")
-        whole = {"captureBeyondViewport": True}
-        picture = self._call("Page.captureScreenshot", whole, session) if draw else {"data": ""}
+        picture = self._call("Page.captureScreenshot", {}, session) if draw else {"data": ""}
         errors = [text for event in self._events if (text := _error_in(event))]
         self._call("Target.closeTarget", {"targetId": target})
         return Look(errors, found, base64.b64decode(picture["data"]))

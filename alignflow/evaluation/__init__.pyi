@@ -1,3 +1,4 @@
+from .about import SAMPLED as SAMPLED
 from .about import declared as declared
 from .about import is_rate as is_rate
 from .about import leading_figures as leading_figures

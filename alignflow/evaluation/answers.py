@@ -1,4 +1,4 @@
-"""Greedy answers of an `evaluate` artifact, and the prompts on which two models' answers tell most."""
+"""Answers of an `evaluate` artifact, and the prompts on which two models' answers tell most."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TOLD = 5
 
 
 class Answer(NamedTuple):
-    """A model's greedy response to a prompt."""
+    """A model's responses to a prompt."""
 
     prompt_index: int
     """Place of the prompt in the evaluation; equal prompts have the first one's."""
@@ -23,8 +23,11 @@ class Answer(NamedTuple):
     """The whole prompt as a judge reads it."""
     target: str
     text: str
+    """Greedy."""
+    sampled: str | None
+    """Drawn at a temperature, where the evaluation samples."""
     score: float | None
-    """By the recipe's first metric: 1 right, 0 wrong; None where it gives no figure by prompt."""
+    """Of the greedy one by the recipe's first metric: 1 right, 0 wrong; None where it gives no figure by prompt."""
 
 
 def read_answers(evaluation: Path, role: str | None) -> dict[str, Answer]:
@@ -53,6 +56,7 @@ def _answer(row: Mapping[str, Any]) -> Answer:
         conversation=row["conversation"],
         target=row["target"],
         text=row["greedy"],
+        sampled=row.get("sampled"),
         score=score if score is not None and math.isfinite(score) else None,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -42,15 +42,15 @@ def milestones(home: Path, model: str) -> list[Milestone]:
         RecipeError: It knows no such model; the message lists those it knows.
     """
     with opened(home, create=False) as engine, reading(engine) as connection:
-        found = [*_promotions(connection, model), *_releases(connection, model)]
+        promoted = {one.generation: one for one in _promotions(connection, model)}
+        found = [*_moves(connection, model, promoted), *_releases(connection, model)]
         if not found:
             known = connection.execute(select(promotions.c.model).distinct()).scalars()
             raise RecipeError(
                 f"{model} has no history in {home}. Models with one: "
                 f"{', '.join(sorted(known)) or 'none'}."
             )
-        found += _rollbacks(connection, model)
-    return sorted(found, key=lambda one: one.time)
+    return sorted(found, key=lambda one: one.time)  # equal times stay in the order of the moves
 
 
 def _promotions(connection: Connection, model: str) -> Iterator[Milestone]:
@@ -89,7 +89,8 @@ def _model_in(recipe: str | None) -> str | None:
     if recipe is None:
         return None
     content: dict[str, Any] = json.loads(recipe)
-    return (content.get("tracking") or {}).get("registered_model") or content.get("name")
+    tracking: dict[str, Any] = content.get("tracking") or {}
+    return tracking.get("registered_model") or content.get("name")
 
 
 def _reasons_in(verdict: str | None) -> str:
@@ -99,18 +100,27 @@ def _reasons_in(verdict: str | None) -> str:
     return verdict or ""
 
 
-def _rollbacks(connection: Connection, model: str) -> Iterator[Milestone]:
-    """Changes of the champion to an earlier generation, as they were told to whoever serves it."""
+def _moves(
+    connection: Connection, model: str, promoted: Mapping[int | None, Milestone]
+) -> Iterator[Milestone]:
+    """Every change of the champion in order, as it was told to whoever serves the model.
+
+    To a generation that was champion before it is a way back.
+    """
     told = select(outbox.c.payload, outbox.c.created).where(outbox.c.event == PROMOTED_EVENT)
     undone = select(promotions.c.generation, promotions.c.undone)
     reasons: Any = connection.execute(undone.where(promotions.c.model == model)).all()
     why: dict[int, str | None] = dict(reasons)
-    before = None
+    left = dict(promoted)
+    before = -1
     for written, created in connection.execute(told.order_by(outbox.c.key)):
         payload = json.loads(written)
         if payload["model"] != model:
             continue
         head = payload["generation"]
-        if before is not None and head < before:
+        if made := left.pop(head, None):
+            yield made
+        elif head < before:
             yield Milestone(created, "rollback", head, why.get(before) or "", payload["snapshot"])
         before = head
+    yield from left.values()  # of a ledger that told nobody yet

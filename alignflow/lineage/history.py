@@ -15,7 +15,7 @@ from rich.text import Text
 from alignflow.errors import RecipeError
 from alignflow.evaluation import is_rate, leading_figures
 from alignflow.files import atomic_write_text
-from alignflow.ledger import Milestone, champion, milestones
+from alignflow.ledger import Happened, Milestone, champion, milestones
 from alignflow.lineage.history_plot import history_plot
 from alignflow.pipeline import as_text, cell_of, load_report, moment, page_of, recent_runs
 from alignflow.stages import Record
@@ -30,15 +30,14 @@ COLOURS = {
     "inconclusive": "yellow",
     "rollback": "magenta",
 }
-VERDICTS = {"reject": "rejected", "inconclusive": "inconclusive"}
+VERDICTS: dict[str, Happened] = {"reject": "rejected", "inconclusive": "inconclusive"}
 
 
 class Entry(Record):
     """One thing that happened to a model, and how good it was then."""
 
     time: str
-    happened: str
-    """`founded`, `promoted`, `by hand`, `rejected`, `inconclusive` or `rollback`."""
+    happened: Happened
     generation: int | None
     """That it became, or that was gone back to."""
     undone: bool
@@ -74,7 +73,7 @@ def history_of_model(home: Path, model: str) -> History:
     head = champion(home, model)
     reports = _retrains(home, model)
     metric = _metric(reports)
-    found = [*told, *_overruled(told, reports)]
+    found = [*_overruled(told, reports), *told]
     entries: list[Entry] = []
     for one in sorted(found, key=lambda entry: datetime.fromisoformat(entry.time)):
         run, who = _report_of(one, reports, entries)

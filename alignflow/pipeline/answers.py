@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignflow.evaluation import Answer, read_answers, telling_changes
+from alignflow.evaluation import SAMPLED, Answer, read_answers, telling_changes
 
 FIXED, BROKEN, REWORDED, UNCHANGED = "fixed", "broken", "other words", "unchanged"
 CHANGES = (FIXED, BROKEN, REWORDED, UNCHANGED)
@@ -69,11 +69,17 @@ def retrain_flips(report: Mapping[str, Any]) -> list[SideBySide]:
             continue
         before, after = flip["before"], flip["after"]
         said = (
-            Shown(CHAMPION, theirs[name].text, mark_of(before, words)),
-            Shown(CANDIDATE, ours[name].text, mark_of(after, words)),
+            Shown(CHAMPION, _judged_text(theirs[name], gate["judge"]), mark_of(before, words)),
+            Shown(CANDIDATE, _judged_text(ours[name], gate["judge"]), mark_of(after, words)),
         )
         shown.append(_side_by_side(change_of(before, after, same_text=False), ours[name], said))
     return shown
+
+
+def _judged_text(answer: Answer, judge: str) -> str:
+    """The response that the deciding figure is about."""
+    is_sampled = judge.startswith(SAMPLED) and answer.sampled is not None
+    return str(answer.sampled) if is_sampled else answer.text
 
 
 def flips_between(
@@ -81,10 +87,10 @@ def flips_between(
 ) -> list[SideBySide]:
     """The most telling prompts between two models, each by what it is called and its answers."""
     (name_before, theirs), (name_after, ours) = before, after
-    scores = [
+    was, became = (
         {prompt: one.score for prompt, one in answers.items() if one.score is not None}
         for answers in (theirs, ours)
-    ]
+    )
     return [
         _side_by_side(
             change_of(theirs[prompt].score, ours[prompt].score, same_text=False),
@@ -94,7 +100,7 @@ def flips_between(
                 Shown(name_after, ours[prompt].text, mark_of(ours[prompt].score)),
             ),
         )
-        for prompt in telling_changes(*scores)
+        for prompt in telling_changes(was, became)
     ]
 
 
