@@ -87,7 +87,9 @@ def _headline(report: Mapping[str, Any]) -> str:
 
 
 def _models_in(report: Mapping[str, Any]) -> list[str]:
-    return [model for model in MODELS if model in report["evaluation"]]
+    """Models in the order of their columns: of a retrain the two that were compared first."""
+    contest = ("aligned", CHAMPION) if CHAMPION in report["evaluation"] else ()
+    return [m for m in dict.fromkeys((*contest, *MODELS)) if m in report["evaluation"]]
 
 
 def _roles(report: Mapping[str, Any]) -> dict[str, str]:
