@@ -35,6 +35,7 @@ from alignflow.recipe import METHODS, Recipe
 from alignflow.stages import (
     ADAPTER,
     MODEL,
+    WITHOUT_ANSWERS,
     Artifact,
     Record,
     RowAccount,
@@ -235,11 +236,13 @@ def recent_runs(home: Path) -> list[str]:
 def write_report(home: Path, report: Mapping[str, Any], recipe: Recipe | None = None) -> Path:
     """Writes `report.json` and `report.html`, which shows the recipe; returns their directory.
 
-    `latest` in the home leads to it.
+    `latest` in the home leads to it. For MLflow there is the page without answers too.
     """
     path = report_file(home, report["run_id"])
     atomic_write_json(path, report)
     atomic_write_text(path.with_suffix(".html"), render_page(report, recipe))
+    shared = path.parent / WITHOUT_ANSWERS / path.with_suffix(".html").name
+    atomic_write_text(shared, render_page(report, recipe, with_answers=False))
     point_to(home / LATEST, path.parent)
     return path.parent
 

@@ -28,16 +28,21 @@ UNDRAWN = ("num_tokens", "learning_rate")
 CURVES_PER_STAGE = 6
 
 
-def render_page(report: Mapping[str, Any], recipe: Recipe | None = None) -> str:
-    """The page of a report. Artifacts that are gone are left out."""
+def render_page(
+    report: Mapping[str, Any], recipe: Recipe | None = None, *, with_answers: bool = True
+) -> str:
+    """The page of a report. Artifacts that are gone are left out.
+
+    Without answers it holds no text of a row, for a store that `prefs erase` does not reach.
+    """
     artifacts = artifacts_of(report)
     return _rendered(
         PAGE,
         report,
         others=metric_rows(report, leading=False),
         curves={stage: curves(artifact) for stage, artifact in artifacts.items()},
-        flips=retrain_flips(report),
-        samples=_samples(report, artifacts),
+        flips=retrain_flips(report) if with_answers else [],
+        samples=_samples(report, artifacts) if with_answers else [],
         lineage=_lineage(artifacts),
         settings=_settings(artifacts, recipe),
         certificate=_detail(artifacts, "merge", "certificate"),

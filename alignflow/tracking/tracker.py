@@ -19,7 +19,14 @@ from alignflow.errors import AlignflowError, CertificateError, DiskSpaceError
 from alignflow.files import digest_json
 from alignflow.machine import fault_of
 from alignflow.recipe import Recipe
-from alignflow.stages import Artifact, StageOutcome, StageSpec, library_versions, read_manifest
+from alignflow.stages import (
+    WITHOUT_ANSWERS,
+    Artifact,
+    StageOutcome,
+    StageSpec,
+    library_versions,
+    read_manifest,
+)
 from alignflow.tracking.connection import Connection, is_server, tracking_uri
 from alignflow.tracking.run_log import RunLog, flattened
 from alignflow.tracking.stage_record import StageRecord
@@ -241,7 +248,7 @@ class Tracker:
         for model, metrics in (report.get("evaluation") or {}).items():
             parent.figures(metrics, f"{model}.")
         parent.tags({"status": status, **_retrain_tags(report.get("retrain") or {})})
-        for name in ("report.json", "report.html"):
+        for name in ("report.json", f"{WITHOUT_ANSWERS}/report.html"):
             parent.files(folder / name)
         parent.end(status)
 

@@ -113,12 +113,19 @@ def test_a_verdict_is_said_first_with_its_reason_and_the_command_that_undoes_it(
 
 
 def test_databases_get_places_of_answers_and_no_texts(told: Told) -> None:
+    from alignflow.tracking import registry_client, tracking_uri
+
     assert told.promoted.retrain is not None
     flips = told.promoted.retrain["gate"]["flips"]
     assert len(flips) == 5 and set(flips[0]) == {"prompt_index", "before", "after"}
     written = json.dumps(told.promoted)
     assert "right: 1.0" not in written and "Is p" not in written
     assert "right: 1.0" in page_of(told, told.promoted).read_text()
+    client, run_id = registry_client(tracking_uri(told.home)), str(told.promoted.mlflow["run_id"])
+    stored = Path(client.get_run(run_id).info.artifact_uri.removeprefix("file://"))
+    assert {path.name for path in stored.iterdir()} == {"report.json", "report.html"}
+    texts = "".join(path.read_text() for path in stored.iterdir())
+    assert "Promoted: better" in texts and "right: 1.0" not in texts and "Is p" not in texts
 
 
 def test_the_history_tells_all_that_happened_with_figures(
