@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -83,6 +84,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="alignflow-pictures-") as temporary:
         home = (arguments.home or Path(temporary) / "home").absolute()
         home.mkdir(parents=True, exist_ok=True)
+        os.environ["ALIGNFLOW_HOME"] = str(home)  # as who sees the pages has set it
         pages = {f"verdict-{case.verdict}": retrained(home, case) for case in CASES}
         name = load_recipe(RECIPE).registered_model
         pages["history"] = write_history(home, history_of_model(home, name))

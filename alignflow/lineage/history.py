@@ -143,10 +143,12 @@ def _report_of(
 
 def print_history(found: History, console: Console) -> None:
     """A line for each thing that happened, its figure as a bar, then the reasons."""
+    if found.metric:
+        console.print(Text(f"{found.model}: {found.metric} over time\n", "bold"))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("gen", "when", "what"):
         table.add_column(name, no_wrap=True)
-    table.add_column(found.metric or "figure", justify="right", no_wrap=True)
+    table.add_column("figure", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for entry in found.entries:
         colour = "dim" if entry.undone else COLOURS.get(entry.happened, "")

@@ -199,11 +199,12 @@ def print_comparison(found: Comparison, console: Console) -> None:
         console.print(Text(f"{letter}  {report['run_id']}: {ended}"))
         console.print(Text(f"   {', '.join(facts)}"))
     _print_table("settings that differ", found.letters, found.settings, console)
+    leading = [name for name in leading_figures() if name in found.metrics]
     cells = {
         f"{name} (lower is better)" if lower_is_better(name) else name: [
-            cell_text(cell) for cell in row
+            cell_text(cell) for cell in found.metrics[name]
         ]
-        for name, row in found.metrics.items()
+        for name in leading or found.metrics
     }
     _print_table("figures (95 % intervals)", found.letters, cells, console)
     _print_curves(found, console)

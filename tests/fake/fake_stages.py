@@ -11,6 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from alignflow.errors import BY_EXIT_CODE
 from alignflow.stages.events import EventWriter
 from alignflow.stages.spec import RowAccount, StageResult, StageSpec
@@ -101,9 +104,6 @@ def scores(spec: StageSpec) -> dict[str, Any]:
 
 def write_answers(found: dict[str, Any], output: Path) -> None:
     """A response of each model to each prompt that says whether it is right."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     rows = [
         {
             "model": role,

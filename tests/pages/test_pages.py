@@ -147,8 +147,14 @@ def test_the_history_tells_all_that_happened_with_figures(
     assert found["entries"][1]["run"] == told.rejected.run_id
     shown = run(capsys, told.home, "history", MODEL)
     assert f"{MODEL} is generation 2 now." in shown and "rollback 0: answers got rude" in shown
-    table = shown.splitlines()[:7]
-    assert all(len(line) <= 80 for line in table) and table[3].count("█") == 16
+    title, _, head, *table = shown.splitlines()[:9]
+    assert title == f"{MODEL}: accuracy over time" and head.split() == [
+        "gen",
+        "when",
+        "what",
+        "figure",
+    ]
+    assert all(len(line) <= 80 for line in table) and table[2].count("█") == 16
     page = (told.home / "runs" / "histories" / f"{MODEL}.html").read_text()
     assert page.count('class="mark ') == 6 and "they did not" in page
     capsys.readouterr()
