@@ -11,9 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from alignflow.errors import BY_EXIT_CODE
 from alignflow.stages.events import EventWriter
 from alignflow.stages.spec import RowAccount, StageResult, StageSpec
@@ -64,7 +61,8 @@ def write_output(spec: StageSpec, work: Path, events: EventWriter) -> StageResul
     details: dict[str, Any] = {}
     if spec.stage == "evaluate":
         (output / "scores.json").write_text(json.dumps(scores(spec)))
-        write_answers(scores(spec), output)
+        if (ORDERS / "answers").exists():
+            write_answers(scores(spec), output)
         details = evaluated(scores(spec))
     if spec.stage == "judge":
         judge(spec, output)
@@ -104,6 +102,9 @@ def scores(spec: StageSpec) -> dict[str, Any]:
 
 def write_answers(found: dict[str, Any], output: Path) -> None:
     """A response of each model to each prompt that says whether it is right."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     rows = [
         {
             "model": role,

@@ -42,7 +42,8 @@ def harness(prefect_server: str, orders: Path) -> None:
 
 
 def better(orders: Path, quality: float) -> None:
-    """The next candidate gets this share of the prompts right."""
+    """The next candidate gets this share of the prompts right, and its answers are kept."""
+    (orders / "answers").touch()
     (orders / "quality").write_text(str(quality))
 
 

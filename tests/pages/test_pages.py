@@ -49,6 +49,7 @@ def told(tmp_path_factory: pytest.TempPathFactory, mlflow_store: Path) -> Iterat
     folder = tmp_path_factory.mktemp("told")
     home, orders = new_home(folder / "home", mlflow_store), folder / "orders"
     orders.mkdir()
+    (orders / "answers").touch()
     with pytest.MonkeyPatch.context() as patch:
         use_fakes(patch, orders)
         cases: list[tuple[float, dict[str, Any]]] = [
