@@ -21,6 +21,7 @@ from alignflow.commands.cli import exit_code_of
 from alignflow.lineage import promote_by_hand, retrain, roll_back_by_hand
 from alignflow.pipeline import Report, report_file
 
+pytestmark = pytest.mark.timeout(400)  # three retrains before the first test
 WIDTHS = (390, 1280)
 LOOK = """(() => {
   const page = document.documentElement, said = document.querySelector('.verdict strong');
