@@ -9,6 +9,7 @@ from .existing_model import evaluate as evaluate
 from .existing_model import generate as generate
 from .existing_model import merge as merge
 from .expense import moment as moment
+from .model_names import is_adapter as is_adapter
 from .model_names import model_named as model_named
 from .model_names import run_named as run_named
 from .plan import stage_spec as stage_spec
