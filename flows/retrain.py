@@ -48,9 +48,10 @@ def retrain(
         return nothing_to_do(work)
     with watched(RetrainRun(work, place, reason, PREFECT)) as run:
         for stage in work.recipe.stages:
+            if stage == "merge":
+                begin_lineage(run)
             run.complete(run.in_force(stage))
         register(run)
-        begin_lineage(run)
         while not settle(run, agreed(run, gated(run))):
             continue  # another run promoted its candidate first: the gate is due again
     project(run)

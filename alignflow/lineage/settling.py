@@ -10,7 +10,6 @@ from alignflow.ledger import PromotionRace, Release, champion, promote, release,
 from alignflow.lineage.gating import Gated
 from alignflow.lineage.registry import (
     Reconciled,
-    Registry,
     drop_candidate,
     reconcile,
     register_candidate,
@@ -133,11 +132,8 @@ def _project(run: RetrainRun) -> None:
     An inconclusive candidate stays named, for the person who has to look at it.
     """
     model, version, notes = run.work.model, run.notes.candidate_version, run.notes
-    if version is not None:
-        said = {"verdict": notes.verdict, "reason": notes.outcome, "generation": notes.generation}
-        Registry(run.home, model).tag(version, **said)
-        if notes.verdict != "inconclusive":
-            drop_candidate(run.home, model, version)
+    if version is not None and notes.verdict != "inconclusive":
+        drop_candidate(run.home, model, version)
     _tell(reconcile(run.home, model), run.driver)
 
 

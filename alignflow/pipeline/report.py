@@ -160,7 +160,7 @@ def build_report(
 def _stage(outcome: StageOutcome) -> dict[str, Any]:
     result = outcome.result or StageResult()
     report = StageReport(
-        **outcome.model_dump(exclude={"seconds", "result", "error", "exit_code"}),
+        **outcome.model_dump(exclude={"seconds", "result", "error", "exit_code", "aside"}),
         seconds=round(outcome.seconds, 3),
         metrics=result.metrics,
         rows=result.rows or RowAccount(),

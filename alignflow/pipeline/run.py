@@ -98,7 +98,8 @@ class PipelineRun:
 
     def aside(self, spec: StageSpec) -> Artifact:
         """Has a stage done that is about another model than the run's, beside its own stages."""
-        artifact, outcome = self._made(spec, time.monotonic())
+        artifact, made = self._made(spec, time.monotonic())
+        outcome = made.model_copy(update={"aside": True})
         tell(lambda observer: observer.stage_ended(outcome))
         return artifact
 

@@ -57,7 +57,8 @@ class Tracker:
         self._away_until = 0.0
         self._problem = ""
         self._unsent: dict[str, Artifact] = {}
-        self._linked: dict[str, str] = {}
+        self._aside: set[str] = set()
+        """Keys of what is about another model than the run's."""
 
     # -- the flow's side
 
@@ -85,7 +86,7 @@ class Tracker:
         """Queues the end of a stage."""
         if outcome.artifact is not None:
             artifact = read_manifest(outcome.artifact)
-            self._jobs.put(lambda: self._complete(artifact))
+            self._jobs.put(lambda: self._complete(artifact, aside=outcome.aside))
         elif outcome.key is not None:
             self._jobs.put(lambda: self._failed(outcome))
 
@@ -192,8 +193,9 @@ class Tracker:
             self._sent_at = time.monotonic()
             self._live[spec.key].metrics(self._waiting.pop(spec.key))
 
-    def _complete(self, artifact: Artifact) -> None:
+    def _complete(self, artifact: Artifact, *, aside: bool) -> None:
         self._waiting.pop(artifact.key, None)
+        (self._aside.add if aside else self._aside.discard)(artifact.key)
         self._unsent[artifact.key] = artifact
         if not self._is_away:
             self._send_unsent()
@@ -209,17 +211,13 @@ class Tracker:
             except CertificateError:
                 del self._unsent[key]
                 raise
-            self._link(artifact, run_id)
+            if key not in self._aside:
+                self._link(artifact, run_id)
             del self._unsent[key]
         self._away_until = 0.0
 
     def _link(self, artifact: Artifact, run_id: str) -> None:
-        """The parent names each stage's run and repeats its final figures and params.
-
-        The first of a stage is the run's own; a later one judged or merged the champion.
-        """
-        if self._linked.setdefault(artifact.stage, artifact.key) != artifact.key:
-            return
+        """The parent names each stage's run and repeats its final figures and params."""
         parent, params = self._opened(), artifact.result.params
         parent.tags({f"stage_run.{artifact.stage}": run_id})
         if artifact.stage != "reward":

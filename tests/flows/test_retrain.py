@@ -15,6 +15,7 @@ from retrain_cases import (
     MODEL,
     QUICK_GATE,
     aliases,
+    description,
     drop,
     head,
     retrain_recipe,
@@ -65,6 +66,9 @@ def test_a_lineage_from_its_founding_to_its_second_generation(
     assert current is not None and served(home) == current.digest
     assert "candidate" not in aliases(home)
     assert pending_events(home) == []
+    assert said(home, "1") == ("founded", "0") and "SFT model" in tags(home, "1")["reason"]
+    assert aliases(home) == {"champion": "2"} and said(home, "2") == ("promote", "1")
+    assert description(home).startswith("Champion: generation 1, version 2, since ")
 
     drop(home, 40, 65)
     better(orders, 0.95)
@@ -86,6 +90,13 @@ def test_a_lineage_from_its_founding_to_its_second_generation(
     assert "Promoted: " in shown and f"{MODEL} is generation 2 now." in shown
     assert f"alignflow rollback {MODEL} --reason" in shown and state_names()[0] == "Promoted"
     assert tags(home, second["retrain"]["candidate_version"])["generation"] == "2"
+
+
+def said(home: Path, version: str) -> tuple[str, str]:
+    """Verdict and generation that a version is tagged with; each has a reason too."""
+    noted = tags(home, version)
+    assert noted["reason"]
+    return noted["verdict"], noted["generation"]
 
 
 def told(home: Path, run: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
@@ -121,7 +132,8 @@ def test_what_is_not_better_gives_its_rows_back_and_does_not_loop(
     assert f"alignflow promote {equal['run_id']} --reason" in shown
     assert state_names()[0] == "Rejected"
     noted = tags(home, equal["retrain"]["candidate_version"])
-    assert noted["verdict"] == "reject" and noted["reason"] == equal["retrain"]["outcome"]
+    assert noted["verdict"] == "reject" and noted["generation"] == "none"
+    assert noted["reason"] == "; ".join(equal["retrain"]["gate"]["reasons"])
     again: Any = retrain(retrain_recipe(), home)
     assert "0 new pairs" in again["text"]
     assert state_names()[0] == "Nothing to do"
@@ -132,14 +144,18 @@ def test_what_is_not_better_gives_its_rows_back_and_does_not_loop(
     unsure: Any = retrain(few, home)
     assert unsure["retrain"]["verdict"] == "inconclusive"
     assert unsure["retrain"]["rows"] == 60 and where(home) == (60, 0, 0)
-    assert aliases(home)["candidate"] == unsure["retrain"]["candidate_version"]
+    version = unsure["retrain"]["candidate_version"]
+    assert aliases(home)["candidate"] == version
+    assert said(home, version) == ("inconclusive", "none")
     assert "Inconclusive: " in told(home, unsure, capsys) and state_names()[0] == "Inconclusive"
     assert exit_code_of(["show", "--all", "--home", str(home)]) == 0
     runs = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:]]
     assert runs == [[unsure["run_id"], "Inconclusive"], [equal["run_id"], "Rejected"]]
 
     by_hand = promote_by_hand(home, unsure["run_id"], None, "a person looked at it")
-    assert by_hand.generation.generation == 1 and by_hand.alias.version is not None
+    assert by_hand.generation.generation == 1 and by_hand.alias.version == version
+    assert said(home, version) == ("promote", "1")
+    assert tags(home, version)["reason"] == "by hand: a person looked at it"
     assert where(home) == (0, 0, 60)
     assert set(by_hand.generation.artifacts) >= {"prepare", "sft", "dpo", "merge"}
     with pytest.raises(DataError, match="promoted"):
@@ -147,6 +163,9 @@ def test_what_is_not_better_gives_its_rows_back_and_does_not_loop(
 
     back = roll_back_by_hand(home, MODEL, None, "answers got rude")
     assert back.generation.generation == 0 and served(home) == back.generation.digest
+    assert said(home, version) == ("rolled back", "1")
+    assert tags(home, version)["reason"] == "answers got rude"
+    assert description(home).startswith("Champion: generation 0, version 1, since ")
     assert where(home) == (60, 0, 0)
 
     rude = by_hand.alias.version

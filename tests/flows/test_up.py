@@ -138,7 +138,7 @@ def test_a_file_in_the_inbox_ends_in_a_question_a_yes_in_a_champion_and_ctrl_c_l
         [run] = retrains(api, "Suspended")
         assert run["parameters"]["reason"] == "preferences", "the automation started it"
         assert head(home) == 0 and where(home) == (0, 30, 0)
-        assert aliases(home) == {"candidate": "1", "champion": "2"}, "generation 0 serves meanwhile"
+        assert aliases(home) == {"candidate": "2", "champion": "1"}, "generation 0 serves meanwhile"
         wait_until(lambda: processes_with(run["id"]) == [], 60, every=0.5)
         answer = {"promote": True, "name": "Ada", "reason": "read twenty answers"}
         post(f"{api}/flow_runs/{run['id']}/resume", {"run_input": answer})
