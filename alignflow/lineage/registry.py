@@ -206,9 +206,8 @@ def _tag(value: object) -> str:
 def _described(head: Generation, version: str | None) -> str:
     served = f"version {version}" if version else "the base model, which has no version"
     since = head.created.partition("T")[0]
-    return (
-        f"generation {head.generation}, {served}, since {since} ({head.reason[:REASON_CHARACTERS]})"
-    )
+    why = " ".join(head.reason.split())[:REASON_CHARACTERS]
+    return f"generation {head.generation}, {served}, since {since} ({why})"
 
 
 def _version_of_head(registry: Registry, head: Generation) -> str | None:

@@ -34,7 +34,7 @@ def begin_lineage(run: RetrainRun) -> None:
     prepare, made = run.artifacts["prepare"], {"prepare": run.artifacts["prepare"].path}
     digest = prepare.digest(("base_model.json",))
     if "sft" in run.artifacts:
-        merge = run.aside(founder_spec(run.recipe, run.home, run.artifacts))
+        merge = run.aside(founder_spec(run.recipe, run.home, run.artifacts), "founder")
         made |= {
             name: run.artifacts[name].path for name in ORIGINAL_STAGES if name in run.artifacts
         }

@@ -20,7 +20,7 @@ from alignflow.files import digest_json
 from alignflow.machine import fault_of
 from alignflow.recipe import Recipe
 from alignflow.stages import Artifact, StageOutcome, StageSpec, library_versions, read_manifest
-from alignflow.tracking.connection import Connection, is_server, tracking_uri
+from alignflow.tracking.connection import Connection, tracking_uri
 from alignflow.tracking.run_log import RunLog, flattened
 from alignflow.tracking.stage_record import StageRecord
 
@@ -41,10 +41,18 @@ logger = logging.getLogger(__name__)
 class Tracker:
     """Observes a pipeline and keeps MLflow informed, from its own thread."""
 
-    def __init__(self, recipe: Recipe, home: Path, run_id: str) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        home: Path,
+        run_id: str,
+        title: str | None = None,
+        links: Mapping[str, str] | None = None,
+    ) -> None:
         self._recipe = recipe
         self._home = home
-        self._run_id = run_id
+        self._title = title or run_id
+        self._tags = {"run_id": run_id, "recipe": recipe.name, **(links or {})}
         self._connection = Connection(
             tracking_uri(home), recipe.tracking.experiment or recipe.name, home / "mlartifacts"
         )
@@ -94,9 +102,11 @@ class Tracker:
         """Waits until all that is queued was sent, or could not be."""
         self._await(self._send_once_more)
 
-    def finish(self, status: str, report: Mapping[str, Any], folder: Path) -> None:
-        """Puts the final figures and the report into the parent run and closes it."""
-        self._await(lambda: self._close_parent(status, report, folder))
+    def finish(
+        self, status: str, report: Mapping[str, Any], folder: Path, *, title: str, note: str
+    ) -> None:
+        """Puts the final figures, the report and a description into the parent run and closes it."""
+        self._await(lambda: self._close_parent(status, report, folder, title, note))
 
     def _await(self, job: Callable[[], None]) -> None:
         done = threading.Event()
@@ -110,19 +120,14 @@ class Tracker:
             "tracking_uri": self._connection.shown,
             "experiment": self._connection.experiment,
             "run_id": self._parent.run_id if self._parent else None,
+            "url": self._connection.run_page(self._parent.run_id) if self._parent else None,
+            "table": self._connection.table_page() if self._parent else None,
         }
         if self._parent is None or self._unsent:
             missing = ", ".join(artifact.stage for artifact in self._unsent.values())
             what = f"not recorded yet: {missing}" if self._parent else "nothing is recorded"
             place["problem"] = f"{what} ({self._problem or 'no answer yet'}); a later run sends it"
         return place
-
-    def address(self) -> str | None:
-        """The parent run's page, where a server shows one."""
-        if self._parent is None or not is_server(self._connection.uri):
-            return None
-        experiment = self._connection.experiment_id
-        return f"{self._connection.shown}/#/experiments/{experiment}/runs/{self._parent.run_id}"
 
     # -- the thread's side
 
@@ -161,10 +166,10 @@ class Tracker:
     def _opened(self) -> RunLog:
         """The parent run, made on first use."""
         if self._parent is None:
-            tags = {"run_id": self._run_id, "recipe": self._recipe.name}
-            run_id = self._connection.new_run(self._run_id, tags)
+            run_id = self._connection.new_run(self._title, self._tags)
             self._parent = RunLog(self._connection, run_id)
             self._parent.params(self._recipe_params())
+            self._connection.share_columns()
         return self._parent
 
     def _recipe_params(self) -> dict[str, Any]:
@@ -232,18 +237,22 @@ class Tracker:
         log.tags({"attempts": outcome.attempts, "error": outcome.error or ""})
         log.end("cancelled" if outcome.error == "cancelled" else "failed")
 
-    def _close_parent(self, status: str, report: Mapping[str, Any], folder: Path) -> None:
+    def _close_parent(
+        self, status: str, report: Mapping[str, Any], folder: Path, title: str, note: str
+    ) -> None:
         if self._is_gone:
             return
         parent = self._opened()
         for model, metrics in (report.get("evaluation") or {}).items():
             parent.figures(metrics, f"{model}.")
         parent.tags({"status": status, **_retrain_tags(report.get("retrain") or {})})
+        parent.tags({"mlflow.note.content": note})
+        parent.rename(title)
         for name in ("report.json", "report.html"):
             parent.files(folder / name)
         parent.end(status)
 
 
 def _retrain_tags(retrain: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("snapshot", "verdict", "outcome")
+    names = ("snapshot", "verdict", "outcome", "champion", "generation")
     return {f"retrain.{name}": retrain[name] for name in names if retrain.get(name) is not None}
