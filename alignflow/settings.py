@@ -20,6 +20,9 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
     """MLflow server; None keeps runs in SQLite in the home."""
 
+    mlflow_ui_url: str | None = Field(default=None, validation_alias="ALIGNFLOW_MLFLOW_UI_URL")
+    """Where people open MLflow's pages, for links; None is MLFLOW_TRACKING_URI where it is a server's."""
+
     prefect_api_url: str | None = Field(default=None, validation_alias="PREFECT_API_URL")
     """Prefect server; None starts a temporary one for the run."""
 

@@ -153,7 +153,7 @@ def lineage_of_seed(home: Path, seed: int, options: argparse.Namespace) -> dict[
 
     recipe = recipe_of(seed, options.set)
     renew_holdout(home, 0.0)  # the gate has its own prompts with targets
-    founder: Any = finetune(sft_only(recipe), home=home)
+    founder: Any = finetune(recipe=sft_only(recipe), home=home)
     serving = Path(founder["merged_model"])
     generations = [{"generation": 0, **Model(serving).on_test(recipe, options.test_prompts)}]
     files = []
@@ -162,11 +162,11 @@ def lineage_of_seed(home: Path, seed: int, options: argparse.Namespace) -> dict[
         files.append(write_pairs(home / f"pairs-{number}.jsonl", pairs))
         add(home, [files[-1]])
         started = time.monotonic()
-        report: Any = retrain(recipe, home, f"batch {number}")
+        report: Any = retrain(recipe=recipe, home=home, reason=f"batch {number}")
         serving = served(home, recipe.name)
         generations.append(described(report, time.monotonic() - started, recipe, options))
         say(f"seed {seed}, retrain {number}: {generations[-1]}")
-    once: Any = finetune(once_on_all(recipe, files), home=home)
+    once: Any = finetune(recipe=once_on_all(recipe, files), home=home)
     found = status(home)
     return {
         "generations": generations,

@@ -19,12 +19,14 @@ from alignflow.errors import RecipeError
 from alignflow.lineage import RetrainRun, Waiting
 from alignflow.machine import fault_of, first_line
 from alignflow.pipeline import NOTHING_TO_DO, Driver, decision
+from alignflow.recipe import Recipe
 from alignflow.services import absolute_home
 from alignflow.settings import Settings, resolve_home, without_password
 from tasks.approval import awaited_elsewhere, forget_approval, with_approval
 from tasks.events import send_pending
+from tasks.flow_runs import name_run, page
 from tasks.policy import PATIENT
-from tasks.prefect_artifacts import link_mlflow_run, show_markdown
+from tasks.prefect_artifacts import show_link, show_markdown
 from tasks.stages import complete_stage
 
 T = TypeVar("T")
@@ -35,18 +37,22 @@ def _once(name: str, step: Callable[..., T], *arguments: Any, **options: Any) ->
     return task(step, **named, **options)(*arguments)
 
 
-PREFECT = Driver(
-    complete_stage=complete_stage,
-    once=_once,
-    patiently=partial(_once, **PATIENT),
-    log=get_run_logger,
-    show=show_markdown,
-    link=link_mlflow_run,
-    awaited_elsewhere=awaited_elsewhere,
-    approved=with_approval,
-    forget_approval=forget_approval,
-    send_pending=send_pending,
-)
+def prefect_driver(recipe: str) -> Driver:
+    """Prefect, which shows what belongs to a recipe of this name."""
+    return Driver(
+        complete_stage=partial(complete_stage, recipe),
+        once=_once,
+        patiently=partial(_once, **PATIENT),
+        log=get_run_logger,
+        show=partial(show_markdown, recipe),
+        link=partial(show_link, recipe),
+        named=name_run,
+        page=page,
+        awaited_elsewhere=awaited_elsewhere,
+        approved=with_approval,
+        forget_approval=forget_approval,
+        send_pending=send_pending,
+    )
 
 
 def demand_server() -> None:
@@ -80,7 +86,8 @@ def ended(run: RetrainRun) -> State[dict[str, Any]]:
     return Completed(name=name, message=run.notes.outcome, data=run.report)
 
 
-def nothing_to_do(waiting: Waiting) -> State[dict[str, Any]]:
+def nothing_to_do(recipe: Recipe, waiting: Waiting) -> State[dict[str, Any]]:
     """A Completed state that says why nothing was trained."""
     get_run_logger().info("%s", waiting.text)
+    name_run(f"{recipe.registered_model}, {NOTHING_TO_DO.lower()}")
     return Completed(name=NOTHING_TO_DO, message=waiting.text, data=waiting.model_dump())

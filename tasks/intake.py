@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,20 @@ from prefect import get_run_logger, task
 
 from alignflow.ledger import Added, Taken, default_inbox, set_threshold, take_in
 from alignflow.recipe import RetrainSection
-from tasks.prefect_artifacts import show_table
+from tasks.flow_runs import IDLE, name_run
+from tasks.prefect_artifacts import key_of, show_table
 
 
 @task
-def take_in_complete(home: Path, inbox: str | None, section: RetrainSection) -> dict[str, Any]:
+def take_in_complete(
+    recipe: str, home: Path, inbox: str | None, section: RetrainSection
+) -> dict[str, Any]:
     """Takes in what is complete in the inbox; the rows that call for a retrain write an event.
 
+    The flow run is named for what was taken in, and tagged where that is nothing.
+
     Args:
+        recipe: Its name.
         home: Absolute home.
         inbox: Folder or fsspec address; None is the home's.
         section: Names the preference set and how many new rows call for a retrain.
@@ -33,7 +39,11 @@ def take_in_complete(home: Path, inbox: str | None, section: RetrainSection) -> 
     result = summary(taken)
     if result["files"] or result["refused_files"]:
         rows = [{"what": name, "pairs": result[name]} for name in COUNTED]
-        show_table(rows, "ingest", f"Taken into {section.preference_set}.")
+        text = f"Pairs taken into {section.preference_set} from {result['files']} files."
+        show_table(rows, key_of(recipe, "ingest"), text)
+        name_run(title(result))
+    else:
+        name_run(title(result), IDLE)
     return result
 
 
@@ -55,6 +65,15 @@ def summary(taken: Taken) -> dict[str, Any]:
         "waiting_files": taken.waiting,
         "ignored_files": taken.ignored,
     }
+
+
+def title(result: Mapping[str, Any]) -> str:
+    """What a run took in, in a few words."""
+    bad, refused = sum(result["quarantined"].values()), len(result["refused_files"])
+    words = [f"{result['accepted']} new"] if result["files"] else []
+    counted = {"known": result["duplicates"], "quarantined": bad, "refused": refused}
+    words += [f"{number} {what}" for what, number in counted.items() if number]
+    return ", ".join(words) or "nothing new"
 
 
 def sentences(taken: Taken) -> Iterator[str]:

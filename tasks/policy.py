@@ -45,11 +45,13 @@ def by_stage_key(_context: Any, parameters: dict[str, Any]) -> str:
     return f"{spec.stage}-{spec.key}-{digest_json(spec.home)[:12]}"
 
 
-def task_options(stage: str, compute: ComputeSection, *, finished: bool) -> dict[str, Any]:
+def task_options(
+    stage: str, compute: ComputeSection, *, finished: bool, whose: str = ""
+) -> dict[str, Any]:
     """Options of the task that runs `stage`; Prefect's cache counts only if it is `finished`."""
     return {
         "name": stage,
-        "task_run_name": stage,
+        "task_run_name": f"{stage} of the {whose}" if whose else stage,
         "tags": {"stage", *(["gpu"] if STAGES[stage].on_device else [])},
         "retries": compute.retries,
         "retry_delay_seconds": retries.retry_delays(compute.retries),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
 from prefect.artifacts import (
-    create_image_artifact,
     create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
@@ -18,8 +18,8 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from alignflow.pipeline import line_plot
-from alignflow.stages import EVENTS_FILE, Artifact, StageSpec, metric_history, read_events
+from alignflow.pipeline import as_text, curves, plots_alone
+from alignflow.stages import Artifact, StageSpec
 
 SECONDS_BETWEEN_UPDATES = 3.0
 
@@ -40,20 +40,31 @@ def _unless_away(show: Callable[..., Any]) -> Callable[..., None]:
 
 
 show_table = _unless_away(create_table_artifact)
-show_markdown = _unless_away(create_markdown_artifact)
-_show_image = _unless_away(create_image_artifact)
+_show_markdown = _unless_away(create_markdown_artifact)
 _show_link = _unless_away(create_link_artifact)
 
 
-def link_mlflow_run(address: str) -> None:
-    """Links the MLflow run from the flow run."""
-    _show_link(address, link_text="MLflow run", key="mlflow-run")
+def key_of(*words: str) -> str:
+    """An artifact's key, whose history Prefect shows; the first word is the recipe's name."""
+    return "-".join(re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") for word in words)
+
+
+def show_markdown(recipe: str, markdown: str, key: str, description: str) -> None:
+    """Shows a text with the run of a recipe."""
+    _show_markdown(markdown, key=key_of(recipe, key), description=description)
+
+
+def show_link(recipe: str, address: str, what: str) -> None:
+    """Links an address from the flow run of a recipe."""
+    text = f"{what} of a run of {recipe}."
+    _show_link(address, link_text=what, key=key_of(recipe, what), description=text)
 
 
 class StageArtifacts:
-    """The progress of a running stage, and its figures once it has finished."""
+    """The progress of a running stage of a recipe, and its figures once it has finished."""
 
-    def __init__(self, spec: StageSpec) -> None:
+    def __init__(self, recipe: str, spec: StageSpec) -> None:
+        self._recipe = recipe
         self._stage = spec.stage
         self._progress: Any = None
         self._updated = time.monotonic()
@@ -70,22 +81,29 @@ class StageArtifacts:
     def _show(self, percent: float) -> None:
         percent = min(percent, 100.0)
         if self._progress is None:
-            self._progress = create_progress_artifact(percent, key=f"{self._stage}-progress")
+            self._progress = create_progress_artifact(
+                percent,
+                key=self._key("progress"),
+                description=f"How far {self._stage} of {self._recipe} is.",
+            )
         else:
             update_progress_artifact(self._progress, progress=percent)
 
     def finished(self, artifact: Artifact) -> None:
-        """Full progress, the table of metrics and the loss curve."""
+        """Full progress, the table of metrics and the learning curves."""
         self._show(100.0)
-        rows = [{"metric": name, "value": value} for name, value in artifact.result.metrics.items()]
+        metrics = artifact.result.metrics
+        rows = [{"metric": name, "value": as_text(name, value)} for name, value in metrics.items()]
         if rows:
-            text = f"{self._stage}, {artifact.seconds:.1f} s: `{artifact.path}`"
-            show_table(rows, key=f"{self._stage}-metrics", description=text)
-        history = metric_history(read_events(artifact.directory / EVENTS_FILE))
-        if len(history.get("loss", {})) > 1:
-            plot = line_plot(history["loss"], f"{self._stage} loss by step").encode()
-            _show_image(
-                "data:image/svg+xml;base64," + base64.b64encode(plot).decode(),
-                key=f"{self._stage}-loss",
-                description=f"Training loss of {self._stage}.",
+            text = f"{self._stage} of {self._recipe}, {artifact.seconds:.1f} s: `{artifact.path}`"
+            show_table(rows, key=self._key("metrics"), description=text)
+        if drawn := {curve["name"]: curve["svg"] for curve in curves(artifact)}:
+            image = base64.b64encode(plots_alone(drawn).encode()).decode()
+            _show_markdown(  # an image artifact would show the image's text below it
+                f"![learning curves](data:image/svg+xml;base64,{image})",
+                key=self._key("curves"),
+                description=f"Learning curves of {self._stage} of {self._recipe}, by step.",
             )
+
+    def _key(self, what: str) -> str:
+        return key_of(self._recipe, self._stage, what)

@@ -28,11 +28,12 @@ CACHED = "Cached"
 
 
 @task(persist_result=True, result_serializer="json", cache_key_fn=by_stage_key)
-def stage_task(spec: StageSpec) -> Any:
+def stage_task(spec: StageSpec, recipe: str) -> Any:
     """Runs one stage in a child process, or finds its artifact.
 
     Args:
         spec: What to do; JSON, so that Prefect shows it.
+        recipe: Its name, and whose stage it is, for the keys of what is shown.
 
     Returns:
         The artifact's directory.
@@ -41,7 +42,7 @@ def stage_task(spec: StageSpec) -> Any:
     if find(Path(spec.home), spec.stage, spec.key):
         # Prefect forgot, or never knew: the artifact store is the truth.
         return Completed(name=CACHED, message="The artifact verifies.", data=directory)
-    shown = StageArtifacts(spec)
+    shown = StageArtifacts(recipe, spec)
     log = get_run_logger()
 
     def on_event(event: Mapping[str, Any]) -> None:
@@ -57,15 +58,16 @@ def stage_task(spec: StageSpec) -> Any:
 
 
 def complete_stage(
-    spec: StageSpec, compute: ComputeSection, finished: Artifact | None
+    recipe: str, spec: StageSpec, compute: ComputeSection, finished: Artifact | None, whose: str
 ) -> tuple[Artifact, bool]:
-    """The stage's artifact, and whether it was there before; Prefect shows a finished one too.
+    """The artifact of a recipe's stage, and whether it was there before; Prefect shows that too.
 
     Raises:
         AlignflowError: No attempt succeeded.
     """
-    options = task_options(spec.stage, compute, finished=finished is not None)
-    state: State[Any] = stage_task.with_options(**options)(spec, return_state=True)
+    options = task_options(spec.stage, compute, finished=finished is not None, whose=whose)
+    recipe = f"{recipe} {whose}".strip()
+    state: State[Any] = stage_task.with_options(**options)(spec, recipe, return_state=True)
     state.result()  # raises what the last attempt raised
     if finished is not None:
         return finished, state.name == CACHED

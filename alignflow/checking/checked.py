@@ -19,6 +19,7 @@ from alignflow.checking.gguf_shape import shape_here
 from alignflow.checking.merging import adapter_merge_findings, merge_findings
 from alignflow.checking.model_files import model_directory, read_config, refusals
 from alignflow.checking.needs import Needs, need_findings, needs_of
+from alignflow.checking.notification import notification_findings
 from alignflow.checking.rows import SourceRows, is_elsewhere, row_findings, source_findings
 from alignflow.checking.rules import recipe_findings
 from alignflow.checking.template import Example, beyond_embedding, template_findings
@@ -113,6 +114,7 @@ def check(recipe: Recipe, *, full: bool = False, home: Path | str | None = None)
             context = around.shape.context if around.shape else None
             rows, judged = row_findings(recipe, around.directory, context, home=place, full=full)
             findings += judged
+    findings += notification_findings(recipe)
     if around.shape is not None:
         download = around.directory is None
         needs = needs_of(recipe, around.shape, place, download=download, named=around.named)

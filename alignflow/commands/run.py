@@ -78,7 +78,7 @@ def _run(recipe: Recipe, home: Path, console: Console, json_to: Any) -> None:
     run_id = new_run_id(recipe.name)
     try:
         with shown_on(console), blaming_full_disk(home):
-            finetune(recipe, home=home, run_id=run_id)
+            finetune(recipe=recipe, home=home, run_id=run_id)
     finally:
         if report_file(home, run_id).is_file():  # else the run did not come far enough
             report = load_report(home, run_id)

@@ -60,6 +60,7 @@ def up(
     api = f"http://{named}:{prefect_port}/api"
     environment = up_environment(place, recipe, inbox, api, host)
     watched = _checked(recipe, environment)
+    environment.setdefault("ALIGNFLOW_MLFLOW_UI_URL", f"http://{named}:{mlflow_port}")
     demand_free(host, prefect_port, "--prefect-port")
     demand_free(host, mlflow_port, "--mlflow-port")
     for number in (signal.SIGTERM, signal.SIGHUP):

@@ -22,11 +22,14 @@ from alignflow.ledger.ingest import Added as Added
 from alignflow.ledger.ingest import add as add
 from alignflow.ledger.ingest import add_stream as add_stream
 from alignflow.ledger.lineage import Generation as Generation
+from alignflow.ledger.lineage import Judgement as Judgement
 from alignflow.ledger.lineage import PromotionRace as PromotionRace
 from alignflow.ledger.lineage import champion as champion
 from alignflow.ledger.lineage import generation as generation
+from alignflow.ledger.lineage import judgements as judgements
 from alignflow.ledger.lineage import lineage as lineage
 from alignflow.ledger.lineage import mark_dropped as mark_dropped
+from alignflow.ledger.lineage import newest_generation as newest_generation
 from alignflow.ledger.lineage import promote as promote
 from alignflow.ledger.lineage import rollback as rollback
 from alignflow.ledger.lineage import set_state as set_state

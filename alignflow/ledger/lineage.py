@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from sqlalchemy import Connection, Select, func, insert, select, update
 
@@ -17,7 +18,7 @@ from alignflow.ledger.outbox import count_new, is_waiting, write_event
 from alignflow.ledger.schema import promotions, rows, snapshots
 from alignflow.ledger.snapshots import UNDECIDED
 from alignflow.ledger.store import count, find_set, now, opened, preference_set, reading, writing
-from alignflow.ledger.verdicts import WITHDRAWN, consume, give_back
+from alignflow.ledger.verdicts import WITHDRAWN, Release, consume, give_back
 
 
 class PromotionRace(AlignflowError):
@@ -34,6 +35,17 @@ class Generation(NamedTuple):
     snapshot: str | None
     reason: str
     created: str
+
+
+class Judgement(NamedTuple):
+    """What was decided about a model, by a gate or a person."""
+
+    verdict: str
+    """The gate's, or `founded`, or `rolled back`."""
+    reason: str
+    generation: int | None
+    """That it became; None where it was not promoted."""
+    snapshot: str | None
 
 
 class SetState(NamedTuple):
@@ -230,6 +242,32 @@ def lineage(home: Path, model: str) -> list[Generation]:
     """The generations that led to the champion, oldest first."""
     with opened(home, create=False) as engine, reading(engine) as connection:
         return [_generation(entry) for entry in _live(connection, model)]
+
+
+def newest_generation(home: Path, model: str) -> int | None:
+    """Number of the generation that was made last, undone or not; None before the lineage began."""
+    with opened(home) as engine, reading(engine) as connection:
+        numbers = select(func.max(promotions.c.generation)).where(promotions.c.model == model)
+        return connection.execute(numbers).scalar_one()
+
+
+def judgements(home: Path, model: str) -> dict[str, Judgement]:
+    """Digest of a merged model to what was decided about it last."""
+    judged = select(snapshots).where(snapshots.c.state.in_(get_args(Release)))
+    with opened(home, create=False) as engine, reading(engine) as connection:
+        held_back = connection.execute(judged.order_by(snapshots.c.key)).all()
+        promoted = connection.execute(_promoted(model)).all()
+    known: dict[str, Judgement] = {}
+    for entry in held_back:
+        with suppress(ValueError, TypeError, KeyError):  # words of a person's are no record
+            gate = json.loads(entry.verdict)
+            reason = "; ".join(gate["reasons"])
+            known[gate["candidate"]] = Judgement(gate["verdict"], reason, None, entry.name)
+    for entry in promoted:
+        verdict = "promote" if entry.generation else "founded"
+        said = (verdict, entry.reason) if entry.undone is None else ("rolled back", entry.undone)
+        known[entry.digest] = Judgement(*said, entry.generation, entry.snapshot_name)
+    return known
 
 
 def mark_dropped(home: Path, name: str, reasons: Mapping[str, str]) -> int:

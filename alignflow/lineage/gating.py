@@ -35,7 +35,8 @@ def gated(run: RetrainRun) -> Gated:
         raise StageError(f"{run.work.model} has no champion any more. Run the retrain again.")
     theirs = None
     if "evaluate" in run.artifacts:  # the champion's, on the candidate's prompts
-        theirs = run.aside(champion_spec(run.recipe, run.home, run.artifacts["prepare"], head))
+        asked = champion_spec(run.recipe, run.home, run.artifacts["prepare"], head)
+        theirs = run.aside(asked, "champion")
         run.judged_beside["champion"] = theirs
     models = Contestants(
         candidate=model_digest(run.artifacts["merge"]),

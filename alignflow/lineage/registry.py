@@ -6,12 +6,13 @@ to it, after a promotion, after a crash between the two, and whenever somebody m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from alignflow.errors import CertificateError
 from alignflow.faults import faultpoint
-from alignflow.ledger import Generation, champion
+from alignflow.ledger import Generation, Judgement, champion, judgements
 from alignflow.merging import require_certificate
 from alignflow.settings import has_ledger
 from alignflow.stages import Artifact, Record, verify
@@ -27,6 +28,10 @@ from alignflow.tracking import (
 CHAMPION, CANDIDATE = "champion", "candidate"
 LAST_SET = "alignflow.champion"
 """Tag of the registered model: the version that the reconciler set last."""
+DIGEST = "model_digest"
+TAG_CHARACTERS, REASON_CHARACTERS = 5000, 1000
+DESCRIBED = "Champion: "
+"""How the line on the champion begins in the registered model's description."""
 
 
 class Reconciled(Record):
@@ -54,9 +59,11 @@ class Registry:
 
     def version_of(self, digest: str) -> str | None:
         """The newest version that is a model of this digest."""
-        versions = self._client.search_model_versions(f"name = '{self._model}'")
-        numbers = [int(one.version) for one in versions if one.tags.get("model_digest") == digest]
+        numbers = [int(one.version) for one in self._versions() if one.tags.get(DIGEST) == digest]
         return str(max(numbers)) if numbers else None
+
+    def _versions(self) -> list[Any]:
+        return list(self._client.search_model_versions(f"name = '{self._model}'"))
 
     def require_version(self, merge: Artifact) -> str:
         """The version of a merged model; registered now if there is none.
@@ -75,10 +82,30 @@ class Registry:
         return version
 
     def tag(self, version: str, **tags: object) -> None:
-        """Sets tags of a version; None leaves one as it is."""
+        """Sets tags of a version."""
         for name, value in tags.items():
-            if value is not None:
-                self._client.set_model_version_tag(self._model, version, name, str(value)[:5000])
+            self._client.set_model_version_tag(self._model, version, name, _tag(value))
+
+    def judge(self, judged: Mapping[str, Judgement]) -> None:
+        """Has the versions say what was decided about their models, by digest."""
+        for version in self._versions():
+            if said := judged.get(version.tags.get(DIGEST)):
+                wanted = {name: _tag(value) for name, value in said._asdict().items()}
+                new = {
+                    name: text for name, text in wanted.items() if version.tags.get(name) != text
+                }
+                self.tag(str(version.version), **new)
+
+    def describe(self, champion: str) -> None:
+        """Has the model's description begin with a line on its champion; a person's own text stays."""
+        registered = self._registered()
+        if registered is None:  # the base model is served, and no candidate is merged yet
+            return
+        text = registered.description or ""
+        kept = text.partition("\n")[2].lstrip("\n") if text.startswith(DESCRIBED) else text
+        wanted = f"{DESCRIBED}{champion}" + (f"\n\n{kept}" if kept else "")
+        if wanted != text:
+            self._client.update_registered_model(self._model, wanted)
 
     def named(self, alias: str) -> str | None:
         """Version that an alias names."""
@@ -151,6 +178,7 @@ def reconcile(home: Path, model: str) -> Reconciled:
         return Reconciled(model=model, text=f"{model} has no champion yet")
     registry = Registry(home, model)
     wanted = _version_of_head(registry, head)
+    registry.judge(judgements(home, model))
     served, last = registry.named(CHAMPION), registry.last_set()
     by_hand = served not in (wanted, last)
     if served != wanted:
@@ -158,6 +186,7 @@ def reconcile(home: Path, model: str) -> Reconciled:
     faultpoint("promotion.alias")
     if last != wanted:
         registry.remember(wanted)
+    registry.describe(_described(head, wanted))
     if wanted is not None and registry.named(CANDIDATE) == wanted:
         registry.point(CANDIDATE, None)
     return Reconciled(
@@ -170,13 +199,23 @@ def reconcile(home: Path, model: str) -> Reconciled:
     )
 
 
+def _tag(value: object) -> str:
+    return "none" if value is None else str(value)[:TAG_CHARACTERS]
+
+
+def _described(head: Generation, version: str | None) -> str:
+    served = f"version {version}" if version else "the base model, which has no version"
+    since = head.created.partition("T")[0]
+    why = " ".join(head.reason.split())[:REASON_CHARACTERS]
+    return f"generation {head.generation}, {served}, since {since} ({why})"
+
+
 def _version_of_head(registry: Registry, head: Generation) -> str | None:
     if "merge" not in head.artifacts:
         return None
     version = registry.version_of(head.digest)
     if version is None:
         version = registry.require_version(verified_model(Path(head.artifacts["merge"])))
-    registry.tag(version, generation=head.generation, snapshot=head.snapshot, reason=head.reason)
     return version
 
 

@@ -49,9 +49,10 @@ def retrain(
     shown = shown_on(plain_console(stderr=True) if progress else None)
     with shown, watched(RetrainRun(work, place, reason, IN_PROCESS)) as run:
         for stage in work.recipe.stages:
+            if stage == "merge":
+                begin_lineage(run)
             run.complete(run.in_force(stage))
         register(run)
-        begin_lineage(run)
         while not settle(run, agreed(run, gated(run))):
             continue  # another run promoted its candidate first: the gate is due again
     project(run)

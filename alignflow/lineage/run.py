@@ -9,10 +9,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from alignflow.gate import Decision, Power, Verdict, number_of_prompts, power_of
-from alignflow.ledger import mark_dropped, set_state
+from alignflow.ledger import mark_dropped, newest_generation, set_state
 from alignflow.lineage.look import Assignment
 from alignflow.lineage.retraining import lineage_artifacts
-from alignflow.pipeline import Driver, PipelineRun, new_run_id
+from alignflow.pipeline import Driver, PipelineRun, decision, new_run_id
 from alignflow.recipe import METHODS, require_retrain
 from alignflow.stages import Prepared, StageSpec, verify
 
@@ -46,7 +46,9 @@ class RetrainRun(PipelineRun):
     """A pipeline that continues a lineage; what is decided about its candidate stands in `notes`."""
 
     def __init__(self, work: Assignment, home: Path, reason: str, driver: Driver) -> None:
-        super().__init__(work.recipe, home, new_run_id(work.recipe.name), driver)
+        generation = (newest_generation(home, work.model) or 0) + 1  # after 0, which is founded
+        title = f"{work.model} gen {generation} candidate"
+        super().__init__(work.recipe, home, new_run_id(work.recipe.name), driver, title)
         self.work = work
         self.artifacts |= {
             role: verify(path) for role, path in lineage_artifacts(work.recipe, work.start).items()
@@ -67,6 +69,15 @@ class RetrainRun(PipelineRun):
         if theirs := self.judged_beside.get("champion"):
             retrain["champion_evaluation"] = theirs.path
         return {"retrain": retrain}
+
+    def close(self, status: str) -> None:
+        """See PipelineRun; a run with its verdict has it in its title."""
+        decided = decision(self.notes.model_dump())
+        if self.notes.generation is not None:
+            self.title = f"{self.work.model} gen {self.notes.generation}"
+        elif decided is not None:
+            self.title = f"{self.title}, {decided.lower()}"
+        super().close(status)
 
     def spec_of(self, stage: str) -> StageSpec:
         """See PipelineRun; the stage that continues the champion's policy reads it as `init`."""

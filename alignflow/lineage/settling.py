@@ -10,7 +10,6 @@ from alignflow.ledger import PromotionRace, Release, champion, promote, release,
 from alignflow.lineage.gating import Gated
 from alignflow.lineage.registry import (
     Reconciled,
-    Registry,
     drop_candidate,
     reconcile,
     register_candidate,
@@ -35,7 +34,7 @@ def begin_lineage(run: RetrainRun) -> None:
     prepare, made = run.artifacts["prepare"], {"prepare": run.artifacts["prepare"].path}
     digest = prepare.digest(("base_model.json",))
     if "sft" in run.artifacts:
-        merge = run.aside(founder_spec(run.recipe, run.home, run.artifacts))
+        merge = run.aside(founder_spec(run.recipe, run.home, run.artifacts), "founder")
         made |= {
             name: run.artifacts[name].path for name in ORIGINAL_STAGES if name in run.artifacts
         }
@@ -133,11 +132,8 @@ def _project(run: RetrainRun) -> None:
     An inconclusive candidate stays named, for the person who has to look at it.
     """
     model, version, notes = run.work.model, run.notes.candidate_version, run.notes
-    if version is not None:
-        said = {"verdict": notes.verdict, "reason": notes.outcome, "generation": notes.generation}
-        Registry(run.home, model).tag(version, **said)
-        if notes.verdict != "inconclusive":
-            drop_candidate(run.home, model, version)
+    if version is not None and notes.verdict != "inconclusive":
+        drop_candidate(run.home, model, version)
     _tell(reconcile(run.home, model), run.driver)
 
 

@@ -13,7 +13,7 @@ from .model_names import is_adapter as is_adapter
 from .model_names import model_named as model_named
 from .model_names import run_named as run_named
 from .plan import stage_spec as stage_spec
-from .plot import line_plot as line_plot
+from .plot import plots_alone as plots_alone
 from .preview import PreviewedRow as PreviewedRow
 from .preview import Tokens as Tokens
 from .preview import preview as preview
@@ -28,6 +28,7 @@ from .report import print_runs as print_runs
 from .report import recent_runs as recent_runs
 from .report import report_file as report_file
 from .report_page import cell_of as cell_of
+from .report_page import curves as curves
 from .report_page import page_of as page_of
 from .run import PipelineRun as PipelineRun
 from .run import new_run_id as new_run_id

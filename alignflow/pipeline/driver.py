@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -30,7 +30,7 @@ class Step(Protocol):
 
 
 def complete_stage(
-    spec: StageSpec, compute: ComputeSection, finished: Artifact | None
+    spec: StageSpec, compute: ComputeSection, finished: Artifact | None, _whose: str
 ) -> tuple[Artifact, bool]:
     """The stage's artifact, and whether it was there before: `finished`, if it is given.
 
@@ -63,8 +63,9 @@ class Driver:
     """How a run has things done; the defaults are plain Python: attempts with waits between them."""
 
     complete_stage: Callable[
-        [StageSpec, ComputeSection, Artifact | None], tuple[Artifact, bool]
+        [StageSpec, ComputeSection, Artifact | None, str], tuple[Artifact, bool]
     ] = complete_stage
+    """The last argument says whose stage it is that is not the run's own: the `champion`."""
     once: Step = lambda _name, step, *arguments: step(*arguments)
     """Not tried again."""
     patiently: Step = _patiently
@@ -73,8 +74,12 @@ class Driver:
     """Where the run says what it decided."""
     show: Callable[[str, str, str], None] = _nothing
     """Markdown, its key and its description, for whoever watches the run."""
-    link: Callable[[str], None] = _nothing
-    """The page of the run in MLflow."""
+    link: Callable[[str, str], None] = _nothing
+    """An address that belongs to the run, and what is there: `MLflow run`."""
+    named: Callable[[str], None] = _nothing
+    """What the run is called, for whoever looks through many."""
+    page: Callable[[], Mapping[str, str | None] | None] = _nothing
+    """Who carries out the run: `flow_run`, its id there, and `url`, its page, if there is one."""
     awaited_elsewhere: Callable[[Path, str, str], str | None] = _nothing
     """Why a set's snapshot is to be left alone: another run waits for a person's word on it."""
     approved: Callable[..., Verdict] = lambda verdict, *_question: verdict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -281,3 +282,4 @@ def _quiet() -> None:
     """Before any training library is imported."""
     for name, value in {**NO_TELEMETRY, **QUIET_LIBRARIES, **SLEEPING_THREADS}.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that it could download

@@ -1,23 +1,57 @@
-"""Lines and bars as SVG, for pages that need nothing else and for Prefect's."""
+"""Lines and bars as SVG, for pages that need nothing else, and as images that stand alone."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from html import escape
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 300, 150, 54, 10, 22
-TITLE_HEIGHT = 14
+TITLE_HEIGHT, COLUMNS = 16, 2
 BARS = 30
+LIGHT = {"ground": "#ffffff", "ink": "#5b6472", "line": "#2f5fd0"}
+DARK = {"ground": "#1b212b", "ink": "#a3acba", "line": "#7fa2ff"}
+"""An image has its own ground: it cannot know the theme of the page around it, the browser's it can."""
 
 
-def line_plot(points: Mapping[int, float], title: str = "") -> str:
-    """A line with the ends of both axes labelled. What is not finite is left out; nothing is "".
+def plots_alone(plots: Mapping[str, str]) -> str:
+    """Line plots by name in one image of two columns, readable in light and dark themes."""
+    cell, columns = HEIGHT + TITLE_HEIGHT, min(COLUMNS, len(plots))
+    width, height = columns * WIDTH, cell * math.ceil(len(plots) / columns)
+    drawn = [
+        f'<svg x="{number % columns * WIDTH}" y="{number // columns * cell}" width="{WIDTH}" '
+        f'height="{cell}"><text class="name" x="{LEFT}" y="12">{escape(name)}</text>'
+        f'<svg y="{TITLE_HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
+        f'viewBox="0 0 {2 * WIDTH} {2 * HEIGHT}">{plot}</svg></svg>'
+        for number, (name, plot) in enumerate(plots.items())
+    ]
+    style = (
+        "text{font:10px sans-serif} .name{font-weight:bold} .grid{opacity:.35}"
+        f"{_theme(LIGHT)} @media (prefers-color-scheme:dark){{{_theme(DARK)}}}"
+    )
+    ground = f'<rect class="ground" width="{width}" height="{height}" rx="4"/>'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'width="{2 * width}" height="{2 * height}"><style>{style}</style>{ground}{"".join(drawn)}</svg>'
+    )
+
+
+def _theme(colours: Mapping[str, str]) -> str:
+    ground, ink, line = colours.values()
+    return (
+        f".ground{{fill:{ground}}} text{{fill:{ink}}} .grid{{stroke:{ink}}} "
+        f".line{{stroke:{line}}} .area{{fill:{line}}}"
+    )
+
+
+def line_plot(points: Mapping[int, float]) -> str:
+    """A line with the ends of both axes labelled, in classes that the page around it styles.
+
+    What is not finite is left out; nothing is "".
 
     Args:
         points: Step to value.
-        title: Of a plot that stands alone, on white ground. Without, the page around it styles
-            the classes `grid`, `area` and `line`.
     """
     steps = sorted(step for step, value in points.items() if math.isfinite(value))
     if not steps:
@@ -25,7 +59,7 @@ def line_plot(points: Mapping[int, float], title: str = "") -> str:
     values = [points[step] for step in steps]
     low, high = min(values), max(values)
     span, width = (high - low) or 1.0, (steps[-1] - steps[0]) or 1
-    right, floor, top = WIDTH - 8, HEIGHT - BOTTOM, TOP + (TITLE_HEIGHT if title else 0)
+    right, floor, top = WIDTH - 8, HEIGHT - BOTTOM, TOP
 
     def at(step: int, value: float) -> str:
         x = LEFT + (step - steps[0]) / width * (right - LEFT)
@@ -33,14 +67,9 @@ def line_plot(points: Mapping[int, float], title: str = "") -> str:
         return f"{x:.1f},{y:.1f}"
 
     line = " ".join(at(step, value) for step, value in zip(steps, values, strict=True))
-    heading = (
-        '<rect width="100%" height="100%" fill="white"/>'
-        f'<text x="{WIDTH / 2}" y="14" text-anchor="middle">{title}</text>'
-    )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'width="{2 * WIDTH}" height="{2 * HEIGHT}" font-family="sans-serif" font-size="10">'
-        f"{heading if title else ''}"
         f'<path class="grid" fill="none" stroke="#ccc" '
         f'd="M{LEFT},{top}H{right}M{LEFT},{(floor + top) / 2}H{right}M{LEFT},{floor}H{right}"/>'
         f'<polygon class="area" points="{LEFT},{floor} {line} {right},{floor}" fill="#1f6feb" '

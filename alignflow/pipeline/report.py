@@ -198,7 +198,7 @@ def _only(figures: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 def _stage(outcome: StageOutcome) -> dict[str, Any]:
     result = outcome.result or StageResult()
     report = StageReport(
-        **outcome.model_dump(exclude={"seconds", "result", "error", "exit_code"}),
+        **outcome.model_dump(exclude={"seconds", "result", "error", "exit_code", "aside"}),
         seconds=round(outcome.seconds, 3),
         metrics=result.metrics,
         rows=result.rows or RowAccount(),

@@ -15,9 +15,10 @@ from alignflow.files import held
 from alignflow.machine import named_faults
 from alignflow.merging import require_certificate
 from alignflow.pipeline.driver import IN_PROCESS, Driver
+from alignflow.pipeline.note import run_note
 from alignflow.pipeline.plan import stage_spec
 from alignflow.pipeline.progress import observed_by, shown_on, tell
-from alignflow.pipeline.report import Report, build_report, write_report
+from alignflow.pipeline.report import Report, build_report, report_file, write_report
 from alignflow.pipeline.terminal import plain_console
 from alignflow.recipe import PPOSection, Recipe
 from alignflow.settings import resolve_home
@@ -41,7 +42,11 @@ AnyRun = TypeVar("AnyRun", bound="PipelineRun")
 class PipelineRun:
     """One run of a recipe: its artifacts so far and what became of each stage."""
 
-    def __init__(self, recipe: Recipe, home: Path, run_id: str, driver: Driver) -> None:
+    def __init__(
+        self, recipe: Recipe, home: Path, run_id: str, driver: Driver, title: str | None = None
+    ) -> None:
+        self.title = title or run_id
+        """What it is called in MLflow and Prefect."""
         self.recipe = recipe
         self.home = home
         self.run_id = run_id
@@ -52,11 +57,21 @@ class PipelineRun:
         self.outcomes: dict[str, StageOutcome] = {}
         self.report: Report
         """Once the run is closed."""
-        self.tracker = Tracker(recipe, home, run_id)
+        self.note: str
+        """What it came to and where it is seen, in Markdown; once the run is closed."""
+        self._page = dict(driver.page() or {})
+        self.tracker = Tracker(recipe, home, run_id, self.title, self._links())
         self.status_if_left = "cancelled"
         self._planned = list(recipe.stages)
         self._started = time.monotonic()
         self._busy_seconds = 0.0
+        driver.named(self.title)
+
+    def _links(self) -> dict[str, str]:
+        """Where else the run is seen, for its tags in MLflow."""
+        seen = self._page.get("url") or self._page.get("flow_run")
+        report = str(report_file(self.home, self.run_id).with_suffix(".html"))
+        return {"report": report, **({"prefect.flow_run": seen} if seen else {})}
 
     def in_force(self, stage: str) -> str:
         """`stage`, or what takes its place: the fallback where a reward model is too weak for PPO."""
@@ -99,13 +114,16 @@ class PipelineRun:
         """What `stage` has to do."""
         return stage_spec(self.recipe, stage, self.home, self.artifacts)
 
-    def aside(self, spec: StageSpec) -> Artifact:
-        """Has a stage done that is about another model than the run's, beside its own stages."""
-        artifact, outcome = self._made(spec, time.monotonic())
+    def aside(self, spec: StageSpec, whose: str = "") -> Artifact:
+        """Has a stage done that is about another model than the run's, such as the `champion`."""
+        artifact, made = self._made(spec, time.monotonic(), whose)
+        outcome = made.model_copy(update={"aside": True})
         tell(lambda observer: observer.stage_ended(outcome))
         return artifact
 
-    def _made(self, spec: StageSpec, started: float) -> tuple[Artifact, StageOutcome]:
+    def _made(
+        self, spec: StageSpec, started: float, whose: str = ""
+    ) -> tuple[Artifact, StageOutcome]:
         tell(lambda observer: observer.stage_started(spec))
         work = work_directory(self.home, spec.stage, spec.key)
 
@@ -121,7 +139,9 @@ class PipelineRun:
                 forkserver.ensure()  # imports overlap `prepare`; a run that is all cached needs none
             began = time.monotonic()
             try:
-                artifact, cached = self.driver.complete_stage(spec, self.recipe.compute, finished)
+                artifact, cached = self.driver.complete_stage(
+                    spec, self.recipe.compute, finished, whose
+                )
             finally:
                 self._busy_seconds += 0.0 if finished else time.monotonic() - began
         return artifact, StageOutcome(
@@ -161,12 +181,17 @@ class PipelineRun:
             beside=self.judged_beside,
             busy_seconds=self._busy_seconds,
         )
+        if self._page:
+            built["prefect"] = self._page
         self.report = Report(built | self.additions())
         with named_faults(f"under {self.home}"):
             folder = write_report(self.home, self.report, self.recipe)
-        tracker.finish(status, self.report, folder)
-        if address := tracker.address():
-            self.driver.link(address)
+        self.note = run_note(self.report, folder / "report.html")
+        tracker.finish(status, self.report, folder, title=self.title, note=self.note)
+        self.driver.show(self.note, "outcome", "What the run came to, and where it is seen.")
+        for name, what in (("url", "MLflow run"), ("table", "MLflow table")):
+            if address := self.report.mlflow.get(name):
+                self.driver.link(address, what)
 
 
 def _failed(

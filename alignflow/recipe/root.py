@@ -89,6 +89,10 @@ class Recipe(_WithMethods):
     retrain: RetrainSection | None = None
     """When the deployed flow `retrain` trains again, and what decides about the result."""
 
+    notify: str | None = Field(default=None, pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")
+    """Saved notification block of Prefect, by its slug (`slack-webhook/team`), that is told of the
+    verdict of a retrain and of a failure; None is off."""
+
     @model_validator(mode="before")
     @classmethod
     def _demonstrations_are_for_sft(cls, values: Any) -> Any:

@@ -4,5 +4,7 @@ from .children import ended_together as ended_together
 from .deploy import WORK_POOL as WORK_POOL
 from .deploy import absolute_home as absolute_home
 from .deploy import check_recipe as check_recipe
+from .deploy import relative_paths as relative_paths
 from .doctor import examine as examine
+from .prefect_server import ends_with_the_run as ends_with_the_run
 from .prefect_server import start_temporary_server as start_temporary_server

@@ -6,7 +6,7 @@ The step needs no Prefect. What it returns fills the deployments' parameters.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,7 +27,12 @@ from alignflow.recipe import (
 from alignflow.settings import Settings
 
 WORK_POOL = "alignflow"
-PASSED_ON = ("ALIGNFLOW_HOME", "MLFLOW_TRACKING_URI", "HF_HUB_OFFLINE", "HF_HOME")
+OTHER_SUFFIXES = (".py", ".jinja", ".json", ".sqlite", ".db", ".gguf", ".safetensors")
+"""Of files beside data that a recipe names."""
+PASSED_ON = (
+    *("ALIGNFLOW_HOME", "ALIGNFLOW_MLFLOW_UI_URL", "MLFLOW_TRACKING_URI"),
+    *("HF_HUB_OFFLINE", "HF_HOME"),
+)
 PATH_FIELDS = (
     *("base_model.source", "base_model.chat_template", "tuning.init_adapter"),
     *("evaluation.metrics", "evaluation.metrics.*.database", "evaluation.metrics.*.json_schema"),
@@ -115,6 +120,41 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     for field in PATH_FIELDS:
         _move(values, field.split("."), folder)
     return Recipe.model_validate(values)
+
+
+def relative_paths(recipe: Recipe) -> list[str]:
+    """Fields of a recipe that name a file or directory by a relative path, each with the path."""
+    values = recipe.model_dump(mode="json", exclude_unset=True)
+    given = [
+        (f"data.{part}", source["source"])
+        for part in DATA_PARTS
+        for source in values.get("data", {}).get(part, ())
+    ]
+    given += [(field, text) for field in PATH_FIELDS for text in _texts(values, field.split("."))]
+    return [f"{field}: {text}" for field, text in given if _is_relative(text)]
+
+
+def _is_relative(text: str) -> bool:
+    """Whether a name is a path, by how it looks, that begins in the working directory."""
+    path = text.removeprefix("gguf:").partition(":")[0]
+    looks = path.endswith((*DATA_SUFFIXES, *OTHER_SUFFIXES)) or path.startswith(("./", "../"))
+    return looks and "://" not in text and not Path(path).expanduser().is_absolute()
+
+
+def _texts(place: Any, parts: list[str]) -> Iterator[str]:
+    """The texts at `parts` below `place`, in each entry of a list; `*` is any key."""
+    if isinstance(place, list):
+        for entry in place:
+            yield from _texts(entry, parts)
+    elif isinstance(place, dict):
+        if not parts:  # a metric with arguments
+            yield from place
+            return
+        name, *rest = parts
+        for key in list(place) if name == "*" else [name]:
+            yield from _texts(place.get(key), rest)
+    elif isinstance(place, str) and not parts:
+        yield place
 
 
 def _move(place: Any, parts: list[str], folder: Path) -> None:

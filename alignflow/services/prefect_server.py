@@ -31,6 +31,15 @@ EPHEMERAL = {
 }
 
 
+_temporary: set[str] = set()
+"""Addresses of servers that end with this process."""
+
+
+def ends_with_the_run(address: str) -> bool:
+    """Whether the server at an address is a temporary one of this process, which has no pages."""
+    return address in _temporary
+
+
 def start_temporary_server(home: Path) -> Callable[[], None]:
     """Starts a server unless PREFECT_API_URL names one; returns what waits until it answers.
 
@@ -54,6 +63,7 @@ def start_temporary_server(home: Path) -> Callable[[], None]:
         )
         starting = failing.pop_all()
     os.environ["PREFECT_API_URL"] = address
+    _temporary.add(address)
     atexit.register(_end, process, log)  # once it has written what it has heard of the run
 
     def wait() -> None:

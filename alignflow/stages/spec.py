@@ -142,3 +142,5 @@ class StageOutcome(Record):
     error: str | None = None
     """One sentence for the user."""
     exit_code: int = 0
+    aside: bool = False
+    """Whether it is about another model than the run's."""

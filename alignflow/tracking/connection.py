@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from functools import cached_property
@@ -21,6 +22,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 """Quiet and impatient; what the user has set stays."""
 
@@ -80,6 +82,16 @@ def experiment_id(client: MlflowClient, name: str, location: str | None = None) 
     return known.experiment_id
 
 
+VIEW = "alignflow"
+COLUMNS = (
+    *("tags.`retrain.verdict`", "tags.`retrain.generation`", "params.`method`"),
+    *(f"metrics.`{model}.accuracy`" for model in ("base", "sft", "aligned", "merged")),
+    *("metrics.`aligned.perplexity_general`", "params.`tuning_mode`", "params.`lora_rank`"),
+    *("params.`lora_alpha`", "params.`lora_target_modules`", "params.`trainable_percent`"),
+)
+"""Columns of the experiment's page that `Connection.table_page` leads to, in MLflow's names."""
+
+
 class Connection:
     """A client with its experiment, made on first use and again after the server was away."""
 
@@ -98,6 +110,24 @@ class Connection:
         location = None if is_server(self.uri) else self._artifact_root.as_uri()
         self.experiment_id = experiment_id(client, self.experiment, location)
         return client
+
+    def run_page(self, run_id: str) -> str | None:
+        """Address of a run's page; None where no server shows one."""
+        return self._page(f"runs/{run_id}")
+
+    def table_page(self) -> str | None:
+        """Address of the experiment's runs with `COLUMNS`; `share_columns` makes it lead there."""
+        return self._page(f"runs?viewStateShareKey={VIEW}")
+
+    def _page(self, path: str) -> str | None:
+        pages = Settings().mlflow_ui_url or (self.shown if is_server(self.uri) else None)
+        return f"{pages.rstrip('/')}/#/experiments/{self.experiment_id}/{path}" if pages else None
+
+    def share_columns(self) -> None:
+        """Keeps the view of `table_page` with the experiment, where MLflow's page looks for it."""
+        tag, view = f"mlflow.sharedViewState.{VIEW}", json.dumps({"selectedColumns": COLUMNS})
+        if self.client.get_experiment(self.experiment_id).tags.get(tag) != view:
+            self.client.set_experiment_tag(self.experiment_id, tag, view)
 
     def state_of(self, run_id: str) -> str | None:
         """`active` or `deleted`; None where MLflow has no such run."""

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 
+UNJUDGED = {"verdict": "none", "reason": "no gate has judged it", "generation": "none"}
+"""Tags of a version about which nothing was decided."""
+
+
 def model_digest(merge: Artifact) -> str:
     """Names a merged model: sha256 over its files."""
     return merge.digest((MODEL,))
@@ -46,7 +50,7 @@ def new_version(
         assert run_id is not None, "a copy stands in a run"
         client.log_artifacts(run_id, str(model), MODEL)
         source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL}"
-    tags = {"model_digest": model_digest(merge), "stage_key": merge.key}
+    tags = {"model_digest": model_digest(merge), "stage_key": merge.key, **UNJUDGED}
     version = client.create_model_version(name, source=source, run_id=run_id, tags=tags)
     return str(version.version)
 

@@ -92,6 +92,9 @@ class RunLog:
         elif path.exists():
             self._client.log_artifact(self.run_id, str(path), folder)
 
+    def rename(self, name: str) -> None:
+        self._client.update_run(self.run_id, name=name)
+
     def end(self, status: str) -> None:
         self._client.set_terminated(self.run_id, STATUS.get(status, "FAILED"))
 

@@ -27,7 +27,7 @@ from alignflow.stages import (
     library_versions,
     read_manifest,
 )
-from alignflow.tracking.connection import Connection, is_server, tracking_uri
+from alignflow.tracking.connection import Connection, tracking_uri
 from alignflow.tracking.run_log import RunLog, flattened
 from alignflow.tracking.stage_record import StageRecord
 
@@ -48,10 +48,18 @@ logger = logging.getLogger(__name__)
 class Tracker:
     """Observes a pipeline and keeps MLflow informed, from its own thread."""
 
-    def __init__(self, recipe: Recipe, home: Path, run_id: str) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        home: Path,
+        run_id: str,
+        title: str | None = None,
+        links: Mapping[str, str] | None = None,
+    ) -> None:
         self._recipe = recipe
         self._home = home
-        self._run_id = run_id
+        self._title = title or run_id
+        self._tags = {"run_id": run_id, "recipe": recipe.name, **(links or {})}
         self._connection = Connection(
             tracking_uri(home), recipe.tracking.experiment or recipe.name, home / "mlartifacts"
         )
@@ -64,7 +72,8 @@ class Tracker:
         self._away_until = 0.0
         self._problem = ""
         self._unsent: dict[str, Artifact] = {}
-        self._linked: dict[str, str] = {}
+        self._aside: set[str] = set()
+        """Keys of what is about another model than the run's."""
 
     # -- the flow's side
 
@@ -92,7 +101,7 @@ class Tracker:
         """Queues the end of a stage."""
         if outcome.artifact is not None:
             artifact = read_manifest(outcome.artifact)
-            self._jobs.put(lambda: self._complete(artifact))
+            self._jobs.put(lambda: self._complete(artifact, aside=outcome.aside))
         elif outcome.key is not None:
             self._jobs.put(lambda: self._failed(outcome))
 
@@ -100,9 +109,11 @@ class Tracker:
         """Waits until all that is queued was sent, or could not be."""
         self._await(self._send_once_more)
 
-    def finish(self, status: str, report: Mapping[str, Any], folder: Path) -> None:
-        """Puts the final figures and the report into the parent run and closes it."""
-        self._await(lambda: self._close_parent(status, report, folder))
+    def finish(
+        self, status: str, report: Mapping[str, Any], folder: Path, *, title: str, note: str
+    ) -> None:
+        """Puts the final figures, the report and a description into the parent run and closes it."""
+        self._await(lambda: self._close_parent(status, report, folder, title, note))
 
     def _await(self, job: Callable[[], None]) -> None:
         done = threading.Event()
@@ -116,19 +127,14 @@ class Tracker:
             "tracking_uri": self._connection.shown,
             "experiment": self._connection.experiment,
             "run_id": self._parent.run_id if self._parent else None,
+            "url": self._connection.run_page(self._parent.run_id) if self._parent else None,
+            "table": self._connection.table_page() if self._parent else None,
         }
         if self._parent is None or self._unsent:
             missing = ", ".join(artifact.stage for artifact in self._unsent.values())
             what = f"not recorded yet: {missing}" if self._parent else "nothing is recorded"
             place["problem"] = f"{what} ({self._problem or 'no answer yet'}); a later run sends it"
         return place
-
-    def address(self) -> str | None:
-        """The parent run's page, where a server shows one."""
-        if self._parent is None or not is_server(self._connection.uri):
-            return None
-        experiment = self._connection.experiment_id
-        return f"{self._connection.shown}/#/experiments/{experiment}/runs/{self._parent.run_id}"
 
     # -- the thread's side
 
@@ -167,10 +173,10 @@ class Tracker:
     def _opened(self) -> RunLog:
         """The parent run, made on first use."""
         if self._parent is None:
-            tags = {"run_id": self._run_id, "recipe": self._recipe.name}
-            run_id = self._connection.new_run(self._run_id, tags)
+            run_id = self._connection.new_run(self._title, self._tags)
             self._parent = RunLog(self._connection, run_id)
             self._parent.params(self._recipe_params())
+            self._connection.share_columns()
         return self._parent
 
     def _recipe_params(self) -> dict[str, Any]:
@@ -199,8 +205,9 @@ class Tracker:
             self._sent_at = time.monotonic()
             self._live[spec.key].metrics(self._waiting.pop(spec.key))
 
-    def _complete(self, artifact: Artifact) -> None:
+    def _complete(self, artifact: Artifact, *, aside: bool) -> None:
         self._waiting.pop(artifact.key, None)
+        (self._aside.add if aside else self._aside.discard)(artifact.key)
         self._unsent[artifact.key] = artifact
         if not self._is_away:
             self._send_unsent()
@@ -216,17 +223,13 @@ class Tracker:
             except CertificateError:
                 del self._unsent[key]
                 raise
-            self._link(artifact, run_id)
+            if key not in self._aside:
+                self._link(artifact, run_id)
             del self._unsent[key]
         self._away_until = 0.0
 
     def _link(self, artifact: Artifact, run_id: str) -> None:
-        """The parent names each stage's run and repeats its final figures and params.
-
-        The first of a stage is the run's own; a later one judged or merged the champion.
-        """
-        if self._linked.setdefault(artifact.stage, artifact.key) != artifact.key:
-            return
+        """The parent names each stage's run and repeats its final figures and params."""
         parent, params = self._opened(), artifact.result.params
         parent.tags({f"stage_run.{artifact.stage}": run_id})
         if artifact.stage != "reward":
@@ -241,18 +244,22 @@ class Tracker:
         log.tags({"attempts": outcome.attempts, "error": outcome.error or ""})
         log.end("cancelled" if outcome.error == "cancelled" else "failed")
 
-    def _close_parent(self, status: str, report: Mapping[str, Any], folder: Path) -> None:
+    def _close_parent(
+        self, status: str, report: Mapping[str, Any], folder: Path, title: str, note: str
+    ) -> None:
         if self._is_gone:
             return
         parent = self._opened()
         for model, metrics in (report.get("evaluation") or {}).items():
             parent.figures(metrics, f"{model}.")
         parent.tags({"status": status, **_retrain_tags(report.get("retrain") or {})})
+        parent.tags({"mlflow.note.content": note})
+        parent.rename(title)
         for name in ("report.json", f"{WITHOUT_ANSWERS}/report.html"):
             parent.files(folder / name)
         parent.end(status)
 
 
 def _retrain_tags(retrain: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("snapshot", "verdict", "outcome")
+    names = ("snapshot", "verdict", "outcome", "champion", "generation")
     return {f"retrain.{name}": retrain[name] for name in names if retrain.get(name) is not None}

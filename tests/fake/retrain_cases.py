@@ -56,6 +56,13 @@ def tags(home: Path, version: str) -> dict[str, str]:
     return dict(registry_client(tracking_uri(home)).get_model_version(MODEL, version).tags)
 
 
+def description(home: Path) -> str:
+    """Of the registered model."""
+    from alignflow.tracking import registry_client, tracking_uri
+
+    return str(registry_client(tracking_uri(home)).get_registered_model(MODEL).description)
+
+
 def served(home: Path) -> str | None:
     """Digest of the model behind the alias `champion`."""
     version = aliases(home).get("champion")

@@ -15,4 +15,4 @@ from flows.finetune import finetune
 if __name__ == "__main__":
     retries.FIRST_DELAY_SECONDS = 0.0
     forkserver.Forkserver = partial(forkserver.Forkserver, preload=("fake_stages",))  # type: ignore[assignment, misc]
-    finetune(fake_recipe(), home=Path(sys.argv[1]))
+    finetune(recipe=fake_recipe(), home=Path(sys.argv[1]))

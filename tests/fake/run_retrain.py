@@ -46,7 +46,7 @@ def run(home: Path, fault: str) -> None:
         os.environ["ALIGNFLOW_FAULT"] = f"{fault}:1:kill"
     code = 1
     try:
-        retrain(retrain_recipe(), home=home, reason="kill test")
+        retrain(recipe=retrain_recipe(), home=home, reason="kill test")
         code = 0
     finally:
         os._exit(code)

@@ -66,7 +66,7 @@ def test_a_killed_flow_leaves_no_process_and_the_next_run_goes_on_from_the_check
     flow.wait()
     wait_until(lambda: not any(alive(pid) for pid in below), 5)
 
-    report = finetune(fake_recipe(), home=home)
+    report = finetune(recipe=fake_recipe(), home=home)
     assert report["status"] == "completed"
     before = list(STAGES[: STAGES.index(stage)])
     assert executions(orders) == [*before, stage, *STAGES[len(before) :]]
@@ -91,7 +91,7 @@ def test_a_stage_killed_at_a_random_moment_is_retried_and_the_run_completes(
 
     killer = threading.Thread(target=kill)
     killer.start()
-    report = finetune(fake_recipe(), home=home)
+    report = finetune(recipe=fake_recipe(), home=home)
     killer.join()
     assert report["status"] == "completed"
     assert report["stages"][1]["attempts"] == 2

@@ -22,8 +22,8 @@ RUN = Path(__file__).parent.parent / "fake" / "run_retrain.py"
 PROMOTION = [
     "ledger.freeze.commit",
     "retrain.frozen",
-    "promotion.registered",
     "retrain.founded",
+    "promotion.registered",
     "retrain.gated",
     "ledger.promote.commit",
     "ledger.promote.committed",

@@ -35,7 +35,7 @@ def finished(
     home = new_home(tmp_path_factory.mktemp("finished") / "home", mlflow_store)
     with pytest.MonkeyPatch.context() as patch:
         use_fakes(patch, home.parent)
-        return {**finetune(fake_recipe(), home=home), "home": home}
+        return {**finetune(recipe=fake_recipe(), home=home), "home": home}
 
 
 def artifact_of(home: Path, report: dict[str, Any], stage: str) -> Path:
@@ -54,7 +54,7 @@ def test_a_second_identical_run_is_all_cached(finished: dict[str, Any], orders: 
     home = finished["home"]
     assert states(finished) == all_are("completed")
     started = time.monotonic()
-    second = finetune(fake_recipe(), home=home)
+    second = finetune(recipe=fake_recipe(), home=home)
     assert states(second) == all_are("cached")
     assert executions(orders) == []
     assert time.monotonic() - started < 15
@@ -64,7 +64,7 @@ def test_a_second_identical_run_is_all_cached(finished: dict[str, Any], orders: 
 def test_changing_beta_repeats_dpo_and_what_follows_and_nothing_else(
     finished: dict[str, Any], orders: Path
 ) -> None:
-    report = finetune(fake_recipe(dpo={"beta": 0.2}), home=finished["home"])
+    report = finetune(recipe=fake_recipe(dpo={"beta": 0.2}), home=finished["home"])
     assert executions(orders) == ["dpo", "evaluate", "merge"]
     assert states(report) == all_are("completed") | dict.fromkeys(
         ("prepare", "sft", "reward"), "cached"
@@ -77,7 +77,7 @@ def test_a_damaged_artifact_is_moved_aside_and_made_again_though_prefect_remembe
     home = finished["home"]
     damaged = artifact_of(home, finished, "dpo")
     (damaged / "adapter" / "content.txt").write_text("changed on disk")
-    second = finetune(fake_recipe(), home=home)
+    second = finetune(recipe=fake_recipe(), home=home)
     assert executions(orders) == ["dpo"]  # the same content again: what follows is cached
     assert states(second) == all_are("cached") | {"dpo": "completed"}
     aside = damaged.with_name(f"bad-{damaged.name}-0")
@@ -89,7 +89,7 @@ def test_an_artifact_that_prefect_knows_nothing_of_is_cached(
 ) -> None:
     moved = tmp_path / "moved"  # another home has other cache keys
     shutil.copytree(finished["home"], moved)
-    report = finetune(fake_recipe(), home=moved)
+    report = finetune(recipe=fake_recipe(), home=moved)
     assert states(report) == all_are("cached")
     assert executions(orders) == []
 
@@ -97,7 +97,7 @@ def test_an_artifact_that_prefect_knows_nothing_of_is_cached(
 @pytest.mark.parametrize("code", [67, 70, 75])
 def test_what_may_pass_is_retried(code: int, home: Path, orders: Path) -> None:
     (orders / "sft").write_text(f"fail_once:{code}")
-    report = finetune(sft_only(), home=home)
+    report = finetune(recipe=sft_only(), home=home)
     assert stage_of(report, "sft")["attempts"] == 2
     assert executions(orders) == ["prepare", "sft", "sft"]
 
@@ -108,7 +108,7 @@ def test_what_will_not_pass_is_not_retried_and_the_report_says_why(
 ) -> None:
     (orders / "sft").write_text(f"fail:{code}")
     with pytest.raises(AlignflowError, match=f"asked to fail with {code}") as raised:
-        finetune(sft_only(), home=home, run_id="failed")
+        finetune(recipe=sft_only(), home=home, run_id="failed")
     assert raised.value.exit_code == code
     assert executions(orders) == ["prepare", "sft"]
     report = load_report(home, "failed")
@@ -142,7 +142,7 @@ def test_retries_wait_longer_each_time_and_at_most_five_minutes() -> None:
 def test_attempts_end_with_the_recipes_retries(home: Path, orders: Path) -> None:
     (orders / "sft").write_text("fail:70")
     with pytest.raises(AlignflowError):
-        finetune(sft_only(compute={"retries": 1}), home=home)
+        finetune(recipe=sft_only(compute={"retries": 1}), home=home)
     assert executions(orders).count("sft") == 2
 
 
@@ -150,7 +150,7 @@ def test_out_of_memory_twice_quarters_the_micro_batch_of_the_same_key(
     home: Path, orders: Path
 ) -> None:
     (orders / "sft").write_text("fail_twice:67")
-    report = finetune(sft_only(), home=home)
+    report = finetune(recipe=sft_only(), home=home)
     directory = artifact_of(home, report, "sft")
     started = [
         event for event in read_events(directory / EVENTS_FILE) if event["kind"] == "started"
@@ -164,7 +164,7 @@ def test_out_of_memory_twice_quarters_the_micro_batch_of_the_same_key(
 
 def test_a_stage_that_stalls_is_stopped_and_retried(home: Path, orders: Path) -> None:
     (orders / "sft").write_text("sleep_once:60")
-    report = finetune(sft_only(compute={"timeout_seconds": 2}), home=home)
+    report = finetune(recipe=sft_only(compute={"timeout_seconds": 2}), home=home)
     assert stage_of(report, "sft")["attempts"] == 2
 
 
@@ -175,7 +175,7 @@ def test_a_merged_model_without_a_passed_certificate_is_exit_code_72_each_time(
     recipe = fake_recipe(reward=None, method="none", dpo=None)
     for _ in range(2):
         with pytest.raises(CertificateError):
-            finetune(recipe, home=home, run_id="uncertified")
+            finetune(recipe=recipe, home=home, run_id="uncertified")
         assert states(load_report(home, "uncertified"))["merge"] == "failed"
 
 
@@ -187,14 +187,14 @@ def test_a_relative_home_is_refused_for_a_deployed_flow(
     monkeypatch.delenv("ALIGNFLOW_HOME", raising=False)
     for home in (None, Path("relative")):
         with pytest.raises(RecipeError, match="relative path, but a deployed flow runs in a temp"):
-            finetune(fake_recipe(), home=home)
+            finetune(recipe=fake_recipe(), home=home)
     assert not list(tmp_path.glob("**/mlflow.db"))
 
 
 def test_data_that_is_not_there_fails_the_run_before_any_stage(home: Path, orders: Path) -> None:
     absent = {"sft": str(home / "absent.jsonl")}
     with pytest.raises(DataError, match=r"absent\.jsonl"):
-        finetune(sft_only(data=absent), home=home, run_id="absent")
+        finetune(recipe=sft_only(data=absent), home=home, run_id="absent")
     assert executions(orders) == []
     assert load_report(home, "absent")["status"] == "failed"
 

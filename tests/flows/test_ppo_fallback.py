@@ -22,7 +22,7 @@ def test_dpo_takes_the_place_of_ppo_and_the_report_says_why(
     from rich.console import Console
 
     recipe = fake_recipe(method="ppo", ppo={"on_weak_reward": "dpo"}, dpo={})
-    report = finetune(recipe, home=home, run_id="fallback")
+    report = finetune(recipe=recipe, home=home, run_id="fallback")
     assert executions(orders) == ["prepare", "sft", "reward", "dpo", "evaluate", "merge"]
     assert states(report)["ppo"] == "skipped"
     assert list(states(report)) == ["prepare", "sft", "reward", "ppo", "dpo", "evaluate", "merge"]

@@ -44,7 +44,7 @@ def test_prefect_and_plain_python_leave_the_same_keys_and_the_same_report(
 
     other = new_home(tmp_path / "other", mlflow_store)
     recipe = fake_recipe(method="ppo", ppo={"on_weak_reward": "dpo"}, dpo={})
-    through_prefect = finetune(recipe, home=home)
+    through_prefect = finetune(recipe=recipe, home=home)
     report = af.run(recipe, home=other, progress=False)
     assert [stage.key for stage in report.stages] == [
         stage["key"] for stage in through_prefect["stages"]

@@ -71,7 +71,7 @@ def report(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Any]:
     home = new_home(tmp_path_factory.mktemp("real") / "home", mlflow_store)
-    return {**finetune(small_recipe(), home=home), "home": home}
+    return {**finetune(recipe=small_recipe(), home=home), "home": home}
 
 
 def test_every_stage_completes_at_its_first_attempt(report: dict[str, Any]) -> None:
@@ -135,7 +135,7 @@ def test_every_other_method_aligns_what_sft_left_and_is_judged(
     merges = method in MERGED
     if not merges:
         recipe = recipe.model_copy(update={"merge": None})
-    other = finetune(recipe, home=report["home"])
+    other = finetune(recipe=recipe, home=report["home"])
     states = {entry["stage"]: entry["state"] for entry in other["stages"]}
     assert other["status"] == "completed"
     assert {stage for stage, state in states.items() if state == "cached"} >= {"sft", "reward"}

@@ -16,6 +16,7 @@ from retrain_cases import (
     MODEL,
     QUICK_GATE,
     aliases,
+    description,
     drop,
     head,
     retrain_recipe,
@@ -24,6 +25,7 @@ from retrain_cases import (
     undecided,
     where,
 )
+from webhook import SLUG, saved_webhook
 
 from alignflow.commands.cli import exit_code_of
 from alignflow.errors import DataError
@@ -32,6 +34,8 @@ from alignflow.ledger import champion, lineage, pending_events, promote
 from alignflow.lineage import gating
 from alignflow.lineage.by_hand import promote_by_hand, roll_back_by_hand
 from alignflow.lineage.registry import Registry, reconcile
+from alignflow.pipeline.decision import sentence
+from alignflow.tracking import registry_client, tracking_uri
 from flows.retrain import retrain
 from tasks import approval
 
@@ -52,13 +56,13 @@ def test_a_lineage_from_its_founding_to_its_second_generation(
 ) -> None:
     recipe = retrain_recipe()
     drop(home, 0, 10)
-    waiting: Any = retrain(recipe, home)
+    waiting: Any = retrain(recipe=recipe, home=home)
     assert "10 new pairs in default since the last verdict" in waiting["text"]
     assert executions(orders) == []
 
     drop(home, 10, 40)
     better(orders, 0.8)
-    first: Any = retrain(recipe, home)
+    first: Any = retrain(recipe=recipe, home=home)
     found = first["retrain"]
     assert found["verdict"] == "promote" and found["champion"] == 0 and found["rows"] == 40
     assert where(home) == (0, 0, 40) and head(home) == 1
@@ -67,11 +71,14 @@ def test_a_lineage_from_its_founding_to_its_second_generation(
     assert current is not None and served(home) == current.digest
     assert "candidate" not in aliases(home)
     assert pending_events(home) == []
+    assert said(home, "1") == ("founded", "0") and "SFT model" in tags(home, "1")["reason"]
+    assert aliases(home) == {"champion": "2"} and said(home, "2") == ("promote", "1")
+    assert description(home).startswith("Champion: generation 1, version 2, since ")
 
     drop(home, 40, 65)
     better(orders, 0.95)
     before = executions(orders)
-    second: Any = retrain(recipe, home)
+    second: Any = retrain(recipe=recipe, home=home)
     assert second["retrain"]["continues"] == 1 and second["retrain"]["replayed"] == 6
     assert "sft" not in states(second)
     assert executions(orders)[len(before) :] == [
@@ -85,6 +92,12 @@ def test_a_lineage_from_its_founding_to_its_second_generation(
     assert head(home) == 2 and where(home) == (0, 0, 65)
     assert "nothing" not in second["retrain"]["outcome"]
     shown = told(home, second, capsys)
+    assert tracked(home, second) == f"{MODEL} gen 2"
+    assert flow_run_names()[:2] == [f"{MODEL} gen 2 candidate", f"{MODEL} gen 1 candidate"]
+    assert flow_run_names()[2] == f"{MODEL}, nothing to do"
+    keys = artifact_keys(second)
+    assert keys.count(f"{MODEL}-evaluate-metrics") == 1, "the candidate's"
+    assert keys.count(f"{MODEL}-champion-evaluate-metrics") == 1
     assert "Promoted: " in shown and f"{MODEL} is generation 2 now." in shown
     assert f"alignflow rollback {MODEL} --reason" in shown and state_names()[0] == "Promoted"
     assert [flip["after"] for flip in second["retrain"]["gate"]["flips"]] == [1.0] * 5
@@ -92,6 +105,13 @@ def test_a_lineage_from_its_founding_to_its_second_generation(
     dpo = next(line for line in shown.splitlines() if line.startswith("dpo "))
     assert dpo.split()[3:] == ["accuracy", "50.0%", "→", "95.0%", "80.0%"], "the champion's last"
     assert tags(home, second["retrain"]["candidate_version"])["generation"] == "2"
+
+
+def said(home: Path, version: str) -> tuple[str, str]:
+    """Verdict and generation that a version is tagged with; each has a reason too."""
+    noted = tags(home, version)
+    assert noted["reason"]
+    return noted["verdict"], noted["generation"]
 
 
 def told(home: Path, run: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
@@ -115,6 +135,31 @@ def told(home: Path, run: dict[str, Any], capsys: pytest.CaptureFixture[str]) ->
     return shown
 
 
+def tracked(home: Path, run: dict[str, Any]) -> str:
+    """Name of a run in MLflow, whose description is the verdict, figures and links, no row's text."""
+    kept = registry_client(tracking_uri(home)).get_run(run["mlflow"]["run_id"])
+    text = kept.data.tags["mlflow.note.content"]
+    assert text.startswith(f"**{sentence(run['retrain'])}**")
+    assert "question" not in text and str(home / "runs" / run["run_id"]) in text
+    assert kept.data.tags["retrain.verdict"] == run["retrain"]["verdict"]
+    return str(kept.info.run_name)
+
+
+def artifact_keys(run: dict[str, Any]) -> list[str]:
+    """Of all that Prefect shows of a run."""
+    chosen = {"flow_runs": {"id": {"any_": [run["prefect"]["flow_run"]]}}}
+    with get_client(sync_client=True) as client:
+        found = client.request("POST", "/artifacts/filter", json=chosen).json()
+    return [entry["key"] for entry in found]
+
+
+def flow_run_names() -> list[str]:
+    """Of the retrains, newest first."""
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC)
+    return [run.name for run in runs]
+
+
 def state_names() -> list[str]:
     """Of the retrains, newest first."""
     with get_client(sync_client=True) as client:
@@ -127,33 +172,46 @@ def test_what_is_not_better_gives_its_rows_back_and_does_not_loop(
 ) -> None:
     drop(home, 0, 40)
     better(orders, 0.5)  # no better than the SFT model
-    equal: Any = retrain(retrain_recipe(), home)
+    told_of = retrain_recipe().model_copy(update={"notify": SLUG})
+    with saved_webhook() as heard:
+        equal: Any = retrain(recipe=told_of, home=home)
+    [message] = heard
+    assert message["subject"] == f"{MODEL}: Rejected"
+    assert message["body"].startswith(f"**{sentence(equal['retrain'])}**")
     assert equal["retrain"]["verdict"] == "reject" and "candidate" not in aliases(home)
     assert (where(home), head(home)) == ((40, 0, 0), 0)
     shown = told(home, equal, capsys)
     assert "Rejected: " in shown and f"{MODEL} stays generation 0." in shown
     assert f"alignflow promote {equal['run_id']} --reason" in shown
     assert state_names()[0] == "Rejected"
+    assert tracked(home, equal) == f"{MODEL} gen 1 candidate, rejected"
     noted = tags(home, equal["retrain"]["candidate_version"])
-    assert noted["verdict"] == "reject" and noted["reason"] == equal["retrain"]["outcome"]
-    again: Any = retrain(retrain_recipe(), home)
+    assert noted["verdict"] == "reject" and noted["generation"] == "none"
+    assert noted["reason"] == "; ".join(equal["retrain"]["gate"]["reasons"])
+    again: Any = retrain(recipe=retrain_recipe(), home=home)
     assert "0 new pairs" in again["text"]
     assert state_names()[0] == "Nothing to do"
 
     drop(home, 40, 60)
     better(orders, 0.8)
     few = retrain_recipe(gate={**QUICK_GATE, "min_prompts": 300})
-    unsure: Any = retrain(few, home)
+    few = few.model_copy(update={"notify": "custom-webhook/nobody"})
+    unsure: Any = retrain(recipe=few, home=home)  # that nobody was told fails nothing
     assert unsure["retrain"]["verdict"] == "inconclusive"
     assert unsure["retrain"]["rows"] == 60 and where(home) == (60, 0, 0)
-    assert aliases(home)["candidate"] == unsure["retrain"]["candidate_version"]
+    version = unsure["retrain"]["candidate_version"]
+    assert aliases(home)["candidate"] == version
+    assert said(home, version) == ("inconclusive", "none")
     assert "Inconclusive: " in told(home, unsure, capsys) and state_names()[0] == "Inconclusive"
+    assert tracked(home, unsure) == f"{MODEL} gen 1 candidate, inconclusive"
     assert exit_code_of(["show", "--all", "--home", str(home)]) == 0
     runs = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:]]
     assert runs == [[unsure["run_id"], "Inconclusive"], [equal["run_id"], "Rejected"]]
 
     by_hand = promote_by_hand(home, unsure["run_id"], None, "a person looked at it")
-    assert by_hand.generation.generation == 1 and by_hand.alias.version is not None
+    assert by_hand.generation.generation == 1 and by_hand.alias.version == version
+    assert said(home, version) == ("promote", "1")
+    assert tags(home, version)["reason"] == "by hand: a person looked at it"
     assert where(home) == (0, 0, 60)
     assert set(by_hand.generation.artifacts) >= {"prepare", "sft", "dpo", "merge"}
     with pytest.raises(DataError, match="promoted"):
@@ -161,6 +219,9 @@ def test_what_is_not_better_gives_its_rows_back_and_does_not_loop(
 
     back = roll_back_by_hand(home, MODEL, None, "answers got rude")
     assert back.generation.generation == 0 and served(home) == back.generation.digest
+    assert said(home, version) == ("rolled back", "1")
+    assert tags(home, version)["reason"] == "answers got rude"
+    assert description(home).startswith("Champion: generation 0, version 1, since ")
     assert where(home) == (60, 0, 0)
 
     rude = by_hand.alias.version
@@ -188,7 +249,7 @@ def test_the_loser_of_a_race_is_gated_again_against_the_new_champion(
         return contest(*arguments)
 
     monkeypatch.setattr(gating, "contest", overtaken)
-    report: Any = retrain(retrain_recipe(), home)
+    report: Any = retrain(recipe=retrain_recipe(), home=home)
     assert looks[1] == "rival" and report["retrain"]["champion"] == 1
     assert report["retrain"]["generation"] == head(home) == 2 and where(home) == (0, 0, 40)
     assert executions(orders).count("dpo") == 1
@@ -199,7 +260,7 @@ def test_a_judge_that_is_a_model_answers_in_a_stage_of_its_own(home: Path, order
     drop(home, 0, 40)
     better(orders, 0.8)
     recipe = retrain_recipe(judge={"model": "builtin:freight-base"})
-    report: Any = retrain(recipe, home)
+    report: Any = retrain(recipe=recipe, home=home)
     found = report["retrain"]["gate"]
     assert found["verdict"] == "promote" and found["test"] == "sign test"
     assert (found["wins"], found["losses"]) == (60, 0)
@@ -232,7 +293,7 @@ def test_a_promotion_waits_for_a_person(
 
     person = threading.Thread(target=answer)
     person.start()
-    report: Any = retrain(retrain_recipe(approval="required"), home)
+    report: Any = retrain(recipe=retrain_recipe(approval="required"), home=home)
     person.join()
     assert seen[0][1] is not None and "waits for approval" in seen[0][1]
     reasons = report["retrain"]["gate"]["reasons"]

@@ -81,10 +81,10 @@ def reports(
     renew_holdout(home, 0.0)
     long = {"prompt": "How many? " * 300, "chosen": "SELECT 1", "rejected": "SELECT 2"}
     feedback(home, 0, 40, long)
-    first: Any = retrain(recipe(), home)
+    first: Any = retrain(recipe=recipe(), home=home)
     promoted = promote_by_hand(home, first["run_id"], None, "to continue it")
     feedback(home, 40, 70)
-    second: Any = retrain(recipe(), home)
+    second: Any = retrain(recipe=recipe(), home=home)
     return {"home": home, "first": first, "promoted": promoted, "second": second}
 
 

@@ -19,6 +19,7 @@ from fake_runs import STAGES, fake_recipe, new_home, states, use_fakes
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from webhook import SLUG, saved_webhook
 
 from alignflow.commands.up import mlflow_environment
 from alignflow.files import digest_json
@@ -40,7 +41,7 @@ def finished(
     home = new_home(tmp_path_factory.mktemp("tracked") / "home", mlflow_store)
     with pytest.MonkeyPatch.context() as patch:
         use_fakes(patch, home.parent)
-        return {**finetune(fake_recipe(), home=home, run_id="first"), "home": home}
+        return {**finetune(recipe=fake_recipe(), home=home, run_id="first"), "home": home}
 
 
 @pytest.fixture
@@ -214,7 +215,7 @@ def test_a_cached_stage_makes_no_run_and_the_report_links_the_one_that_made_it(
 ) -> None:
     use_fakes(monkeypatch, finished["home"].parent)
     before = {run.info.run_id for run in runs_of(client)}
-    report = finetune(fake_recipe(), home=finished["home"], run_id="second")
+    report = finetune(recipe=fake_recipe(), home=finished["home"], run_id="second")
     parent = parent_of(client, "second")
     assert {run.info.run_id for run in runs_of(client)} - before == {parent.info.run_id}
     made = {entry["stage"]: entry["mlflow_run_id"] for entry in finished["stages"]}
@@ -228,7 +229,7 @@ def test_a_retry_continues_its_run(
     home: Path, orders: Path, prefect_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (orders / "sft").write_text("sleep_once:60")
-    finetune(fake_recipe(compute={"timeout_seconds": 2}), home=home)
+    finetune(recipe=fake_recipe(compute={"timeout_seconds": 2}), home=home)
     run = stage_run(client_of(home), "sft")
     assert run.data.tags["attempts"] == "2"
     history = client_of(home).get_metric_history(run.info.run_id, "loss")
@@ -236,12 +237,16 @@ def test_a_retry_continues_its_run(
     assert run.info.status == "FINISHED"
 
 
-def test_a_stage_that_failed_for_good_is_failed_in_mlflow_with_its_error(
+def test_a_stage_that_failed_for_good_is_failed_in_mlflow_with_its_error_and_told_of(
     home: Path, orders: Path, prefect_server: str
 ) -> None:
     (orders / "sft").write_text("fail:69")
-    with pytest.raises(Exception, match="asked to fail with 69"):
-        finetune(fake_recipe(), home=home, run_id="failed")
+    failing = pytest.raises(Exception, match="asked to fail with 69")
+    with saved_webhook() as heard, failing:
+        finetune(recipe=fake_recipe(notify=SLUG), home=home, run_id="failed")
+    [message] = heard
+    assert message["subject"] == "fake: finetune failed"
+    assert "asked to fail with 69" in message["body"] and prefect_server[:-4] in message["body"]
     run = stage_run(client_of(home), "sft")
     assert run.info.status == "FAILED"
     assert run.data.tags["error"] == "asked to fail with 69"
@@ -255,14 +260,14 @@ def test_mlflow_away_neither_stops_nor_slows_the_run_and_a_later_run_sends_what_
         closed.bind(("127.0.0.1", 0))  # bound and not listening: refused at once
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed.getsockname()[1]}")
         started = time.monotonic()
-        report = finetune(fake_recipe(), home=home, run_id="away")
+        report = finetune(recipe=fake_recipe(), home=home, run_id="away")
         assert time.monotonic() - started < 20
     assert states(report) == dict.fromkeys(STAGES, "completed")
     assert report["mlflow"]["run_id"] is None
     assert load_report(home, "away")["status"] == "completed"
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    later = finetune(fake_recipe(), home=home, run_id="back")
+    later = finetune(recipe=fake_recipe(), home=home, run_id="back")
     assert states(later) == dict.fromkeys(STAGES, "cached")
     client = client_of(home)
     for entry in later["stages"]:
@@ -275,36 +280,61 @@ def test_mlflow_away_neither_stops_nor_slows_the_run_and_a_later_run_sends_what_
     assert len(client.search_model_versions("name = 'fake'")) == 1
 
 
-def test_prefect_shows_progress_metrics_and_a_loss_curve_of_each_training_stage(
+def test_prefect_shows_progress_figures_and_curves_of_each_training_stage_by_recipe(
     finished: dict[str, Any],
 ) -> None:
-    found = asyncio.run(latest_artifacts())
+    found = asyncio.run(latest_artifacts(finished["prefect"]["flow_run"]))
     for stage in ("sft", "reward", "dpo"):
-        assert float(found[f"{stage}-progress"].data) == 100.0
-        assert json.loads(found[f"{stage}-metrics"].data) == [{"metric": "accuracy", "value": 0.5}]
-        image = found[f"{stage}-loss"].data
-        svg = base64.b64decode(image.removeprefix("data:image/svg+xml;base64,")).decode()
+        shown = {what: found[f"fake-{stage}-{what}"] for what in ("progress", "metrics", "curves")}
+        assert float(shown["progress"].data) == 100.0
+        [figure] = json.loads(shown["metrics"].data)
+        assert figure == {"metric": "accuracy", "value": "50.0%"}
+        image = shown["curves"].data
+        svg = base64.b64decode(image.rpartition("base64,")[2].rstrip(")")).decode()
         assert "polyline" in svg
         assert "step 3" in svg
+        assert all(f"{stage} of fake" in artifact.description for artifact in shown.values())
+
+
+def test_prefect_mlflow_and_the_report_lead_to_each_other(
+    client: MlflowClient, finished: dict[str, Any], prefect_server: str
+) -> None:
+    flow_run = finished["prefect"]["flow_run"]
+    shown = asyncio.run(latest_artifacts(flow_run))["fake-outcome"]
+    page = f"{prefect_server.removesuffix('/api')}/runs/flow-run/{flow_run}"
+    parent, html = parent_of(client, "first"), finished["home"] / "runs" / "first" / "report.html"
+    assert finished["prefect"]["url"] == page
+    assert parent.data.tags["prefect.flow_run"] == page
+    assert parent.data.tags["report"] == str(html)
+    assert parent.data.tags["mlflow.note.content"] == shown.data
+    assert page in shown.data and str(html) in shown.data
+    assert parent.info.run_id in shown.data and shown.data.startswith("**completed**")
+    text = html.read_text()
+    assert page in text and parent.info.run_id in text
 
 
 def test_prefect_links_the_mlflow_run_where_a_server_shows_it(prefect_server: str) -> None:
     from prefect import flow
 
-    from tasks.prefect_artifacts import link_mlflow_run
+    from tasks.prefect_artifacts import show_link
 
-    flow(lambda: link_mlflow_run("http://mlflow/#/experiments/1/runs/2"), name="link")()
+    address = "http://mlflow/#/experiments/1/runs/2"
+    flow(lambda: show_link("my.recipe", address, "MLflow run"), name="link")()
     found = asyncio.run(latest_artifacts())
-    assert "http://mlflow/#/experiments/1/runs/2" in found["mlflow-run"].data
+    assert address in found["my-recipe-mlflow-run"].data
 
 
-async def latest_artifacts() -> dict[str, Any]:
-    """The newest Prefect artifact of each key."""
+async def latest_artifacts(flow_run: str | None = None) -> dict[str, Any]:
+    """The newest Prefect artifact of each key, of one flow run or of all."""
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
     from prefect.client.schemas.sorting import ArtifactSort
 
+    of = ArtifactFilterFlowRunId(any_=[flow_run]) if flow_run else None  # type: ignore[list-item]
     async with get_client() as client:
-        found = await client.read_artifacts(sort=ArtifactSort.UPDATED_DESC)
+        found = await client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=of), sort=ArtifactSort.UPDATED_DESC
+        )
     latest: dict[str, Any] = {}
     for artifact in found:
         latest.setdefault(artifact.key, artifact)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from ledger_cases import row, write
 from retrain_cases import MODEL, aliases, head, retrain_recipe, served, where
 
 from alignflow.commands.cli import exit_code_of
-from alignflow.commands.up import mlflow_command
+from alignflow.commands.up import ROOT, mlflow_command
 from alignflow.ledger import champion, renew_holdout
 
 CANARY = "canary-0f3a9c"
@@ -56,7 +57,7 @@ def start_up(
             **dict.fromkeys(SECRETS, CANARY),
             "ALIGNFLOW_TEST_STAGES": json.dumps(FAKE_STAGES),
             "FAKE_ORDERS": str(orders),
-            "PYTHONPATH": f"{fakes / 'quick'}:{fakes}",
+            "PYTHONPATH": f"{ROOT}:{fakes / 'quick'}:{fakes}",
             "PYTHONUNBUFFERED": "1",
         },
         cwd=home.parent,
@@ -138,12 +139,20 @@ def test_a_file_in_the_inbox_ends_in_a_question_a_yes_in_a_champion_and_ctrl_c_l
         [run] = retrains(api, "Suspended")
         assert run["parameters"]["reason"] == "preferences", "the automation started it"
         assert head(home) == 0 and where(home) == (0, 30, 0)
-        assert aliases(home) == {"candidate": "1", "champion": "2"}, "generation 0 serves meanwhile"
+        assert aliases(home) == {"candidate": "2", "champion": "1"}, "generation 0 serves meanwhile"
         wait_until(lambda: processes_with(run["id"]) == [], 60, every=0.5)
         answer = {"promote": True, "name": "Ada", "reason": "read twenty answers"}
         post(f"{api}/flow_runs/{run['id']}/resume", {"run_input": answer})
         wait_until(lambda: bool(retrains(api, "Promoted")), 240, every=0.5)
         assert [done["id"] for done in retrains(api, "Promoted")] == [run["id"]]
+        [promoted] = retrains(api, "Promoted")
+        assert promoted["name"] == f"{MODEL} gen 1 candidate"
+        shown = post(f"{api}/artifacts/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+        links = {entry["key"]: entry["data"] for entry in shown if "mlflow" in entry["key"]}
+        assert all(
+            f"(http://127.0.0.1:{ports[1]}/#/experiments/" in link for link in links.values()
+        )
+        assert set(links) == {f"{MODEL}-mlflow-run", f"{MODEL}-mlflow-table"}
         assert head(home) == 1 and where(home) == (0, 0, 30)
         current = champion(home, MODEL)
         assert current is not None and served(home) == current.digest
@@ -161,6 +170,12 @@ def test_a_file_in_the_inbox_ends_in_a_question_a_yes_in_a_champion_and_ctrl_c_l
     client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("fake")
     assert experiment is not None
+    [view] = re.findall(r"viewStateShareKey=(\w+)", links[f"{MODEL}-mlflow-table"])
+    columns = json.loads(experiment.tags[f"mlflow.sharedViewState.{view}"])["selectedColumns"]
+    assert {"params.`lora_rank`", "params.`lora_alpha`", "params.`lora_target_modules`"} <= {
+        *columns
+    }
+    assert "View run" not in (home / "up" / "worker.log").read_text(), "MLflow says nothing"
     [prepare] = client.search_runs([experiment.experiment_id], "tags.stage = 'prepare'")
     data = {entry.dataset.name: entry.dataset for entry in prepare.inputs.dataset_inputs}
     known = data[f"ledger:default@{snapshot}"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from alignflow.errors import CertificateError
 from alignflow.merging import require_certificate
 from alignflow.recipe import TuningSection
+from alignflow.tracking.connection import COLUMNS
 from alignflow.tracking.run_log import as_param, metric_name
 
 
@@ -34,6 +37,17 @@ def test_resolved_modules_are_left_to_the_stage_that_resolves_them() -> None:
 def test_lists_are_sorted_and_long_texts_are_cut() -> None:
     assert as_param(["v_proj", "q_proj"]) == "q_proj,v_proj"
     assert len(as_param("x" * 7000)) == 6000
+
+
+def test_mlflows_page_reads_a_shared_view_as_we_write_it() -> None:
+    spec = importlib.util.find_spec("mlflow")
+    assert spec is not None and spec.origin is not None
+    built = Path(spec.origin).parent / "server" / "js" / "build" / "static" / "js"
+    page = "".join(path.read_text() for path in built.glob("main.*.js"))
+    assert '="viewStateShareKey"' in page and '="mlflow.sharedViewState."' in page
+    assert '["selectedColumns","columnOrder"' in page
+    assert re.search(r'"attributes",PARAMS:"params",METRICS:"metrics",TAGS:"tags"', page)
+    assert all(re.fullmatch(r"(params|metrics|tags)\.`[\w.]+`", column) for column in COLUMNS)
 
 
 def test_names_keep_what_mlflow_takes() -> None:
