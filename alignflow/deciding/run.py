@@ -188,8 +188,8 @@ class DecideRun(PipelineRun):
         told = self.decision.get("sentence", "")
         title = f"{self.recipe.name}: {self.decision.get('recommended') or status}"
         self.tracker.finish(status, {}, folder, title=title, note=told)
-        if address := self.tracker.address():
-            self.driver.link(address)
+        if address := self.tracker.place().get("url"):
+            self.driver.link(address, "MLflow run")
 
     # -- one arm
 
