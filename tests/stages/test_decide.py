@@ -94,7 +94,7 @@ def test_it_is_kept_for_programs_for_people_and_in_mlflow(
         [figure] = database.execute(
             "SELECT value FROM metrics JOIN runs USING (run_uuid) WHERE name = 'sft' AND key = 'accuracy'"
         ).fetchone()
-    assert {"first", "base", "rag", "sft"} <= names
+    assert {"freight: sft", "base", "rag", "sft"} <= names
     assert figure == pytest.approx(decided.decision["arms"]["sft"]["accuracy"])
 
 
