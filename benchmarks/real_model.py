@@ -9,10 +9,7 @@ SQL for a question on tables that the prompt names, judged by execution. `json` 
 message apart into a JSON object, judged by equality with the right one; its rows are drawn here, and
 half of the test's messages are worded as none that is trained on. No setting was chosen on a test.
 
-With a checkout of llama.cpp each merged model is exported as GGUF too, and its answers there compared
-(gguf_answers.py).
-
-Intervals are 95 % bootstrap intervals over prompts. Memory is the process's, seconds the wall's.
+Intervals are 95 % intervals over prompts. Memory is the process's, seconds the wall's.
 """
 
 from __future__ import annotations

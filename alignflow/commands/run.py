@@ -18,6 +18,8 @@ from alignflow.commands.options import Home, Json, Overrides
 from alignflow.commands.streams import patient
 from alignflow.machine import blaming_full_disk, demand_room
 from alignflow.pipeline import (
+    Report,
+    comparison,
     load_report,
     plain_console,
     print_report,
@@ -105,22 +107,31 @@ def stdout_kept(kept: bool) -> Iterator[Any]:
 
 
 def show(
-    run_id: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run's id, its directory, or `last`.")
-    ] = "last",
+    run_ids: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN...",
+            help="A run's id, its directory, or `last`, which is meant without any. Several runs "
+            "are compared.",
+        ),
+    ] = None,
     every: Annotated[
         bool, typer.Option("--all", help="A line for every run, newest first.")
     ] = False,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Prints the report of a run again, or says how every run ended.
+    """Prints the report of a run again, compares runs, or says how every run ended.
+
+    Of several runs: the settings that differ, figures with intervals, learning curves and answers
+    that flipped, here and as a page whose path is printed.
 
     \b
     Examples:
       alignflow show
       alignflow show --all
       alignflow show quickstart-20261125-175900-1a2b --json
+      alignflow show quickstart-20261125-175900-1a2b last
     """  # noqa: D301 (click's mark)
     place = resolve_home(home)
     if every:
@@ -130,8 +141,20 @@ def show(
         else:
             print_runs(reports, plain_console())
         return
-    report = load_report(place, run_named(run_id, place))
-    if as_json:
-        typer.echo(json.dumps(report))
+    reports = [load_report(place, run_named(name, place)) for name in run_ids or ["last"]]
+    if len(reports) > 1:
+        _compare(reports, place, as_json)
+    elif as_json:
+        typer.echo(json.dumps(reports[0]))
     else:
-        print_report(report, plain_console())
+        print_report(reports[0], plain_console())
+
+
+def _compare(reports: list[Report], home: Path, as_json: bool) -> None:
+    found = comparison.compare(reports)
+    if as_json:
+        typer.echo(json.dumps(comparison.as_json(found)))
+        return
+    console = plain_console()
+    comparison.print_comparison(found, console)
+    console.print(f"\npage          {comparison.write_comparison(home, found)}")

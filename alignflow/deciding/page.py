@@ -11,14 +11,19 @@ from jinja2 import Environment, FileSystemLoader
 from alignflow.deciding.picture import matrix
 from alignflow.deciding.terminal import COLUMNS, notes, rows
 from alignflow.files import atomic_write_json, atomic_write_text
+from alignflow.stages import WITHOUT_ANSWERS
 
 DECISION_FILE, PAGE_FILE = "decide.json", "decide.html"
 
 
 def write_decision(folder: Path, decision: Mapping[str, Any]) -> None:
-    """Writes both files."""
-    atomic_write_json(folder / DECISION_FILE, dict(decision))
-    atomic_write_text(folder / PAGE_FILE, render_decision(decision))
+    """Writes both files, and both without texts of rows, for where `prefs erase` does not reach."""
+    for place, content in (
+        (folder, dict(decision)),
+        (folder / WITHOUT_ANSWERS, {**decision, "samples": []}),
+    ):
+        atomic_write_json(place / DECISION_FILE, content)
+        atomic_write_text(place / PAGE_FILE, render_decision(content))
 
 
 def render_decision(decision: Mapping[str, Any]) -> str:

@@ -1,8 +1,12 @@
+from .about import SAMPLED as SAMPLED
 from .about import declared as declared
 from .about import is_rate as is_rate
 from .about import leading_figures as leading_figures
 from .about import lower_is_better as lower_is_better
 from .about import text_metrics as text_metrics
+from .answers import Answer as Answer
+from .answers import read_answers as read_answers
+from .answers import telling_changes as telling_changes
 from .execution import execution_judge as execution_judge
 from .kept import evaluation_digest as evaluation_digest
 from .kept import kept_or as kept_or

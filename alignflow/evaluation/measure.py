@@ -21,7 +21,7 @@ from alignflow.evaluation.metric_modules import (
     load_metrics,
     load_module,
 )
-from alignflow.evaluation.statistics import interval
+from alignflow.evaluation.statistics import interval, wilson
 from alignflow.models import Response, answers, respond, text_losses
 from alignflow.recipe import EvaluationSection
 from alignflow.stages import Prepared, Record
@@ -326,17 +326,20 @@ def _measured_text(model: Any, tokenizer: Any, job: Job) -> Measured:
 
 
 def intervals(outcomes: dict[str, Outcome], *, resamples: int, seed: int) -> dict[str, list[float]]:
-    """95 % intervals of every figure that has values by prompt."""
-    return {
-        name: list(
-            interval(
-                outcome.values,
-                clusters=outcome.clusters,
-                weights=outcome.weights,
-                resamples=resamples,
-                seed=seed,
-                transform=np.exp if outcome.exponential else None,
-            )
-        )
-        for name, outcome in outcomes.items()
-    }
+    """95 % intervals of every figure that has values by prompt: Wilson's or the bootstrap's."""
+    return {name: list(_interval(outcome, resamples, seed)) for name, outcome in outcomes.items()}
+
+
+def _interval(outcome: Outcome, resamples: int, seed: int) -> tuple[float, float]:
+    values, clusters = outcome.values, outcome.clusters
+    is_count = set(values) <= {0.0, 1.0} and outcome.weights is None
+    if is_count and len(set(clusters)) == len(values):  # each prompt has one answer, right or wrong
+        return wilson(round(sum(values)), len(values))
+    return interval(
+        values,
+        clusters=clusters,
+        weights=outcome.weights,
+        resamples=resamples,
+        seed=seed,
+        transform=np.exp if outcome.exponential else None,
+    )

@@ -1,4 +1,4 @@
-"""Intervals by the bootstrap, and the gate's exact tests and their power. Numpy only.
+"""Intervals by the bootstrap or by Wilson, and the gate's exact tests and their power. Numpy only.
 
 The unit is the prompt: several responses or pairs of one prompt are one observation. Every test is
 one-sided, because the only question is whether the candidate is better.
@@ -153,6 +153,19 @@ def interval(
     ratios = _resampled(sums, totals, resamples, seed)
     low, high = np.quantile(ratios if transform is None else transform(ratios), bounds)
     return float(low), float(high)
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """95 % interval of a share of independent right-or-wrong answers (Wilson 1927, without correction).
+
+    At 0 and at 100 % it still says how far the truth may be, where a bootstrap has nothing to draw.
+    """
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    share, spread = successes / trials, z * z / trials
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / trials + spread / (4 * trials)) / (1 + spread)
+    low = 0.0 if successes == 0 else middle - half
+    return low, 1.0 if successes == trials else middle + half
 
 
 def _by_cluster(

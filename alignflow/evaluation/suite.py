@@ -10,6 +10,7 @@ verdicts, so that two models can be compared prompt by prompt.
 from __future__ import annotations
 
 import gc
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -202,8 +203,11 @@ def figures(measured: dict[str, Measured], resamples: int, seed: int) -> dict[st
     }
 
 
-def samples(job: Job, measured: dict[str, Measured]) -> list[dict[str, str]]:
-    """Greedy answers of every model to prompts at even distances: not chosen by their looks."""
+def samples(job: Job, measured: dict[str, Measured]) -> list[dict[str, Any]]:
+    """Greedy answers of every model to prompts at even distances: not chosen by their looks.
+
+    `scores` are the first metric's of each model's answer, where it gives one by prompt.
+    """
     count = min(SAMPLES, len(job.prompts))
     places = [round(number * (len(job.prompts) - 1) / max(count - 1, 1)) for number in range(count)]
     return [
@@ -211,9 +215,18 @@ def samples(job: Job, measured: dict[str, Measured]) -> list[dict[str, str]]:
             "question": job.prompts[place].question,
             "target": job.prompts[place].target,
             **{role: model.greedy[place].text for role, model in measured.items()},
+            "scores": {
+                role: score
+                for role, model in measured.items()
+                if math.isfinite(score := _greedy_scores(model).get(place, math.nan))
+            },
         }
         for place in places
     ]
+
+
+def _greedy_scores(model: Measured) -> dict[int, float]:
+    return dict(enumerate(model.verdicts.get("greedy_correct", [])))
 
 
 def write_responses(path: Path, job: Job, measured: dict[str, Measured]) -> None:

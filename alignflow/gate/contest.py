@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from alignflow.data import HOLDOUT, main_places, transcript
 from alignflow.errors import EvaluationError, RecipeError
-from alignflow.evaluation import Scores, read_scores
+from alignflow.evaluation import Scores, read_answers, read_scores, telling_changes
 from alignflow.files import digest_json
 from alignflow.gate.decision import gate
 from alignflow.gate.judge import JudgementCache, PairJudge, Question, judge_name, judge_of
 from alignflow.gate.primary import JudgedWins
-from alignflow.gate.verdict import Verdict
+from alignflow.gate.verdict import Flip, Verdict
 from alignflow.ledger import held_out_pairs
 from alignflow.recipe import Recipe, require_retrain
-from alignflow.stages import RESPONSES_FILE, Artifact, Prepared
+from alignflow.stages import Artifact, Prepared
 
 
 class Contestants(NamedTuple):
@@ -62,9 +63,34 @@ def contest(
             f"{', '.join(candidate.metrics) or 'no metric by prompt'}. Name one of these."
         )
     base = ours.get("base")
-    return gate(
+    verdict = gate(
         candidate, champion, section, evaluation=pinned, look=look, base=base, judged=judged
     )
+    return verdict.model_copy(
+        update={"flips": _flips(verdict, candidate, champion, judged, models)}
+    )
+
+
+def _flips(
+    verdict: Verdict,
+    candidate: Scores,
+    champion: Scores,
+    judged: JudgedWins | None,
+    models: Contestants,
+) -> list[Flip]:
+    """Where the answers differ most by what decided; nothing where no prompt has a score or an answer."""
+    assert models.ours is not None
+    answers = read_answers(models.ours.directory, "aligned")
+    before: Mapping[str, float] = champion.metrics.get(verdict.judge or "", {})
+    after: Mapping[str, float] = candidate.metrics.get(verdict.judge or "", {})
+    if judged is not None and verdict.judge == judged.judge:
+        after = {name: judged.wins[one.conversation] for name, one in answers.items()}
+        before = {name: 1.0 - won for name, won in after.items()}
+    return [
+        Flip(prompt_index=answers[name].prompt_index, before=before[name], after=after[name])
+        for name in telling_changes(before, after)
+        if name in answers
+    ]
 
 
 def decides(recipe: Recipe) -> str:
@@ -112,8 +138,11 @@ def questions(recipe: Recipe, home: Path, models: Contestants) -> list[Question]
 
 def _compared(ours: Artifact, theirs: Artifact) -> dict[str, tuple[str, str]]:
     """Prompt to the candidate's and the champion's response."""
-    candidate, champion = _responses(ours, "aligned"), _responses(theirs, None)
-    return {text: (answer, champion[name][1]) for name, (text, answer) in candidate.items()}
+    candidate, champion = (
+        read_answers(ours.directory, "aligned"),
+        read_answers(theirs.directory, None),
+    )
+    return {one.conversation: (one.text, champion[name].text) for name, one in candidate.items()}
 
 
 def _human_pairs(recipe: Recipe, home: Path) -> list[Question]:
@@ -122,18 +151,6 @@ def _human_pairs(recipe: Recipe, home: Path) -> list[Question]:
         (transcript(pair.prompt), pair.chosen, pair.rejected)
         for pair in held_out_pairs(home, require_retrain(recipe).preference_set)
     ]
-
-
-def _responses(evaluation: Artifact, role: str | None) -> dict[str, tuple[str, str]]:
-    """Prompt's name to its text and the greedy response of the model in a role."""
-    import pyarrow.parquet as pq
-
-    rows: list[dict[str, Any]] = pq.read_table(evaluation.directory / RESPONSES_FILE).to_pylist()
-    return {
-        row["prompt_name"]: (row["conversation"], row["greedy"])
-        for row in rows
-        if role is None or row["model"] == role
-    }
 
 
 def number_of_prompts(prepare: Artifact, recipe: Recipe) -> int:

@@ -86,7 +86,7 @@ def _guardrail(
         "passed" if within(worst, limit) else "unproven" if within(best, limit) else "failed"
     )
     words = {
-        "passed": f"{text}: {value:.3g}, bound {worst:.3g} within {limit:.3g}",
+        "passed": f"{text}: {value:.3g}, one-sided bound {worst:.3g} within {limit:.3g}",
         "failed": f"{text}: {value:.3g}, limit {limit:.3g}",
         "unproven": f"{text}: {value:.3g}, but up to {worst:.3g} is possible, limit {limit:.3g}",
     }

@@ -51,14 +51,21 @@ class Primary(Record):
         return (self.wins + self.losses) / self.interval.n
 
     def in_words(self, alpha: float) -> str:
-        """Effect, interval, counts and test."""
+        """Effect, interval, counts and test: that it is better, or the contrary where it is worse."""
         counts = f", {self.wins} wins and {self.losses} losses" if self.wins is not None else ""
-        p_value = f", p = {self.p_value:.4g}" if self.p_value is not None else ""
+        side = "one-sided for worse" if self.worse else "one-sided"
+        chance = self._p_value_of_side()
+        p_value = f", p = {chance:.4g}" if chance is not None else ""
         interval = self.interval
         return (
             f"{self.judge} {interval.mean:+.1%} [{interval.low:+.1%}, {interval.high:+.1%}] on "
-            f"{interval.n} prompts{counts} ({self.test}{p_value}, alpha {alpha:.4g})"
+            f"{interval.n} prompts{counts} ({self.test}, {side}{p_value}, alpha {alpha:.4g})"
         )
+
+    def _p_value_of_side(self) -> float | None:
+        if self.worse and self.wins is not None and self.losses is not None:
+            return sign_test(self.losses, self.wins).p_value
+        return self.p_value
 
 
 def primary_test(

@@ -23,6 +23,20 @@ class Guardrail(Record):
     text: str
 
 
+class Flip(Record):
+    """A prompt on which candidate and champion differ: what was said stands in their evaluations.
+
+    No texts here: the verdict goes to databases that `prefs erase` does not reach.
+    """
+
+    prompt_index: int
+    """Of the prompt in both evaluations."""
+    before: float
+    """The champion's score by what decided: 1 right, or preferred by the judge."""
+    after: float
+    """The candidate's."""
+
+
 class Verdict(Record):
     """What the gate found; kept in the ledger and in the run's report."""
 
@@ -47,6 +61,8 @@ class Verdict(Record):
     smallest_detectable: float | None = None
     human_agreement: float | None = None
     guardrails: list[Guardrail] = Field(default_factory=list)
+    flips: list[Flip] = Field(default_factory=list)
+    """The most telling ones."""
 
 
 def as_page(verdict: Verdict, generation: int) -> str:
@@ -69,16 +85,21 @@ def as_page(verdict: Verdict, generation: int) -> str:
 def _figures(verdict: Verdict) -> list[tuple[str, str]]:
     figures = [
         ("judged by", verdict.judge or "nobody"),
-        ("test", f"{verdict.test or 'none'}, look {verdict.look}, alpha {verdict.alpha:.4g}"),
+        ("test", f"{_test(verdict)}, look {verdict.look}, alpha {verdict.alpha:.4g}"),
         ("prompts", str(verdict.prompts)),
     ]
     if verdict.wins is not None:
         figures.append(("wins and losses", f"{verdict.wins} and {verdict.losses}"))
     if verdict.interval is not None and verdict.effect is not None:
         low, high = verdict.interval
-        figures.append(("effect", f"{verdict.effect:+.1%} [{low:+.1%}, {high:+.1%}]"))
+        bounds = f"[{low:+.1%}, {high:+.1%}], each bound one-sided"
+        figures.append(("effect", f"{verdict.effect:+.1%} {bounds}"))
     if verdict.smallest_detectable is not None:
         figures.append(("smallest detectable gain", f"{verdict.smallest_detectable:.1%}"))
     if verdict.human_agreement is not None:
         figures.append(("judge agrees with humans", f"{verdict.human_agreement:.1%}"))
     return figures
+
+
+def _test(verdict: Verdict) -> str:
+    return f"{verdict.test}, one-sided" if verdict.test else "none"

@@ -6,6 +6,9 @@ Functions open the ledger of a home for one call and are safe from several proce
 from alignflow.ledger.erasing import Erasable as Erasable
 from alignflow.ledger.erasing import erasable as erasable
 from alignflow.ledger.erasing import erase as erase
+from alignflow.ledger.history import Happened as Happened
+from alignflow.ledger.history import Milestone as Milestone
+from alignflow.ledger.history import milestones as milestones
 from alignflow.ledger.holdout import held_out_file as held_out_file
 from alignflow.ledger.holdout import held_out_hashes as held_out_hashes
 from alignflow.ledger.holdout import held_out_pairs as held_out_pairs

@@ -71,11 +71,16 @@ class Words(NamedTuple):
     def cleaned_page(self, page: str) -> str:
         """Text or HTML with each of them replaced."""
         for part in self.parts:
-            for form in {part, html.escape(part), html.escape(part, quote=False)}:
+            for form in {part, html.escape(part), html.escape(part, quote=False), _in_page(part)}:
                 page = page.replace(form, ERASED)
         for word in self.whole - set(self.parts):
-            page = page.replace(f">{html.escape(word)}<", f">{ERASED}<")
+            page = page.replace(f">{_in_page(word)}<", f">{ERASED}<")
         return page
+
+
+def _in_page(text: str) -> str:
+    """A text as templates of our pages escape it."""
+    return html.escape(text).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
 
 
 def words_of(written: Iterable[tuple[str, str, str]]) -> Words:

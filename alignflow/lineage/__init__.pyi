@@ -3,6 +3,9 @@ from .by_hand import promote_by_hand as promote_by_hand
 from .by_hand import roll_back_by_hand as roll_back_by_hand
 from .gating import agreed as agreed
 from .gating import gated as gated
+from .history import history_of_model as history_of_model
+from .history import print_history as print_history
+from .history import write_history as write_history
 from .look import Waiting as Waiting
 from .look import look as look
 from .registry import Registry as Registry

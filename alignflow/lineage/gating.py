@@ -37,6 +37,7 @@ def gated(run: RetrainRun) -> Gated:
     if "evaluate" in run.artifacts:  # the champion's, on the candidate's prompts
         asked = champion_spec(run.recipe, run.home, run.artifacts["prepare"], head)
         theirs = run.aside(asked, "champion")
+        run.judged_beside["champion"] = theirs
     models = Contestants(
         candidate=model_digest(run.artifacts["merge"]),
         champion=head.digest,

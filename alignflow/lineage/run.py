@@ -64,8 +64,11 @@ class RetrainRun(PipelineRun):
         )
 
     def additions(self) -> dict[str, Any]:
-        """What has been noted so far."""
-        return {"retrain": self.notes.model_dump(mode="json", include=self.notes.model_fields_set)}
+        """What has been noted so far, and the champion's evaluation, whose answers are shown."""
+        retrain = self.notes.model_dump(mode="json", include=self.notes.model_fields_set)
+        if theirs := self.judged_beside.get("champion"):
+            retrain["champion_evaluation"] = theirs.path
+        return {"retrain": retrain}
 
     def close(self, status: str) -> None:
         """See PipelineRun; a run with its verdict has it in its title."""

@@ -1,3 +1,4 @@
+from . import comparison as comparison
 from . import retries as retries
 from .decision import NOTHING_TO_DO as NOTHING_TO_DO
 from .decision import decision as decision
@@ -7,6 +8,7 @@ from .existing_model import Evaluation as Evaluation
 from .existing_model import evaluate as evaluate
 from .existing_model import generate as generate
 from .existing_model import merge as merge
+from .expense import moment as moment
 from .model_names import is_adapter as is_adapter
 from .model_names import model_named as model_named
 from .model_names import run_named as run_named
@@ -28,7 +30,9 @@ from .report import print_report as print_report
 from .report import print_runs as print_runs
 from .report import recent_runs as recent_runs
 from .report import report_file as report_file
+from .report_page import cell_of as cell_of
 from .report_page import curves as curves
+from .report_page import page_of as page_of
 from .run import PipelineRun as PipelineRun
 from .run import new_run_id as new_run_id
 from .run import run as run

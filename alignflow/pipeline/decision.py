@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+from alignflow.settings import resolve_home
 
 NAMES = {"promote": "Promoted", "reject": "Rejected", "inconclusive": "Inconclusive"}
 NOTHING_TO_DO = "Nothing to do"
@@ -38,10 +41,26 @@ def sentence(retrain: Mapping[str, Any] | None) -> str | None:
 
 def next_steps(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Commands of a person who sees it otherwise."""
-    retrain = report.get("retrain")
+    retrain = report.get("retrain") or {}
+    there = "".join(f" {shlex.quote(word)}" for word in home_option(report))
     match decision(retrain):
         case "Promoted":
-            assert retrain is not None
-            yield "go back", f'alignflow rollback {shlex.quote(retrain["model"])} --reason "..."'
+            yield (
+                "go back",
+                f'alignflow rollback {shlex.quote(retrain["model"])} --reason "..."{there}',
+            )
         case "Rejected" | "Inconclusive":
-            yield "promote", f'alignflow promote {shlex.quote(report["run_id"])} --reason "..."'
+            run = shlex.quote(report["run_id"])
+            yield "promote", f'alignflow promote {run} --reason "..."{there}'
+
+
+def home_of(report: Mapping[str, Any]) -> Path | None:
+    """The home that a run's artifacts lie in; None where it made none."""
+    artifacts = (stage["artifact"] for stage in report["stages"] if stage["artifact"])
+    return next((Path(artifact).parents[2] for artifact in artifacts), None)
+
+
+def home_option(report: Mapping[str, Any]) -> list[str]:
+    """What a command about a run is given so that it finds it from here."""
+    home = home_of(report)
+    return [] if home in (None, resolve_home(None)) else ["--home", str(home)]

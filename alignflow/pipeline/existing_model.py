@@ -106,7 +106,7 @@ class Evaluation(Record):
     metrics: dict[str, float | None]
     """Rates are fractions from 0 to 1."""
     intervals: dict[str, tuple[float, float]]
-    """95 % bootstrap intervals over prompts."""
+    """95 % intervals over prompts: Wilson's, or by bootstrap."""
 
 
 def evaluate(

@@ -214,7 +214,8 @@ def _judge(recipe: Recipe, stage: str, artifacts: Mapping[str, Artifact]) -> Wor
     """Of `evaluate`, and of `merge`, which judges what it made."""
     aligned = artifacts.get(recipe.method) or artifacts.get("sft")
     models = {"sft": artifacts.get("sft"), "aligned": aligned}
-    fields = {"judged_by": judged_by(recipe), **_tuning(recipe)}
+    fields: dict[str, Any] = {"judged_by": judged_by(recipe), **_tuning(recipe)}
+    fields["versions"] = {"intervals": 2, "samples": 2}
     if stage == "merge":
         assert recipe.merge is not None
         params = MergeParams(section=recipe.merge, evaluation=recipe.evaluation, **fields)

@@ -20,13 +20,23 @@ from rich.text import Text
 from alignflow.errors import RecipeError
 from alignflow.evaluation import is_rate
 from alignflow.files import atomic_write_json, atomic_write_text, digest_json, point_to
-from alignflow.pipeline.decision import decision, next_steps, sentence
-from alignflow.pipeline.report_page import loss_curves, render_cell, render_page
+from alignflow.pipeline.answers import SideBySide, retrain_flips
+from alignflow.pipeline.decision import decision, home_of, home_option, next_steps, sentence
+from alignflow.pipeline.expense import cost_of, in_words, machine, now
+from alignflow.pipeline.report_page import (
+    CHAMPION,
+    cell_text,
+    loss_curves,
+    metric_rows,
+    render_cell,
+    render_page,
+)
 from alignflow.recipe import METHODS, Recipe
-from alignflow.settings import resolve_home
 from alignflow.stages import (
     ADAPTER,
     MODEL,
+    WITHOUT_ANSWERS,
+    Artifact,
     Record,
     RowAccount,
     StageOutcome,
@@ -39,6 +49,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 REPORT_FILE, LATEST = "report.json", "latest"
+SHOWN_CHARACTERS = 240
+"""Of a prompt or an answer, in the terminal."""
 POLICY_STAGES = ("pretrain", "sft", *METHODS)
 BEFORE = {"sft": ("base",), "merge": ("aligned",), **dict.fromkeys(METHODS, ("sft", "base"))}
 """Stage to the model that its result is compared with: the first that was evaluated."""
@@ -80,9 +92,9 @@ class Report(dict[str, Any]):
     seconds: float
     """Wall time of the run."""
     evaluation: dict[str, dict[str, float]]
-    """Model (`base`, `sft`, `aligned`, `merged`) to metric to figure."""
+    """Model (`base`, `sft`, `aligned`, `merged`, a retrain's `champion`) to metric to figure."""
     evaluation_intervals: dict[str, dict[str, list[float]]]
-    """Model to metric to the ends of its 95 % bootstrap interval over prompts."""
+    """Model to metric to the ends of its 95 % interval over prompts."""
     adapter: str | None
     """Directory of the last policy's adapter; of its weights after full tuning."""
     merged_model: str | None
@@ -132,14 +144,32 @@ def build_report(
     seconds: float,
     stages: Sequence[StageOutcome],
     mlflow: Mapping[str, Any],
+    beside: Mapping[str, Artifact] | None = None,
+    busy_seconds: float = 0.0,
 ) -> dict[str, Any]:
-    """What happened in a run, as JSON; `Report` says what its entries are."""
+    """What happened in a run, as JSON; `Report` says what its entries are.
+
+    Args:
+        recipe: Of the run.
+        run_id: Names it.
+        status: How it ended.
+        seconds: Wall time.
+        stages: What became of each.
+        mlflow: Where it is recorded.
+        beside: Evaluations of single other models, by what these are to the run.
+        busy_seconds: In which stages were at work.
+    """
     evaluation: dict[str, dict[str, float]] = {}
     intervals: dict[str, dict[str, list[float]]] = {}
     for outcome in stages:
         if outcome.result is not None:
             evaluation |= outcome.result.details.get("evaluation", {})
             intervals |= outcome.result.details.get("intervals", {})
+    for model, artifact in (beside or {}).items():
+        details = artifact.result.details
+        evaluation[model] = _only(details.get("evaluation", {}))
+        intervals[model] = _only(details.get("intervals", {}))
+    here = machine()
     return {
         "schema": SCHEMA,
         "run_id": run_id,
@@ -147,6 +177,9 @@ def build_report(
         "recipe_digest": digest_json(recipe.model_dump(mode="json")),
         "status": status,
         "seconds": round(seconds, 3),
+        "ended": now(),
+        "machine": here,
+        "cost": cost_of(busy_seconds, here),
         "stages": [_stage(outcome) for outcome in stages],
         "evaluation": evaluation,
         "evaluation_intervals": intervals,
@@ -155,6 +188,11 @@ def build_report(
         "registered_model": recipe.registered_model,
         "mlflow": dict(mlflow),
     }
+
+
+def _only(figures: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Figures of the one model that was evaluated."""
+    return next(iter(figures.values()), {})
 
 
 def _stage(outcome: StageOutcome) -> dict[str, Any]:
@@ -198,11 +236,13 @@ def recent_runs(home: Path) -> list[str]:
 def write_report(home: Path, report: Mapping[str, Any], recipe: Recipe | None = None) -> Path:
     """Writes `report.json` and `report.html`, which shows the recipe; returns their directory.
 
-    `latest` in the home leads to it.
+    `latest` in the home leads to it. For MLflow there is the page without answers too.
     """
     path = report_file(home, report["run_id"])
     atomic_write_json(path, report)
     atomic_write_text(path.with_suffix(".html"), render_page(report, recipe))
+    shared = path.parent / WITHOUT_ANSWERS / path.with_suffix(".html").name
+    atomic_write_text(shared, render_page(report, recipe, with_answers=False))
     point_to(home / LATEST, path.parent)
     return path.parent
 
@@ -225,23 +265,11 @@ def load_report(home: Path | str, run_id: str) -> Report:
 
 def key_figure(stage: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     """The figure that says most about a stage, before and after it."""
-    name, metrics, evaluation = stage["stage"], stage["metrics"], report["evaluation"]
+    name, metrics = stage["stage"], stage["metrics"]
     if stage["state"] in ("failed", "skipped"):
         return stage.get("error", "")
-    before = next((evaluation[model] for model in BEFORE.get(name, ()) if model in evaluation), {})
-    after = evaluation.get(AFTER.get(name), {})
-    for metric in ("accuracy", "perplexity_general"):
-        if metric in before and metric in after:
-            return _change(metric, before[metric], after[metric])
-    if name == "evaluate":
-        judged = [evaluation[model] for model in ("sft", "base", "aligned") if model in evaluation]
-        ends = [judged[0], judged[-1]] if len(judged) > 1 else []
-        sampled = [end["sampled_accuracy"] for end in ends if "sampled_accuracy" in end]
-        if len(sampled) == 2:
-            return _change("sampled_accuracy", *sampled)
-    if name == "pretrain" and metrics.get("perplexity_domain") is not None:
-        before, after = metrics["perplexity_domain_before"], metrics["perplexity_domain"]
-        return _change("perplexity_domain", before, after)
+    if compared := _compared(name, metrics, report["evaluation"]):
+        return _change(*compared)
     if name == "prepare":
         rows = stage["rows"]
         dropped = sum(rows["dropped"].values())
@@ -250,6 +278,36 @@ def key_figure(stage: Mapping[str, Any], report: Mapping[str, Any]) -> str:
         if metrics.get(metric) is not None:
             return f"{metric} {as_text(metric, metrics[metric])}"
     return ""
+
+
+def _compared(
+    name: str, metrics: Mapping[str, Any], evaluation: Mapping[str, Mapping[str, float]]
+) -> tuple[str, float, float] | None:
+    """Metric, and what it was before and after a stage."""
+    before = next((evaluation[model] for model in BEFORE.get(name, ()) if model in evaluation), {})
+    after = evaluation.get(AFTER.get(name, ""), {})
+    for metric in ("accuracy", "perplexity_general"):
+        if metric in before and metric in after:
+            return metric, before[metric], after[metric]
+    if name == "evaluate":
+        judged = [evaluation[model] for model in ("sft", "base", "aligned") if model in evaluation]
+        ends = [judged[0], judged[-1]] if len(judged) > 1 else []
+        sampled = [end["sampled_accuracy"] for end in ends if "sampled_accuracy" in end]
+        if len(sampled) == 2:
+            return "sampled_accuracy", sampled[0], sampled[1]
+    if name == "pretrain" and metrics.get("perplexity_domain") is not None:
+        before, after = metrics["perplexity_domain_before"], metrics["perplexity_domain"]
+        return "perplexity_domain", before, after
+    return None
+
+
+def champion_figure(stage: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    """The champion's figure beside a stage's `key_figure`; empty where that compares nothing."""
+    champion = report["evaluation"].get(CHAMPION)
+    compared = _compared(stage["stage"], stage["metrics"], report["evaluation"])
+    if champion is None or compared is None or stage["state"] in ("failed", "skipped"):
+        return ""
+    return as_text(compared[0], champion.get(compared[0]))
 
 
 def _change(metric: str, before: float | None, after: float | None) -> str:
@@ -264,12 +322,35 @@ def as_text(metric: str, value: float | None) -> str:
 
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:
-    """The closing table, where the results are, and how to look further."""
+    """The closing table, the verdict with what speaks for it, and where to look further."""
+    console.print(_stage_table(report), soft_wrap=False)
+    verdict = sentence(report.get("retrain"))
+    if CHAMPION in report["evaluation"]:
+        console.print()
+        console.print(_contest_table(report), soft_wrap=False)
+    print_flips(retrain_flips(report), console)
+    if verdict:
+        console.print(Text(f"\n{verdict}"), soft_wrap=True)
+        _print_lines(next_steps(report), console)
+    closing = [f"{report['status']} in {report['seconds']:.1f} s", *in_words(report)]
+    console.print(Text(f"\n{', '.join(closing)}"), soft_wrap=True)
+    _print_lines(_places(report), console)
+
+
+def _print_lines(labelled: Iterable[tuple[str, str]], console: Console) -> None:
+    for label, value in labelled:
+        console.print(Text(f"{label:<14}{value}"), soft_wrap=True)
+
+
+def _stage_table(report: Mapping[str, Any]) -> Table:
+    champion = CHAMPION in report["evaluation"]
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("stage")
     table.add_column("state")
     table.add_column("seconds", justify="right")
     table.add_column("before → after")
+    if champion:
+        table.add_column(CHAMPION)
     colours = {"failed": "red", "skipped": "dim", "cached": "cyan", "completed": "green"}
     for stage in report["stages"]:
         table.add_row(
@@ -277,14 +358,47 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
             Text(stage["state"], colours.get(stage["state"], "")),
             f"{stage['seconds']:.1f}",
             Text(key_figure(stage, report)),
+            *([champion_figure(stage, report)] if champion else []),
         )
+    return table
+
+
+def _contest_table(report: Mapping[str, Any]) -> Table:
+    """Candidate and champion on the same prompts: leading figures with their intervals."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    models = [model for model in ("aligned", CHAMPION) if model in report["evaluation"]]
+    table.add_column("metric (95 % interval)")
+    for model in models:
+        table.add_column("candidate" if model == "aligned" else CHAMPION)
+    for row in metric_rows(report, leading=True, models=models):
+        name = f"{row['name']} (lower is better)" if row["lower_is_better"] else row["name"]
+        table.add_row(name, *(cell_text(cell) for cell in row["cells"]))
+    return table
+
+
+def print_flips(
+    flips: Sequence[SideBySide], console: Console, title: str = "answers that flipped"
+) -> None:
+    """Answers that flipped; long ones cut, since the page has them whole."""
+    if not flips:
+        return
+    console.print(Text(f"\n{title}", "bold"))
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for flip in flips:
+        colour = "green" if flip.change == "fixed" else "red"
+        table.add_row(Text(flip.change, colour), Text(_cut(flip.question)))
+        table.add_row("  wanted", Text(_cut(flip.target)))
+        for said in flip.answers:
+            table.add_row(f"  {said.model}{said.mark and ', '}{said.mark}", Text(_cut(said.text)))
     console.print(table, soft_wrap=False)
-    verdict = sentence(report.get("retrain"))
-    said = [verdict] if verdict else []
-    closing = "\n".join(["", *said, f"{report['status']} in {report['seconds']:.1f} s"])
-    console.print(Text(closing), soft_wrap=True)
-    for label, value in (*_places(report), *next_steps(report)):
-        console.print(Text(f"{label:<14}{value}"), soft_wrap=True)
+
+
+def _cut(text: str) -> str:
+    """A text as one line of bounded length."""
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN_CHARACTERS else f"{line[: SHOWN_CHARACTERS - 1]}…"
 
 
 def print_runs(reports: Iterable[Mapping[str, Any]], console: Console) -> None:
@@ -307,12 +421,10 @@ def print_runs(reports: Iterable[Mapping[str, Any]], console: Console) -> None:
 
 def _places(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What to open next."""
-    artifacts = [Path(stage["artifact"]) for stage in report["stages"] if stage["artifact"]]
-    home = artifacts[0].parents[2] if artifacts else None  # <home>/artifacts/<stage>/<key>
+    home = home_of(report)
     if made := report["merged_model"] or report["adapter"]:
         yield "merged model" if report["merged_model"] else "adapter", made
-        there = [] if home in (None, resolve_home(None)) else ["--home", str(home)]
-        command = ["alignflow", "generate", report["run_id"], *there]
+        command = ["alignflow", "generate", report["run_id"], *home_option(report)]
         yield "try it", f'{shlex.join(command)} "your prompt"'
     if home is not None:
         yield "report", str(report_file(home, report["run_id"]).with_suffix(".html"))

@@ -52,6 +52,8 @@ class PipelineRun:
         self.run_id = run_id
         self.driver = driver
         self.artifacts: dict[str, Artifact] = {}
+        self.judged_beside: dict[str, Artifact] = {}
+        """Evaluations of other models than the run's own, by what these are to it."""
         self.outcomes: dict[str, StageOutcome] = {}
         self.report: Report
         """Once the run is closed."""
@@ -62,6 +64,7 @@ class PipelineRun:
         self.status_if_left = "cancelled"
         self._planned = list(recipe.stages)
         self._started = time.monotonic()
+        self._busy_seconds = 0.0
         driver.named(self.title)
 
     def _links(self) -> dict[str, str]:
@@ -134,9 +137,13 @@ class PipelineRun:
             finished = find(self.home, spec.stage, spec.key)
             if finished is None:
                 forkserver.ensure()  # imports overlap `prepare`; a run that is all cached needs none
-            artifact, cached = self.driver.complete_stage(
-                spec, self.recipe.compute, finished, whose
-            )
+            began = time.monotonic()
+            try:
+                artifact, cached = self.driver.complete_stage(
+                    spec, self.recipe.compute, finished, whose
+                )
+            finally:
+                self._busy_seconds += 0.0 if finished else time.monotonic() - began
         return artifact, StageOutcome(
             stage=artifact.stage,
             key=artifact.key,
@@ -171,6 +178,8 @@ class PipelineRun:
             seconds=time.monotonic() - self._started,
             stages=stages,
             mlflow=tracker.place(),
+            beside=self.judged_beside,
+            busy_seconds=self._busy_seconds,
         )
         if self._page:
             built["prefect"] = self._page

@@ -34,6 +34,7 @@ from .layout import JUDGEMENTS_FILE as JUDGEMENTS_FILE
 from .layout import MODEL as MODEL
 from .layout import RESPONSES_FILE as RESPONSES_FILE
 from .layout import SCORES_FILE as SCORES_FILE
+from .layout import WITHOUT_ANSWERS as WITHOUT_ANSWERS
 from .layout import Prepared as Prepared
 from .params import EvaluateParams as EvaluateParams
 from .params import JudgeParams as JudgeParams

@@ -16,6 +16,9 @@ EVA_FILE = "eva.safetensors"
 CHECKPOINTS = "checkpoints"
 """In a stage's work directory."""
 
+WITHOUT_ANSWERS = "without_answers"
+"""In a run's folder: the page that MLflow gets, for `prefs erase` does not reach every store."""
+
 
 class Prepared:
     """Files of a `prepare` artifact."""

@@ -19,7 +19,14 @@ from alignflow.errors import AlignflowError, CertificateError, DiskSpaceError
 from alignflow.files import digest_json
 from alignflow.machine import fault_of
 from alignflow.recipe import Recipe
-from alignflow.stages import Artifact, StageOutcome, StageSpec, library_versions, read_manifest
+from alignflow.stages import (
+    WITHOUT_ANSWERS,
+    Artifact,
+    StageOutcome,
+    StageSpec,
+    library_versions,
+    read_manifest,
+)
 from alignflow.tracking.connection import Connection, tracking_uri
 from alignflow.tracking.run_log import RunLog, flattened
 from alignflow.tracking.stage_record import StageRecord
@@ -266,8 +273,8 @@ class Tracker:
         parent.tags({"status": status, **_retrain_tags(report.get("retrain") or {})})
         parent.tags({"mlflow.note.content": note})
         parent.rename(title)
-        for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.html")):
-            parent.files(path)
+        for place in (folder / "report.json", folder / WITHOUT_ANSWERS):
+            parent.files(place)
         parent.end(status)
 
 

@@ -58,10 +58,12 @@ def write_output(spec: StageSpec, work: Path, events: EventWriter) -> StageResul
         (output / "dropped.json").write_text("{}")
     if spec.stage in ("sft", "dpo"):
         (output / "adapter" / "quality.txt").write_text(ordered_quality(spec.stage))
+    details: dict[str, Any] = {}
     if spec.stage == "evaluate":
         (output / "scores.json").write_text(json.dumps(scores(spec)))
         if (ORDERS / "answers").exists():
             write_answers(scores(spec), output)
+        details = evaluated(scores(spec))
     if spec.stage == "judge":
         judge(spec, output)
     if spec.stage == "merge" and "uncertified" not in order_of(spec):
@@ -75,7 +77,7 @@ def write_output(spec: StageSpec, work: Path, events: EventWriter) -> StageResul
             "trainable_percent": 1.0,
             "lora_target_modules_resolved": ["layers.v_proj", "layers.q_proj"],
         },
-        details={"micro_batch_size": micro, "pid": os.getpid()},
+        details={"micro_batch_size": micro, "pid": os.getpid(), **details},
     )
 
 
@@ -104,11 +106,37 @@ def write_answers(found: dict[str, Any], output: Path) -> None:
     import pyarrow.parquet as pq
 
     rows = [
-        {"model": role, "prompt_name": name, "conversation": name, "greedy": f"right: {right}"}
+        {
+            "model": role,
+            "prompt_index": place,
+            "prompt_name": name,
+            "question": f"Is {name} right?",
+            "conversation": name,
+            "target": "right: 1.0",
+            "greedy": f"right: {right}",
+            "greedy_correct": right,
+        }
         for role, scored in found.items()
-        for name, right in scored["metrics"]["exact_match"].items()
+        for place, (name, right) in enumerate(scored["metrics"]["exact_match"].items())
     ]
     pq.write_table(pa.Table.from_pylist(rows), output / "responses.parquet")
+
+
+def evaluated(found: dict[str, Any]) -> dict[str, Any]:
+    """Figures of each model, intervals and a sample, as stage `evaluate` has them."""
+    values = {role: list(one["metrics"]["exact_match"].values()) for role, one in found.items()}
+    means = {role: sum(own) / len(own) for role, own in values.items()}
+    sample = {
+        "question": "Is p60 right?",
+        "target": "right: 1.0",
+        **{role: f"right: {own[60]}" for role, own in values.items()},
+        "scores": {role: own[60] for role, own in values.items()},
+    }
+    return {
+        "evaluation": {role: {"accuracy": mean} for role, mean in means.items()},
+        "intervals": {role: {"accuracy": [m - 0.05, m + 0.05]} for role, m in means.items()},
+        "samples": [sample],
+    }
 
 
 def judge(spec: StageSpec, output: Path) -> None:

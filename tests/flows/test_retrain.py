@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def harness(prefect_server: str, orders: Path) -> None:
 
 
 def better(orders: Path, quality: float) -> None:
-    """The next candidate gets this share of the prompts right."""
+    """The next candidate gets this share of the prompts right, and its answers are kept."""
+    (orders / "answers").touch()
     (orders / "quality").write_text(str(quality))
 
 
@@ -98,6 +100,10 @@ def test_a_lineage_from_its_founding_to_its_second_generation(
     assert keys.count(f"{MODEL}-champion-evaluate-metrics") == 1
     assert "Promoted: " in shown and f"{MODEL} is generation 2 now." in shown
     assert f"alignflow rollback {MODEL} --reason" in shown and state_names()[0] == "Promoted"
+    assert [flip["after"] for flip in second["retrain"]["gate"]["flips"]] == [1.0] * 5
+    assert shown.count("fixed   ") == 5 and "champion, wrong" in shown
+    dpo = next(line for line in shown.splitlines() if line.startswith("dpo "))
+    assert dpo.split()[3:] == ["accuracy", "50.0%", "→", "95.0%", "80.0%"], "the champion's last"
     assert tags(home, second["retrain"]["candidate_version"])["generation"] == "2"
 
 
@@ -118,6 +124,14 @@ def told(home: Path, run: dict[str, Any], capsys: pytest.CaptureFixture[str]) ->
         line for line in shown.splitlines() if f"{MODEL} " in line and "generation" in line
     )
     assert f"<strong>{verdict}</strong>" in html.unescape(page)
+    assert page.index("<strong>") < page.index("<h1>"), "the verdict comes first"
+    assert f"<th>champion<br><small>generation {run['retrain']['champion']}</small></th>" in page
+    command = next(line[14:] for line in shown.splitlines() if " --reason " in line)
+    assert page.index("<strong>") < html.unescape(page).index(command)
+    assert "one-sided" in verdict or "min_prompts" in verdict
+    assert "accuracy" in shown and "candidate" in shown and "champion" in shown
+    texts = [said for said in ("right: 1.0", "Is p") if said in json.dumps(run)]
+    assert texts == [], "databases get figures and references"
     return shown
 
 
@@ -245,7 +259,6 @@ def test_the_loser_of_a_race_is_gated_again_against_the_new_champion(
 def test_a_judge_that_is_a_model_answers_in_a_stage_of_its_own(home: Path, orders: Path) -> None:
     drop(home, 0, 40)
     better(orders, 0.8)
-    (orders / "answers").touch()
     recipe = retrain_recipe(judge={"model": "builtin:freight-base"})
     report: Any = retrain(recipe=recipe, home=home)
     found = report["retrain"]["gate"]

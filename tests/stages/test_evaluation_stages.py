@@ -87,7 +87,10 @@ def test_every_model_gets_its_figures_intervals_and_responses(
     rows = pq.read_table(work_of(spec) / "output" / "responses.parquet").to_pylist()
     assert len(rows) == 3 * 8
     assert {"model", "prompt_index", "greedy", "sampled", "greedy_correct"} <= set(rows[0])
-    assert list(result.details["samples"][0]) == ["question", "target", "base", "sft", "aligned"]
+    first = result.details["samples"][0]
+    assert list(first) == ["question", "target", "base", "sft", "aligned", "scores"]
+    scored = {row["model"]: row["greedy_correct"] for row in rows if not row["prompt_index"]}
+    assert first["scores"] == scored and set(scored) == {"base", "sft", "aligned"}
     json.dumps(result.model_dump(mode="json"), allow_nan=False)
 
 

@@ -13,6 +13,7 @@ from fake_runs import fake_recipe
 from ledger_cases import row, write
 
 from alignflow.errors import EvaluationError, RecipeError
+from alignflow.evaluation import telling_changes
 from alignflow.evaluation.scores import Scores, write_scores
 from alignflow.gate import Contestants, contest
 from alignflow.ledger import add, erase, held_out_pairs, holdout_prompts_file, renew_holdout, status
@@ -49,7 +50,15 @@ def evaluated(
     output.mkdir(parents=True)
     answers = ["a good answer" if number < good else "a bad answer" for number in range(prompts)]
     rows = [
-        {"model": role, "prompt_name": f"p{n}", "conversation": f"prompt {n}", "greedy": answer}
+        {
+            "model": role,
+            "prompt_index": n,
+            "prompt_name": f"p{n}",
+            "question": f"question {n}",
+            "conversation": f"prompt {n}",
+            "target": "a good answer",
+            "greedy": answer,
+        }
         for n, answer in enumerate(answers)
     ]
     pq.write_table(pa.Table.from_pylist(rows), output / "responses.parquet")
@@ -77,6 +86,9 @@ def test_the_recipes_first_metric_decides_where_nothing_else_is_named(home: Path
     found = contest(recipe(), home, models(home, 120, 60), 1)
     assert (found.verdict, found.judge, found.test) == ("promote", "exact_match", "exact McNemar")
     assert (found.wins, found.losses, found.candidate, found.champion) == (60, 0, "new", "old")
+    flips = [(flip.before, flip.after) for flip in found.flips]
+    assert flips == [(0.0, 1.0)] * 5 and all(60 <= f.prompt_index < 120 for f in found.flips)
+    assert "a good answer" not in found.model_dump_json(), "figures and places, no texts"
 
 
 def test_a_judge_that_is_asked_for_decides_in_both_orders_and_is_asked_once(home: Path) -> None:
@@ -86,6 +98,7 @@ def test_a_judge_that_is_asked_for_decides_in_both_orders_and_is_asked_once(home
     assert (first.verdict, first.test, first.judge) == ("promote", "sign test", JUDGE["function"])
     assert (first.wins, first.losses, first.prompts) == (60, 0, 150)
     assert first.human_agreement == 1.0  # chosen is the good one, by humans and by the judge
+    assert [(flip.before, flip.after) for flip in first.flips] == [(0.0, 1.0)] * 5
     pairs = len(held_out_pairs(home, "default"))
     assert pairs > 10 and len(asked) == 2 * (60 + pairs)  # equal answers are a tie unasked
     assert contest(recipe(judge=JUDGE), home, contestants, 1) == first
@@ -133,3 +146,14 @@ def test_the_holdout_is_one_prompt_once_and_what_is_erased_is_gone(home: Path) -
 def test_scores_are_json_that_another_version_can_read(home: Path) -> None:
     written = json.loads((evaluated(home, "aligned", 3).directory / "scores.json").read_text())
     assert set(written["aligned"]) == set(Scores.model_fields)
+
+
+def test_the_most_telling_changes_are_of_both_directions_and_always_the_same() -> None:
+    before = {"a": 0.0, "b": 1.0, "c": 0.0, "d": 0.5, "e": 1.0, "f": 0.0, "g": 1.0, "h": 0.0}
+    after = {"a": 1.0, "b": 0.0, "c": 1.0, "d": 0.6, "e": 0.0, "f": 1.0, "g": 1.0, "i": 1.0}
+    assert telling_changes(before, after) == ["a", "c", "f", "b", "e"]
+    assert telling_changes(dict(reversed(before.items())), after) == ["a", "c", "f", "b", "e"]
+    assert telling_changes(before, after, count=9) == ["a", "c", "f", "d", "b", "e"]
+    one_way = dict.fromkeys(before, 1.0)
+    assert telling_changes(dict.fromkeys(before, 0.0), one_way) == ["a", "b", "c", "d", "e"]
+    assert telling_changes(one_way, one_way) == []

@@ -8,7 +8,8 @@ import random
 import numpy as np
 import pytest
 
-from alignflow.evaluation.statistics import interval
+from alignflow.evaluation.measure import Outcome, intervals
+from alignflow.evaluation.statistics import interval, wilson
 
 
 def test_equal_values_leave_no_doubt() -> None:
@@ -66,3 +67,42 @@ def test_95_percent_of_intervals_hold_the_truth() -> None:
 def test_no_values_is_an_error_not_a_zero() -> None:
     with pytest.raises(ValueError, match="no values"):
         interval([])
+
+
+@pytest.mark.parametrize("right", [0, 1, 7, 100, 199, 200])
+def test_wilsons_interval_is_scipys(right: int) -> None:
+    from scipy.stats import binomtest
+
+    theirs = binomtest(right, 200).proportion_ci(0.95, method="wilson")
+    assert wilson(right, 200) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+def test_wilsons_interval_by_hand_leaves_doubt_at_none_and_at_all() -> None:
+    # 0 of 10: high = z^2 / (n + z^2) = 3.8415 / 13.8415
+    assert wilson(0, 10) == (0.0, pytest.approx(0.27753, abs=1e-5))
+    assert wilson(10, 10) == (pytest.approx(0.72247, abs=1e-5), 1.0)
+
+
+def outcome(values: list[float], **other: object) -> Outcome:
+    return Outcome.model_validate({"values": values, "clusters": list(range(len(values))), **other})
+
+
+def test_answers_that_are_right_or_wrong_once_per_prompt_get_wilsons_and_others_the_bootstraps() -> (
+    None
+):
+    right, several, graded = [1.0] * 10, [0.0, 1.0] * 10, [0.5, 1.0] * 10
+    twice = [place // 2 for place in range(20)]
+    found = intervals(
+        {
+            "right": outcome(right),
+            "clustered": outcome(several, clusters=twice),
+            "graded": outcome(graded),
+            "perplexity": outcome([1.0] * 4, weights=[1.0] * 4, exponential=True),
+        },
+        resamples=300,
+        seed=0,
+    )
+    assert found["right"] == list(wilson(10, 10))
+    assert found["clustered"] == list(interval(several, clusters=twice, resamples=300))
+    assert found["graded"] == list(interval(graded, resamples=300))
+    assert found["perplexity"] == pytest.approx([math.e, math.e])

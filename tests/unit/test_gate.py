@@ -134,11 +134,14 @@ def test_a_better_candidate_is_promoted() -> None:
     assert found.verdict == "promote" and found.test == "exact McNemar"
     assert found.p_value is not None and found.p_value < 0.001
     assert "50 wins and 20 losses" in found.reasons[0]
+    told = f"(exact McNemar, one-sided, p = {found.p_value:.4g}, alpha 0.05)"
+    assert told in found.reasons[0]
 
 
-def test_a_worse_candidate_is_rejected() -> None:
-    found = verdict(*answers(20, 50, 200))
+def test_a_worse_candidate_is_rejected_by_the_test_of_that_side() -> None:
+    found, contrary = verdict(*answers(20, 50, 200)), verdict(*answers(50, 20, 200))
     assert found.verdict == "reject" and "worse" in found.reasons[0]
+    assert f"(exact McNemar, one-sided for worse, p = {contrary.p_value:.4g}," in found.reasons[0]
 
 
 def test_a_tie_is_never_promoted() -> None:

@@ -12,6 +12,8 @@ import pytest
 from rich.console import Console
 
 from alignflow.errors import RecipeError
+from alignflow.ledger.erasing_files import ERASED, words_of
+from alignflow.pipeline.answers import samples_side_by_side
 from alignflow.pipeline.plot import line_plot
 from alignflow.pipeline.report import as_text, build_report, load_report, print_report, write_report
 from alignflow.recipe import Recipe
@@ -83,6 +85,9 @@ def test_the_json_has_the_promised_keys(report: dict[str, Any]) -> None:
         "recipe_digest",
         "status",
         "seconds",
+        "ended",
+        "machine",
+        "cost",
         "stages",
         "evaluation",
         "evaluation_intervals",
@@ -132,6 +137,50 @@ def test_the_page_is_one_file_that_escapes_what_models_say(
     assert page.count("<polyline") == 1  # the loss of sft
     assert "70.0 to 80.0" in page and "75.0 %" in page
     assert "too_long 2" in page and "learning_rate" in page
+
+
+def test_the_page_begins_with_what_came_out_and_says_when_where_and_at_what_cost(
+    tmp_path: Path, report: dict[str, Any]
+) -> None:
+    page = (write_report(tmp_path, report) / "report.html").read_text()
+    assert "<strong>Completed: accuracy 0.0 % → 75.0 %.</strong>" in page
+    assert page.index("<strong>") < page.index("<h1>")
+    assert f"{report['ended'][:10]} " in page and " processor hours" in page
+    assert re.search(r"Linux \w+, \d+ cores?, no GPU", page) or report["machine"]["gpu"] in page
+
+
+def test_sample_answers_are_sorted_by_what_changed() -> None:
+    def sample(name: str, before: str, after: str, *scores: float) -> dict[str, Any]:
+        said = dict(zip(("sft", "aligned"), scores, strict=False))
+        return {"question": name, "target": "t", "sft": before, "aligned": after, "scores": said}
+
+    samples = [
+        sample("same", "x", "x", 1.0, 1.0),
+        sample("reworded", "x", "y", 0.0, 0.0),
+        sample("broken", "x", "y", 1.0, 0.0),
+        sample("fixed", "x", "y", 0.0, 1.0),
+        sample("unjudged", "x", "y"),
+    ]
+    shown = samples_side_by_side(samples, ["base", "sft", "aligned"])
+    assert [one.question for one in shown] == ["fixed", "broken", "reworded", "unjudged", "same"]
+    assert [(said.model, said.mark) for said in shown[0].answers] == [
+        ("sft", "wrong"),
+        ("aligned", "right"),
+    ]
+    assert [said.mark for said in shown[3].answers] == ["", ""]
+
+
+def test_what_is_erased_goes_from_the_page_with_quotes_and_brackets(
+    tmp_path: Path, report: dict[str, Any]
+) -> None:
+    asked, short = """it's "her" <b>& no one else's""", "I'm ok"
+    report["retrain"] = {"outcome": asked, "verdict": None}
+    report["stages"][0]["error"] = short
+    page = (write_report(tmp_path, report) / "report.html").read_text()
+    prompt = json.dumps([{"role": "user", "content": asked}])
+    cleaned = words_of([(prompt, short, short)]).cleaned_page(page)
+    assert "her" in page and ERASED in cleaned and "one else" not in cleaned
+    assert "&#39;m ok" in page and "m ok" not in cleaned
 
 
 CERTIFICATE = {
