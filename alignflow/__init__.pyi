@@ -1,5 +1,6 @@
 from .checking import Check as Check
 from .checking import check as check
+from .deciding import decide as decide
 from .errors import AlignflowError as AlignflowError
 from .exporting import Exported as Exported
 from .exporting import export as export

@@ -122,7 +122,7 @@ def check(recipe: Recipe, *, full: bool = False, home: Path | str | None = None)
     return Check(
         file=recipe.name,
         recipe=recipe.name,
-        stages=recipe.stages,
+        stages=recipe.stages if recipe.training_sections else ["decide"],
         findings=findings,
         base_model=around.shape,
         example=example,

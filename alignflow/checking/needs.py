@@ -238,11 +238,12 @@ def _head_bytes(tokens: int, shape: Shape, value: int) -> int:
 def _disk_bytes(recipe: Recipe, shape: Shape, trainable: int) -> int:
     """Servers' files, artifacts and checkpoints; the merged model twice where MLflow is given a copy."""
     kept, sections = kept_bytes(recipe), recipe.training_sections.values()
-    checkpoint = trainable * max(
+    moved = (
         (moved_bytes(recipe, section) - kept)
         * (trained_count(section) if isinstance(section, PPOSection) else 1)
         for section in sections
     )
+    checkpoint = trainable * max(moved, default=0)
     ppo = recipe.settings(PPOSection)
     best = CHECKPOINTS if ppo is not None and ppo.watch is not None else 0
     merged = merged_bytes(recipe, shape)

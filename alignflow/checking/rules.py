@@ -221,7 +221,7 @@ def _rate_advice(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _judging_advice(recipe: Recipe) -> Iterator[Finding]:
-    if not recipe.data.evaluation:
+    if not recipe.data.evaluation and recipe.training_sections:
         yield advice(
             "data.evaluation", "is empty, so no answers are judged; name prompts with targets."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,7 +13,11 @@ from rich.text import Text
 from alignflow.checking import Check, SourceRows, check_file, gib
 from alignflow.commands.options import Home, Json, Overrides
 from alignflow.pipeline import plain_console
+from alignflow.recipe import load_recipe
 from alignflow.settings import resolve_home
+
+if TYPE_CHECKING:
+    from alignflow.deciding import Estimate
 
 STYLES = {"error": "bold red", "warning": "yellow", "advice": "cyan", "note": "dim"}
 
@@ -43,18 +47,46 @@ def check(
     """  # noqa: D301 (click's mark)
     place = resolve_home(home)
     checks = [check_file(path, overrides or [], home=place, full=full) for path in recipes]
+    estimates = {one.file: _estimate(one, overrides or [], place) for one in checks}
     code = min((checked.exit_code for checked in checks if checked.exit_code), default=0)
     if as_json:
-        each = [{**one.model_dump(mode="json"), "exit_code": one.exit_code} for one in checks]
+        each = [
+            {
+                **one.model_dump(mode="json"),
+                "exit_code": one.exit_code,
+                **(
+                    {"decide": told.model_dump(mode="json")}
+                    if (told := estimates[one.file])
+                    else {}
+                ),
+            }
+            for one in checks
+        ]
         typer.echo(json.dumps({"schema": 1, "ok": code == 0, "recipes": each}, indent=2))
     else:
         out, problems = plain_console(), plain_console(stderr=True)
         for checked in checks:
-            _print(checked, out, problems)
+            _print(checked, out, problems, estimates[checked.file])
     raise typer.Exit(code)
 
 
-def _print(checked: Check, out: Console, problems: Console) -> None:
+def _estimate(checked: Check, overrides: list[str], home: Path) -> Estimate | None:
+    """What a decision would take, of a recipe that asks for one and has nothing wrong.
+
+    Raises:
+        DataError: Its questions or documents cannot be read.
+    """
+    if not checked.ok or checked.base_model is None:
+        return None
+    recipe = load_recipe(checked.file, overrides)
+    if recipe.decide is None:
+        return None
+    from alignflow.deciding import estimate
+
+    return estimate(recipe, home, checked.base_model.parameters)
+
+
+def _print(checked: Check, out: Console, problems: Console, decision: Estimate | None) -> None:
     """Errors go to stderr, all else to stdout."""
     if checked.recipe is not None:
         out.print(Text.assemble((checked.recipe, "bold"), f"  {' → '.join(checked.stages)}"))
@@ -63,6 +95,7 @@ def _print(checked: Check, out: Console, problems: Console) -> None:
         *_example_lines(checked),
         *(_source_line(rows) for rows in checked.rows),
         *_need_lines(checked),
+        *([f"decide      {line}" for line in decision.text.split("; ")] if decision else []),
     ]:
         out.print(f"  {line}")
     for level, style in STYLES.items():

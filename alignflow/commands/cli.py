@@ -16,6 +16,7 @@ from alignflow.errors import AlignflowError, DiskSpaceError, RecipeError
 COMMANDS = {
     "init": ("init", "Writes a recipe for your model and your data."),
     "run": ("run", "Prepares, fine-tunes, aligns, evaluates and merges as a recipe says."),
+    "decide": ("decide", "Says whether to prompt, retrieve, fine-tune or pre-train."),
     "check": ("check", "Says what is wrong with a recipe before it costs anything."),
     "preview": ("preview", "Shows rows as the model reads them."),
     "show": ("run", "Prints the report of a run again, or compares runs."),

@@ -15,6 +15,7 @@ from alignflow.pipeline import Evaluation, as_text, model_named, plain_console, 
 from alignflow.pipeline import evaluate as judge
 from alignflow.pipeline import generate as ask
 from alignflow.recipe import load_recipe
+from alignflow.retrieval import Grounding
 from alignflow.settings import resolve_home
 
 Model = Annotated[
@@ -81,6 +82,10 @@ def generate(
         float | None, typer.Option(min=0.01, help="Sample at this temperature. Default: greedy.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    index: Annotated[
+        Path | None,
+        typer.Option(help="An index whose passages stand before PROMPT; the answer names them."),
+    ] = None,
     home: Home = None,
 ) -> None:
     """Answers PROMPT with a model.
@@ -88,17 +93,22 @@ def generate(
     \b
     Examples:
       alignflow generate last "How many trucks are in Lyon?"
+      alignflow generate last --index handbook "How many days of leave are there?"
       alignflow generate my-adapter "Hello" --base Qwen/Qwen3-0.6B --temperature 0.8
     """  # noqa: D301 (click's mark)
     directory = model_named(model, resolve_home(home))  # before stdin is waited for
+    question = read_stdin() if prompt == "-" else as_argument(prompt)
     response = ask(
         directory,
-        read_stdin() if prompt == "-" else as_argument(prompt),
+        question,
         system=system,
         base=base,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
+        index=index,
         home=home,
     )
     typer.echo(response)
+    for passage in Grounding.read(index).passages(question) if index is not None else []:
+        typer.echo(f"  from {passage.id}", err=True)

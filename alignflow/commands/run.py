@@ -28,7 +28,7 @@ from alignflow.pipeline import (
     report_file,
     run_named,
 )
-from alignflow.recipe import Recipe, load_recipe
+from alignflow.recipe import Recipe, load_recipe, require_training
 from alignflow.services import start_temporary_server
 from alignflow.settings import resolve_home
 from alignflow.stages import prefect_environment
@@ -56,10 +56,11 @@ def run(
     """  # noqa: D301 (click's mark)
     loaded = load_recipe(recipe, overrides or [])
     place = resolve_home(home)
+    require_training(loaded)
     console = plain_console(stderr=as_json)
     console.print(f"{loaded.name}: {', '.join(loaded.stages)} in {place}")
     preflight(loaded, str(recipe), place)
-    with _stdout_kept(as_json) as stdout:
+    with stdout_kept(as_json) as stdout:
         _run(loaded, place, console, stdout if as_json else None)
 
 
@@ -88,7 +89,7 @@ def _run(recipe: Recipe, home: Path, console: Console, json_to: Any) -> None:
 
 
 @contextmanager
-def _stdout_kept(kept: bool) -> Iterator[Any]:
+def stdout_kept(kept: bool) -> Iterator[Any]:
     """Stdout for the report alone: what anything else writes there, even C code, goes to stderr."""
     if not kept:
         yield sys.stdout

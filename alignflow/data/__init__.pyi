@@ -1,3 +1,4 @@
+from .asked import Asked as Asked
 from .base import Spoken as Spoken
 from .base import context_length as context_length
 from .base import fetch_base as fetch_base
@@ -12,6 +13,8 @@ from .columns import columns_that_fit as columns_that_fit
 from .columns import flow as flow
 from .columns import further_columns as further_columns
 from .contract import ResponseContract as ResponseContract
+from .demonstrations import demonstration as demonstration
+from .demonstrations import prompt_to_answer as prompt_to_answer
 from .duplicates import NEAR as NEAR
 from .duplicates import KnownTexts as KnownTexts
 from .feedback import Observation as Observation
@@ -30,6 +33,7 @@ from .file_rows import one_json_value as one_json_value
 from .file_rows import parquet_rows as parquet_rows
 from .file_rows import read_file as read_file
 from .file_rows import separator_of as separator_of
+from .forms import recognised as recognised
 from .gguf import GgufHeader as GgufHeader
 from .gguf import demand_supported as demand_supported
 from .gguf import read_gguf as read_gguf
@@ -88,4 +92,6 @@ from .tokens import contract_of_tokenizer as contract_of_tokenizer
 from .tokens import special_of as special_of
 from .turns import answer_text as answer_text
 from .turns import first_user_turn as first_user_turn
+from .turns import last_user_turn as last_user_turn
+from .turns import same_question as same_question
 from .turns import transcript as transcript

@@ -14,9 +14,11 @@ from .measure import Job as Job
 from .measure import Measured as Measured
 from .measure import Prompt as Prompt
 from .measure import intervals as intervals
+from .measure import load_general as load_general
 from .measure import load_job as load_job
 from .measure import measure as measure
 from .measure import responses as responses
+from .metric_modules import MetricModule as MetricModule
 from .metric_modules import arguments_of as arguments_of
 from .metric_modules import compares_responses as compares_responses
 from .metric_modules import compute_metric as compute_metric

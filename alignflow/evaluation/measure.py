@@ -83,14 +83,19 @@ def load_job(prepared: Path, section: EvaluationSection, seed: int) -> Job:
         EvaluationError: There is nothing to judge on, or a metric does not load.
     """
     prompts = _limited(_read_prompts(Prepared(prepared).evaluation), section)
-    general = read_judged(Prepared(prepared).general)
+    general = load_general(prepared)
     if not prompts and not general:
         raise EvaluationError(
             "There are no evaluation prompts and no general text. Name a source in "
             "data.evaluation or data.general."
         )
     metrics = load_metrics(section) if prompts else []
-    return Job(prompts, [row["text"] for row in general], section, metrics, seed)
+    return Job(prompts, general, section, metrics, seed)
+
+
+def load_general(prepared: Path) -> list[str]:
+    """General texts of a prepare artifact."""
+    return [row["text"] for row in read_judged(Prepared(prepared).general)]
 
 
 def _read_prompts(path: Path) -> list[Prompt]:

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import threading
-import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
@@ -21,6 +20,7 @@ from typing import Literal, NamedTuple
 
 from alignflow.errors import EvaluationError, RecipeError
 from alignflow.files import atomic_write_text, digest_json
+from alignflow.models import chat_reply
 from alignflow.recipe import JudgeSection, Recipe, require_retrain, resolve_base_model
 from alignflow.stages import JudgeParams, NamedModel, StageSpec, resolve_dtype
 
@@ -30,7 +30,6 @@ Question = tuple[str, str, str]
 """Prompt, first and second response."""
 CHOICES: dict[str, Choice] = {"a": "first", "b": "second", "tie": "tie", "c": "tie"}
 WINS = {"first": 1.0, "second": 0.0, "tie": 0.5}
-KEY_VARIABLE = "ALIGNFLOW_JUDGE_KEY"
 MODEL_FIELD = "retrain.judge.model"
 REPLY_TOKENS = 8
 TEMPLATE = """{instruction}
@@ -177,20 +176,16 @@ def _ask_endpoint(section: JudgeSection, prompt: str, first: str, second: str) -
         "max_tokens": REPLY_TOKENS,
         "messages": [{"role": "user", "content": content}],
     }
-    headers = {"Content-Type": "application/json"}
-    if key := os.environ.get(KEY_VARIABLE):
-        headers["Authorization"] = f"Bearer {key}"
-    address = f"{(section.endpoint or '').rstrip('/')}/chat/completions"
-    request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+    endpoint = section.endpoint or ""
     try:
-        with urllib.request.urlopen(request, timeout=section.timeout_seconds) as response:
-            reply = json.loads(response.read())["choices"][0]["message"]["content"]
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        reply = chat_reply(endpoint, body, section.timeout_seconds)
+    except (OSError, ValueError) as error:
+        address = f"{endpoint.rstrip('/')}/chat/completions"
         raise EvaluationError(
             f"the judge at {address} did not answer ({error}); the comparison is not scored. "
             "Run again when it is back: answers so far are kept."
         ) from error
-    return parse(str(reply))
+    return parse(reply)
 
 
 def parse(reply: str) -> Choice:

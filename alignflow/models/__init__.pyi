@@ -4,6 +4,8 @@ from .adapter_fit import with_vocabulary as with_vocabulary
 from .adapters import HEADS as HEADS
 from .adapters import new_adapter as new_adapter
 from .adapters import put_adapter as put_adapter
+from .endpoint import ask_endpoint as ask_endpoint
+from .endpoint import chat_reply as chat_reply
 from .generate import Response as Response
 from .generate import answers as answers
 from .generate import padded as padded

@@ -12,6 +12,9 @@ from .expense import moment as moment
 from .model_names import is_adapter as is_adapter
 from .model_names import model_named as model_named
 from .model_names import run_named as run_named
+from .plan import BASE_PARTS as BASE_PARTS
+from .plan import judged_by as judged_by
+from .plan import resolve_data_source as resolve_data_source
 from .plan import stage_spec as stage_spec
 from .plot import plots_alone as plots_alone
 from .preview import PreviewedRow as PreviewedRow

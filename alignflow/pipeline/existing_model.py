@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from alignflow.checking import preflight, read_config
-from alignflow.data import ChatTemplate, TemplateRejects, fetch_base, spoken
+from alignflow.data import (
+    ChatTemplate,
+    Message,
+    TemplateRejects,
+    fetch_base,
+    special_of,
+    spoken,
+)
 from alignflow.errors import DataError, RecipeError
 from alignflow.pipeline.model_names import ADAPTER_CONFIG, is_adapter, model_named
 from alignflow.pipeline.plan import stage_spec
@@ -21,6 +28,7 @@ from alignflow.recipe import (
     local_directory,
     resolve_base_model,
 )
+from alignflow.retrieval import Grounding, with_passages
 from alignflow.settings import resolve_home
 from alignflow.stages import (
     NO_TELEMETRY,
@@ -169,6 +177,7 @@ def generate(
     max_new_tokens: int = 256,
     temperature: float | None = None,
     seed: int = 0,
+    index: Path | str | None = None,
     home: Path | str | None = None,
 ) -> Prompt:
     """A model's response to a user message, or its responses to several.
@@ -182,6 +191,7 @@ def generate(
         max_new_tokens: Longest response.
         temperature: Sample at this temperature; None is greedy.
         seed: Of the sampling.
+        index: Folder of an index, whose passages stand before the prompt, or of demonstrations.
         home: Where runs and the local registry are; None is ALIGNFLOW_HOME or `.alignflow`.
 
     Raises:
@@ -209,7 +219,9 @@ def generate(
         place = directory
     said = spoken(place, ModelSource(source=str(place)), str(place))
     prompts = [prompt] if isinstance(prompt, str) else prompt
-    texts = [_rendered(place, said.template, text, system) for text in prompts]
+    before = Grounding.read(index) if index is not None else None
+    asked = [_grounded(text, before, special_of(said.tokenizer)) for text in prompts]
+    texts = [_rendered(place, said.template, turns, system) for turns in asked]
     ids = [list(said.tokenizer.encode(text, add_special_tokens=False)) for text in texts]
     sampling = {"temperature": temperature, "seed": seed}
     responses = respond(loaded, said.tokenizer, ids, max_new_tokens=max_new_tokens, **sampling)
@@ -264,12 +276,22 @@ def merge(
     return certificate
 
 
+def _grounded(prompt: str, before: Grounding | None, special: list[str]) -> list[Message]:
+    """The turns of a prompt, after demonstrations and with passages where there are some."""
+    if before is None:
+        return [{"role": "user", "content": prompt}]
+    instruction = before.retrieval.instruction if before.retrieval else ""
+    texts = [passage.text for passage in before.passages(prompt)]
+    content = with_passages(prompt, texts, instruction, special)
+    return [*before.shots, {"role": "user", "content": content}]
+
+
 def _rendered(
-    directory: Path, template: ChatTemplate | None, prompt: str, system: str | None
+    directory: Path, template: ChatTemplate | None, turns: list[Message], system: str | None
 ) -> str:
     if template is None:
-        return prompt
-    messages = [{"role": "user", "content": prompt}]
+        return "\n\n".join(turn["content"] for turn in turns)
+    messages = list(turns)
     if system:
         messages.insert(0, {"role": "system", "content": system})
     try:

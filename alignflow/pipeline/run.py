@@ -20,7 +20,7 @@ from alignflow.pipeline.plan import stage_spec
 from alignflow.pipeline.progress import observed_by, shown_on, tell
 from alignflow.pipeline.report import Report, build_report, report_file, write_report
 from alignflow.pipeline.terminal import plain_console
-from alignflow.recipe import PPOSection, Recipe
+from alignflow.recipe import PPOSection, Recipe, require_training
 from alignflow.settings import resolve_home
 from alignflow.stages import (
     EVENTS_FILE,
@@ -251,6 +251,7 @@ def run(
     Raises:
         AlignflowError: The recipe is refused, or a stage failed for good.
     """
+    require_training(recipe)
     place = resolve_home(home)
     preflight(recipe, recipe.name, place)
     this = PipelineRun(recipe, place, run_id or new_run_id(recipe.name), IN_PROCESS)

@@ -5,6 +5,11 @@ documentation show. Names of hyper-parameters are Transformers' and TRL's; `batc
 over devices and accumulation) and `compute.micro_batch_size` are ours.
 """
 
+from alignflow.recipe.decide import ArmName as ArmName
+from alignflow.recipe.decide import Configuration as Configuration
+from alignflow.recipe.decide import DecideSection as DecideSection
+from alignflow.recipe.decide import ParaphrasesSection as ParaphrasesSection
+from alignflow.recipe.decide import RetrievalSection as RetrievalSection
 from alignflow.recipe.evaluation import Attention as Attention
 from alignflow.recipe.evaluation import ComputeSection as ComputeSection
 from alignflow.recipe.evaluation import EvaluationSection as EvaluationSection
@@ -43,6 +48,7 @@ from alignflow.recipe.resolve import Resolved as Resolved
 from alignflow.recipe.resolve import digest_adapter as digest_adapter
 from alignflow.recipe.resolve import gguf_file as gguf_file
 from alignflow.recipe.resolve import hub_commit as hub_commit
+from alignflow.recipe.resolve import load_function as load_function
 from alignflow.recipe.resolve import local_directory as local_directory
 from alignflow.recipe.resolve import resolve_base_model as resolve_base_model
 from alignflow.recipe.resolve import resolve_function as resolve_function
@@ -55,7 +61,9 @@ from alignflow.recipe.rewards import REWARD_MODEL as REWARD_MODEL
 from alignflow.recipe.rewards import RewardTerm as RewardTerm
 from alignflow.recipe.rewards import WatchSection as WatchSection
 from alignflow.recipe.root import Recipe as Recipe
+from alignflow.recipe.root import require_decide as require_decide
 from alignflow.recipe.root import require_retrain as require_retrain
+from alignflow.recipe.root import require_training as require_training
 from alignflow.recipe.sources import DATA_PARTS as DATA_PARTS
 from alignflow.recipe.sources import DataSection as DataSection
 from alignflow.recipe.sources import DataSource as DataSource

@@ -16,7 +16,7 @@ class EvaluationSection(Section):
     """How models are judged, before and after each stage."""
 
     metrics: list[MetricEntry] = Field(default_factory=lambda: ["exact_match"])
-    """Modules of alignflow.evaluation.metrics (`execution_accuracy`, `exact_match`, `json_validity`, `overlap`), or paths of your own `evaluate` modules; with arguments, `{execution_accuracy: {database: company.sqlite}}`. The first is `accuracy`."""
+    """Modules of alignflow.evaluation.metrics (`execution_accuracy`, `exact_match`, `json_validity`, `overlap`, `token_f1`), or paths of your own `evaluate` modules; with arguments, `{execution_accuracy: {database: company.sqlite}}`. The first is `accuracy`."""
 
     models: list[Literal["base", "sft", "aligned"]] = Field(
         default_factory=lambda: ["base", "sft", "aligned"]

@@ -123,4 +123,9 @@ STAGES: dict[str, Stage] = {
     "evaluate": Stage("alignflow.evaluation.suite:run"),
     "judge": Stage("alignflow.gate.judge_model:run", online=True),
     "merge": Stage("alignflow.merging.stage:run"),
+    "index": Stage("alignflow.retrieval.index:run", on_device=False, online=True),
+    "paraphrase": Stage("alignflow.deciding.paraphrase:run"),
+    "questions": Stage("alignflow.deciding.questions:run", on_device=False, online=True),
+    "pose": Stage("alignflow.deciding.pose:run", on_device=False),
+    "ask": Stage("alignflow.deciding.ask:run"),
 }

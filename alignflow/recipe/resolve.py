@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from alignflow.errors import RecipeError
 from alignflow.files import digest_directory, sha256_file
@@ -110,6 +112,38 @@ def resolve_function(source: str, field: str = "rewards") -> Path:
             "where stages run, or name a file, `path/to/file.py:name`."
         )
     return Path(spec.origin)
+
+
+def load_function(source: str, field: str, path: Path | None = None) -> Callable[..., Any]:
+    """The function that `package.module:name` or `path/to/file.py:name` names.
+
+    Args:
+        source: As a recipe has it.
+        field: Of the recipe, for messages.
+        path: Where the file lies on this machine; None is where `source` says.
+
+    Raises:
+        RecipeError: It cannot be imported.
+    """
+    place, _, name = source.rpartition(":")
+    try:
+        if place.endswith(".py"):
+            return getattr(_module_at(path or Path(place).expanduser()), name)
+        return getattr(importlib.import_module(place), name)
+    except (ImportError, AttributeError, OSError, ValueError) as error:
+        raise RecipeError(
+            f"{field} names {source!r}, which cannot be imported ({type(error).__name__}: {error})."
+            " Write `package.module:name`, importable where stages run, or `path/to/file.py:name`."
+        ) from error
+
+
+def _module_at(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(f"alignflow_own_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def digest_adapter(adapter: str) -> str:

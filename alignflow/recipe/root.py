@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 from pydantic import Field, create_model, model_validator
 
 from alignflow.errors import RecipeError
+from alignflow.recipe.decide import DecideSection
 from alignflow.recipe.evaluation import (
     ComputeSection,
     EvaluationSection,
@@ -93,6 +94,9 @@ class Recipe(_WithMethods):
     """Saved notification block of Prefect, by its slug (`slack-webhook/team`), that is told of the
     verdict of a retrain and of a failure; None is off."""
 
+    decide: DecideSection | None = None
+    """Whether to prompt, retrieve, fine-tune or pre-train, measured by `alignflow decide`."""
+
     @model_validator(mode="before")
     @classmethod
     def _demonstrations_are_for_sft(cls, values: Any) -> Any:
@@ -102,6 +106,8 @@ class Recipe(_WithMethods):
         data = given.get("data")
         named = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
         rows = data.sft if isinstance(data, DataSection) else named.get("sft")
+        if given.get("decide") is not None and data is None:
+            return {**given, "data": {}}
         if not rows or "sft" in given or given.get("method") == "orpo":
             return given
         return {**given, "sft": {}}
@@ -126,8 +132,13 @@ class Recipe(_WithMethods):
         sections = self.training_sections
         for section in sections.values():
             yield from section.problems(self)
-        if not sections:
+        if not sections and self.decide is None:
             yield ("nothing to train: give sft, reward, pretrain, or a method")
+        if self.decide is not None and self.decide.pretrain.replay_share and not self.data.replay:
+            yield (
+                f"decide.pretrain.replay_share is {self.decide.pretrain.replay_share:g} but "
+                "data.replay is empty; name general text, or set the share to 0"
+            )
         if self.sft is not None and not self.data.sft:
             yield ("there is an sft section but data.sft is empty; name a source")
         if self.needs_preferences and not self.data.preferences:
@@ -247,3 +258,30 @@ def require_retrain(recipe: Recipe) -> RetrainSection:
             "become the champion; remove `merge: null`"
         )
     return recipe.retrain
+
+
+def require_decide(recipe: Recipe) -> DecideSection:
+    """The recipe's section.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    if recipe.decide is None:
+        raise RecipeError(
+            f"recipe {recipe.name} has no `decide` section; add one with `questions` and `documents` "
+            "(docs/decide.md)"
+        )
+    return recipe.decide
+
+
+def require_training(recipe: Recipe) -> None:
+    """Refuses a recipe that has nothing to train.
+
+    Raises:
+        RecipeError: It has a `decide` section alone.
+    """
+    if not recipe.training_sections:
+        raise RecipeError(
+            f"recipe {recipe.name} has nothing to train but a `decide` section; `alignflow decide` "
+            "compares what could be done"
+        )

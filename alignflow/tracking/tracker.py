@@ -109,6 +109,12 @@ class Tracker:
         """Waits until all that is queued was sent, or could not be."""
         self._await(self._send_once_more)
 
+    def nested(
+        self, name: str, params: Mapping[str, Any], figures: Mapping[str, float | None]
+    ) -> None:
+        """Queues a finished run of its own under this one."""
+        self._jobs.put(lambda: self._nested(name, params, figures))
+
     def finish(
         self, status: str, report: Mapping[str, Any], folder: Path, *, title: str, note: str
     ) -> None:
@@ -244,6 +250,18 @@ class Tracker:
         log.tags({"attempts": outcome.attempts, "error": outcome.error or ""})
         log.end("cancelled" if outcome.error == "cancelled" else "failed")
 
+    def _nested(
+        self, name: str, params: Mapping[str, Any], figures: Mapping[str, float | None]
+    ) -> None:
+        if self._is_away:
+            return
+        parent = self._opened()
+        tags = {"mlflow.parentRunId": parent.run_id}
+        log = RunLog(self._connection, self._connection.new_run(name, tags))
+        log.params(params)
+        log.figures(figures, "")
+        log.end("completed")
+
     def _close_parent(
         self, status: str, report: Mapping[str, Any], folder: Path, title: str, note: str
     ) -> None:
@@ -255,8 +273,8 @@ class Tracker:
         parent.tags({"status": status, **_retrain_tags(report.get("retrain") or {})})
         parent.tags({"mlflow.note.content": note})
         parent.rename(title)
-        for name in ("report.json", f"{WITHOUT_ANSWERS}/report.html"):
-            parent.files(folder / name)
+        for place in (folder / "report.json", folder / WITHOUT_ANSWERS):
+            parent.files(place)
         parent.end(status)
 
 

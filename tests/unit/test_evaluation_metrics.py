@@ -49,6 +49,12 @@ def test_json_must_parse_whole_and_fit_the_schema() -> None:
     assert figure("json_validity", texts, [""] * 4, schema=schema) == 0.25
 
 
+def test_token_f1_counts_words_in_any_order_without_articles() -> None:
+    assert figure("token_f1", ["The cat sat!"], ["sat, a cat"]) == 1.0
+    assert figure("token_f1", ["a blue blue house"], ["blue car"]) == pytest.approx(2 / 5)
+    assert figure("token_f1", ["", "word"], ["the", ""]) == 0.5
+
+
 def test_overlap_is_the_f1_of_the_longest_common_subsequence() -> None:
     # the cat sat / the sat cat: two words in order, of three and three.
     assert figure("overlap", ["the cat sat"], ["The sat cat"]) == pytest.approx(2 / 3)

@@ -6,8 +6,6 @@ returns one number each. The same sources serve PPO, RLOO and GRPO.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +14,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from alignflow.errors import DataError, EvaluationError, RecipeError
+from alignflow.errors import DataError, EvaluationError
 from alignflow.evaluation import execution_judge
-from alignflow.recipe import EXECUTION, REWARD_MODEL, ExecutionArguments, RewardTerm
+from alignflow.recipe import (
+    EXECUTION,
+    REWARD_MODEL,
+    ExecutionArguments,
+    RewardTerm,
+    load_function,
+)
 
 RewardFunction = Callable[[list[str], list[str], list[str | None]], Tensor]
 """(prompts, responses, targets) -> scores, [B] in float32."""
@@ -49,25 +53,8 @@ def load_rewards(
 
 
 def _function(source: str, paths: Mapping[str, str]) -> Callable[..., Any]:
-    place, _, name = source.rpartition(":")
-    try:
-        if place.endswith(".py"):
-            return getattr(_module_at(Path(paths.get(source, place))), name)
-        return getattr(importlib.import_module(place), name)
-    except (ImportError, AttributeError, OSError, ValueError) as error:
-        raise RecipeError(
-            f"rewards names {source!r}, which cannot be imported ({type(error).__name__}: {error})."
-            " Write `package.module:name`, importable where stages run, or `path/to/file.py:name`."
-        ) from error
-
-
-def _module_at(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"alignflow_reward_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    path = paths.get(source)
+    return load_function(source, "rewards", Path(path) if path else None)
 
 
 def _checked(source: str, function: Callable[..., Any]) -> RewardFunction:

@@ -1,0 +1,11 @@
+from .decide import decide as decide
+from .estimate import Estimate as Estimate
+from .estimate import estimate as estimate
+from .run import DecideRun as DecideRun
+from .steps import choose as choose
+from .steps import gather as gather
+from .steps import judge as judge
+from .steps import settle as settle
+from .steps import update as update
+from .terminal import print_decision as print_decision
+from .writing import write_winner as write_winner

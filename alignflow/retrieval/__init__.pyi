@@ -1,0 +1,14 @@
+from .chunks import Chunk as Chunk
+from .documents import Document as Document
+from .documents import document_files as document_files
+from .documents import documents_of as documents_of
+from .fence import with_passages as with_passages
+from .grounding import SETTINGS_FILE as SETTINGS_FILE
+from .grounding import SHOTS_FILE as SHOTS_FILE
+from .grounding import Grounding as Grounding
+from .index import DOCUMENTS_FILE as DOCUMENTS_FILE
+from .index import IndexParams as IndexParams
+from .index import read_chunks as read_chunks
+from .index import read_documents as read_documents
+from .searching import Passage as Passage
+from .searching import retriever_of as retriever_of
