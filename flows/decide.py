@@ -10,7 +10,7 @@ from prefect import flow
 from alignflow.deciding import DecideRun, choose, gather, judge, settle, update
 from alignflow.pipeline import new_run_id, watched
 from alignflow.recipe import Recipe
-from tasks.driver import PREFECT, demand_home
+from tasks.driver import demand_home, prefect_driver
 
 
 @flow(name="decide", flow_run_name="{recipe.name}")
@@ -25,8 +25,8 @@ def decide(recipe: Recipe, home: Path | None = None, run_id: str | None = None) 
             takes ALIGNFLOW_HOME.
         run_id: Names the decision; None makes one of the recipe's name and the time.
     """
-    place = demand_home(home)
-    with watched(DecideRun(recipe, place, run_id or new_run_id(recipe.name), PREFECT)) as run:
+    place, name = demand_home(home), run_id or new_run_id(recipe.name)
+    with watched(DecideRun(recipe, place, name, prefect_driver(recipe.name))) as run:
         arms = gather(run)
         for arm in arms:
             choose(run, arm)

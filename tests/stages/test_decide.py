@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,6 +98,23 @@ def test_it_is_kept_for_programs_for_people_and_in_mlflow(
         ).fetchone()
     assert {"freight: sft", "base", "rag", "sft"} <= names
     assert figure == pytest.approx(decided.decision["arms"]["sft"]["accuracy"])
+
+
+def test_the_command_decides_the_same_through_prefect_and_makes_nothing_again(
+    decided: Decided, tmp_path: Path
+) -> None:
+    before, file = made(decided.home), tmp_path / "freight.yaml"
+    section = {**FIELDS["decide"], "documents": str(decided.pages)}
+    file.write_text(json.dumps({**FIELDS, "decide": section}))
+    command = ["decide", str(file), "--home", str(decided.home), "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "alignflow.commands.cli", *command], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    again = json.loads(done.stdout)
+    assert again["recommended"] == "sft" and made(decided.home) == before
+    for arm, row in again["arms"].items():
+        assert row["accuracy"] == decided.decision["arms"][arm]["accuracy"]
 
 
 def test_what_wins_is_written_as_a_recipe_that_trains_it(decided: Decided, tmp_path: Path) -> None:
