@@ -33,7 +33,8 @@ def comparable(report: dict[str, Any], home: Path) -> dict[str, Any]:
     content = json.loads(re.sub(r'"mlflow_run_id": "\w+"', '"mlflow_run_id": "ID"', text))
     for timed in (content, *content["stages"]):
         assert timed.pop("seconds") >= 0
-    assert content.pop("run_id") and content["mlflow"].pop("run_id")
+    assert content.pop("run_id") and content["mlflow"].pop("run_id") and content.pop("ended")
+    assert content.pop("cost")["processor_hours"] > 0
     return content
 
 
@@ -49,7 +50,9 @@ def test_prefect_and_plain_python_leave_the_same_keys_and_the_same_report(
     assert [stage.key for stage in report.stages] == [
         stage["key"] for stage in through_prefect["stages"]
     ]
-    assert comparable(report, other) == comparable(through_prefect, home)
+    shown = comparable(through_prefect, home)
+    assert shown.pop("prefect")["url"].startswith("http")
+    assert comparable(report, other) == shown
     assert "dpo takes PPO's place" in report.stages[3].error
     assert executions(orders) == 2 * ["prepare", "sft", "reward", "dpo", "evaluate", "merge"]
 

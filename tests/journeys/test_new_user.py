@@ -110,6 +110,16 @@ def test_from_a_table_to_an_answer_in_four_commands(tmp_path: Path, mlflow_store
     shell = Shell(tmp_path)
     assert shell.journey(table(tmp_path)).strip()
     assert (shell.commands, shell.seconds < LONGEST_SECONDS) == (4, True), shell.seconds
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(500)
+def test_no_library_says_anything_in_the_commands_around_a_run(
+    tmp_path: Path, mlflow_store: Path
+) -> None:
+    new_home(tmp_path / ".alignflow", mlflow_store)
+    shell = Shell(tmp_path)
+    shell.journey(table(tmp_path))
     told = [{"prompt": asked, "chosen": said, "rejected": "no"} for asked, said in questions()]
     pairs = lines(tmp_path / "pairs.jsonl", told)
     for command in (("show", "last"), ("doctor",), ("prefs", "add", pairs.name)):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROWS, FEW, LIMIT_MIB = 100_000, 1000, 80
+FEW, LIMIT_MIB = 1000, 80
 PREPARE = """
 import sys
 from pathlib import Path
@@ -30,11 +30,12 @@ print(peak.bytes / MIB)
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_rows_take_the_memory_of_a_thousand(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [20_000, pytest.param(100_000, marks=pytest.mark.proof)])
+def test_many_rows_take_the_memory_of_a_thousand(tmp_path: Path, count: int) -> None:
     few, file = tmp_path / "few.jsonl", tmp_path / "rows.jsonl"
-    for path, count in ((few, FEW), (file, ROWS)):
+    for path, length in ((few, FEW), (file, count)):
         with path.open("w") as lines:
-            for n in range(count):
+            for n in range(length):
                 row = {"prompt": f"which is row {n}?", "completion": f"it is {n}."}
                 lines.write(json.dumps(row) + "\n")
     benchmarks = Path(__file__).parents[2] / "benchmarks"
@@ -42,7 +43,7 @@ def test_a_hundred_thousand_rows_take_the_memory_of_a_thousand(tmp_path: Path) -
         sys.executable,
         "-c",
         PREPARE,
-        *map(str, (benchmarks, tmp_path / "home", few, file, ROWS)),
+        *map(str, (benchmarks, tmp_path / "home", few, file, count)),
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

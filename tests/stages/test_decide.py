@@ -17,7 +17,7 @@ from alignflow.deciding import decide, print_decision, write_winner
 from alignflow.pipeline import plain_console
 from alignflow.recipe import Recipe, load_recipe
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.proof, pytest.mark.slow, pytest.mark.timeout(900)]
 PAGE = "# {name}\n\nThe {name} handbook says that {name} has {count} trucks in its yard."
 FIELDS: dict[str, Any] = {
     "name": "freight",

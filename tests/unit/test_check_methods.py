@@ -167,6 +167,6 @@ def test_what_a_teacher_is_decides_the_key(tmp_path: Path) -> None:
     assert stage_spec(made, "distill", tmp_path, prepared).key != before.key
 
 
-def test_only_a_stage_that_names_a_model_may_fetch_one() -> None:
+def test_only_a_stage_that_names_a_model_or_reads_a_source_may_fetch_one() -> None:
     online = {name for name, stage in STAGES.items() if stage.online}
-    assert online == {"prepare", "distill", "judge"}
+    assert online == {"prepare", "distill", "judge", "index", "questions"}
