@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import urllib.error
-import urllib.request
 from http import HTTPStatus
 from typing import Any
 
@@ -24,6 +22,8 @@ def notification_findings(recipe: Recipe) -> list[Finding]:
     address = Settings().prefect_api_url
     if recipe.notify is None or address is None:
         return []
+    import urllib.error
+
     kind, _, name = recipe.notify.partition("/")
     shown = without_password(address)
     try:
@@ -41,6 +41,8 @@ def notification_findings(recipe: Recipe) -> list[Finding]:
 
 
 def _get(address: str) -> dict[str, Any]:
+    import urllib.request
+
     headers: dict[str, str] = {}
     if key := os.environ.get("PREFECT_API_KEY"):
         headers["Authorization"] = f"Bearer {key}"

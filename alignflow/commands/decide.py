@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,15 +11,13 @@ from rich.console import Console
 
 from alignflow.checking import preflight
 from alignflow.commands.options import Home, Json, Overrides
-from alignflow.commands.run import stdout_kept
+from alignflow.commands.servers import servers_coming_up
+from alignflow.commands.streams import stdout_kept
 from alignflow.deciding import print_decision, write_winner
-from alignflow.machine import blaming_full_disk, demand_room
+from alignflow.machine import blaming_full_disk
 from alignflow.pipeline import plain_console
 from alignflow.recipe import Recipe, load_recipe, require_decide
-from alignflow.services import start_temporary_server
 from alignflow.settings import resolve_home
-from alignflow.stages import prefect_environment
-from alignflow.tracking import import_mlflow
 
 
 def decide(
@@ -66,15 +63,10 @@ def decide(
 
 def _decided(recipe: Recipe, home: Path, console: Console) -> dict[str, Any]:
     """Runs the flow in this process, in sight."""
-    os.environ.update(prefect_environment(home))  # before prefect is imported
-    demand_room(home)
-    wait_for_server = start_temporary_server(home)  # comes up during the imports
+    servers_answer = servers_coming_up(home)
     from alignflow.pipeline import shown_on
     from flows.decide import decide as flow
-    from tasks.driver import demand_server
 
-    import_mlflow()
-    wait_for_server()
-    demand_server()
+    servers_answer()
     with shown_on(console), blaming_full_disk(home):
         return flow(recipe, home=home)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +11,9 @@ from rich.console import Console
 
 from alignflow.checking import preflight
 from alignflow.commands.options import Home, Json, Overrides
-from alignflow.commands.streams import patient
-from alignflow.machine import blaming_full_disk, demand_room
+from alignflow.commands.servers import servers_coming_up
+from alignflow.commands.streams import stdout_kept
+from alignflow.machine import blaming_full_disk
 from alignflow.pipeline import (
     Report,
     comparison,
@@ -29,10 +26,7 @@ from alignflow.pipeline import (
     run_named,
 )
 from alignflow.recipe import Recipe, load_recipe, require_training
-from alignflow.services import start_temporary_server
 from alignflow.settings import resolve_home
-from alignflow.stages import prefect_environment
-from alignflow.tracking import import_mlflow
 
 
 def run(
@@ -66,16 +60,11 @@ def run(
 
 def _run(recipe: Recipe, home: Path, console: Console, json_to: Any) -> None:
     """Runs the flow in this process, in sight; its report is printed however it ends."""
-    os.environ.update(prefect_environment(home))  # before prefect is imported
-    demand_room(home)
-    wait_for_server = start_temporary_server(home)  # comes up during the imports
+    servers_answer = servers_coming_up(home)
     from alignflow.pipeline import new_run_id, shown_on
     from flows.finetune import finetune
-    from tasks.driver import demand_server
 
-    import_mlflow()
-    wait_for_server()
-    demand_server()
+    servers_answer()
     run_id = new_run_id(recipe.name)
     try:
         with shown_on(console), blaming_full_disk(home):
@@ -86,24 +75,6 @@ def _run(recipe: Recipe, home: Path, console: Console, json_to: Any) -> None:
             print_report(report, console)
             if json_to is not None:
                 json_to.write(json.dumps(report) + "\n")
-
-
-@contextmanager
-def stdout_kept(kept: bool) -> Iterator[Any]:
-    """Stdout for the report alone: what anything else writes there, even C code, goes to stderr."""
-    if not kept:
-        yield sys.stdout
-        return
-    sys.stdout.flush()
-    descriptor = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        with patient(descriptor) as stdout:
-            yield stdout
-    finally:
-        sys.stdout.flush()
-        os.dup2(descriptor, 1)
-        os.close(descriptor)
 
 
 def show(

@@ -6,6 +6,8 @@ import codecs
 import io
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from alignflow.errors import RecipeError
@@ -102,6 +104,24 @@ def patient(descriptor: int, like: Any = None) -> io.TextIOWrapper:
         errors="plainer",
         line_buffering=descriptor == 2 or raw.isatty(),
     )
+
+
+@contextmanager
+def stdout_kept(kept: bool) -> Iterator[Any]:
+    """Stdout for the report alone: what anything else writes there, even C code, goes to stderr."""
+    if not kept:
+        yield sys.stdout
+        return
+    sys.stdout.flush()
+    descriptor = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with patient(descriptor) as stdout:
+            yield stdout
+    finally:
+        sys.stdout.flush()
+        os.dup2(descriptor, 1)
+        os.close(descriptor)
 
 
 def _plainer(error: UnicodeError) -> tuple[str | bytes, int]:

@@ -8,8 +8,6 @@ Where there is more than one stretch, they are made on several processors.
 
 from __future__ import annotations
 
-import ctypes
-import json
 import multiprocessing
 import os
 import signal
@@ -30,12 +28,11 @@ from alignflow.data.rows import Outcome, Rules, SourceAccount, account_of, outco
 from alignflow.data.stored import SHARD, write_shard
 from alignflow.files import fsync_directory, fsync_file, sha256_file
 from alignflow.recipe import DataSource, is_ledger
-from alignflow.stages import Prepared, Record, RowAccount
+from alignflow.stages import Prepared, Record, RowAccount, end_with_parent
 
 CHUNK_ROWS = 2000
 """Of 500 tokens they take some 50 MB while they are made."""
 NOTED = "chunks.jsonl"
-PR_SET_PDEATHSIG = 1
 
 
 class Chunk(NamedTuple):
@@ -143,7 +140,7 @@ def _noted(path: Path, artifact: Path) -> Iterator[Done]:
     if whole != content:
         path.write_bytes(whole)
     for line in whole.splitlines():
-        done = Done.model_validate(json.loads(line))
+        done = Done.model_validate_json(line)
         if all(_is(artifact / name, digest) for name, digest in done.shards.items()):
             yield done
 
@@ -216,7 +213,7 @@ class _Child:
     def begin() -> None:
         """It ends with the stage, and a preemption is none of its business."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        end_with_parent()
 
     @classmethod
     def make(cls, chunk: Chunk) -> Done:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from alignflow.deciding.questions import read_lines
+from alignflow.files import read_json_lines
 from alignflow.recipe import EvaluationSection
 from alignflow.retrieval import Passage
 from alignflow.stages import ModelParams, Record
@@ -48,4 +48,4 @@ class Answer(Record):
 
 def read_answers(directory: Path) -> list[Answer]:
     """The answers of an artifact."""
-    return [Answer.model_validate(row) for row in read_lines(directory / ANSWERS_FILE)]
+    return [Answer.model_validate(row) for row in read_json_lines(directory / ANSWERS_FILE)]

@@ -14,9 +14,9 @@ import numpy as np
 
 from alignflow.deciding.answers import ANSWERS_FILE, Answer, AskParams
 from alignflow.deciding.pose import Posed, read_posed
-from alignflow.deciding.questions import write_lines
 from alignflow.deciding.scoring import abstains, scores_of
 from alignflow.evaluation import Job, Prompt, declared, load_general, load_metrics, measure
+from alignflow.files import write_json_lines
 from alignflow.models import base_of, load_policy, load_tokenizer, respond
 from alignflow.recipe import EvaluationSection
 from alignflow.stages import EventWriter, RowAccount, StageResult, StageSpec
@@ -47,7 +47,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     seconds = time.perf_counter() - started
     texts = [response.text for response in measured.greedy]
     answers, figures = _judged(params, posed, texts, [len(r.ids) for r in measured.greedy])
-    write_lines(work / "output" / ANSWERS_FILE, [answer.model_dump() for answer in answers])
+    write_json_lines(work / "output" / ANSWERS_FILE, [answer.model_dump() for answer in answers])
     loss = measured.metrics.get("perplexity_general")
     timing = _timing(model, tokenizer, posed, section) if params.timed else {}
     return StageResult(

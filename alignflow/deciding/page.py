@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
-
 from alignflow.deciding.picture import matrix
 from alignflow.deciding.terminal import COLUMNS, notes, rows
 from alignflow.files import atomic_write_json, atomic_write_text
+from alignflow.pipeline import page_of
 from alignflow.stages import WITHOUT_ANSWERS
 
 DECISION_FILE, PAGE_FILE = "decide.json", "decide.html"
@@ -28,10 +27,10 @@ def write_decision(folder: Path, decision: Mapping[str, Any]) -> None:
 
 def render_decision(decision: Mapping[str, Any]) -> str:
     """The page: picture, table, groups, and answers side by side with what was retrieved."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     picture = matrix(decision["arms"], decision["recommended"], decision["currency"])
-    return environment.get_template("decide.html.j2").render(
+    return page_of(
+        "decide.html.j2",
+        folder=Path(__file__).parent,
         decision=decision,
         picture=picture,
         columns=COLUMNS,

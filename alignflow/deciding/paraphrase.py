@@ -13,8 +13,9 @@ from pathlib import Path
 from random import Random
 
 from alignflow.data import Spoken, spoken
-from alignflow.deciding.questions import TEXTS_FILE, write_lines
+from alignflow.deciding.questions import TEXTS_FILE
 from alignflow.errors import EvaluationError
+from alignflow.files import write_json_lines
 from alignflow.models import chat_reply
 from alignflow.recipe import ModelSource, ParaphrasesSection
 from alignflow.retrieval import Document, read_documents
@@ -53,7 +54,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
     else:
         texts = by_templates(documents, section.per_document, spec.seed)
     kept = list(dict.fromkeys(text for text in texts if text.strip()))
-    write_lines(work / "output" / TEXTS_FILE, [{"text": text} for text in kept])
+    write_json_lines(work / "output" / TEXTS_FILE, [{"text": text} for text in kept])
     events.progress(total, total, "texts")
     return StageResult(metrics={"texts": float(len(kept))})
 

@@ -18,8 +18,9 @@ from pydantic import Field
 
 from alignflow.data import Encoder, same_question, special_of, spoken
 from alignflow.deciding.arms import SHOTS, Context
-from alignflow.deciding.questions import Message, Question, read_lines, write_lines
+from alignflow.deciding.questions import Message, Question
 from alignflow.errors import DataError
+from alignflow.files import read_json_lines, write_json_lines
 from alignflow.recipe import Configuration, ModelSource, RetrievalSection
 from alignflow.retrieval import Chunk, Passage, read_chunks, retriever_of, with_passages
 from alignflow.stages import EventWriter, Record, StageParams, StageResult, StageSpec
@@ -99,16 +100,16 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
         DataError: A question alone is longer than the budget.
     """
     params = PoseParams.of(spec)
-    rows = read_lines(spec.input("questions") / f"{params.part}.jsonl")
+    rows = read_json_lines(spec.input("questions") / f"{params.part}.jsonl")
     tokenizer = spec.input("data") / "tokenizer"
     said = spoken(tokenizer, ModelSource(source=str(tokenizer)))
     writer = _Writer(params, said.encoder("all"), special_of(said.tokenizer))
     find = _finder(spec, params)
     if params.part == "training":
         posed = [_lesson(row, writer, find) for row in rows]
-        write_lines(work / "output" / ROWS_FILE, posed)
+        write_json_lines(work / "output" / ROWS_FILE, posed)
         return StageResult(metrics={"rows": float(len(posed))})
-    shots = read_lines(spec.input("questions") / "training.jsonl")
+    shots = read_json_lines(spec.input("questions") / "training.jsonl")
     asked, seconds = list[Posed](), 0.0
     for number, row in enumerate(rows, 1):
         question = Question.model_validate(row)
@@ -117,7 +118,7 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
         seconds += time.perf_counter() - started
         asked.append(_posed(question, writer, found, _shots(params, shots, question)))
         events.progress(number, len(rows), "questions")
-    write_lines(work / "output" / PROMPTS_FILE, [each.model_dump() for each in asked])
+    write_json_lines(work / "output" / PROMPTS_FILE, [each.model_dump() for each in asked])
     return StageResult(metrics=_figures(asked, seconds))
 
 
@@ -253,4 +254,4 @@ def _lesson(row: dict[str, Any], writer: _Writer, find: _Finder) -> dict[str, An
 
 def read_posed(directory: Path) -> list[Posed]:
     """The prompts of an artifact."""
-    return [Posed.model_validate(row) for row in read_lines(directory / PROMPTS_FILE)]
+    return [Posed.model_validate(row) for row in read_json_lines(directory / PROMPTS_FILE)]

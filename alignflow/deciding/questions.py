@@ -29,7 +29,7 @@ from alignflow.data import (
     transcript,
 )
 from alignflow.errors import DataError
-from alignflow.files import atomic_write_text, digest_json
+from alignflow.files import digest_json, read_json_lines, write_json_lines
 from alignflow.recipe import DataSource
 from alignflow.retrieval import DOCUMENTS_FILE
 from alignflow.stages import EventWriter, Record, RowAccount, StageParams, StageResult, StageSpec
@@ -106,9 +106,9 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
             )
     changed = read_questions(_rows(spec, params.updates))[0] if params.updates else []
     output = work / "output"
-    write_lines(output / "training.jsonl", training)
+    write_json_lines(output / "training.jsonl", training)
     for name, part in (*written.items(), ("updates", changed)):
-        write_lines(output / f"{name}.jsonl", [question.model_dump() for question in part])
+        write_json_lines(output / f"{name}.jsonl", [question.model_dump() for question in part])
     counts = {name: float(len(part)) for name, part in written.items()}
     metrics = {"training": float(len(training)), **counts, "leaked": float(len(leaked))}
     if leaked:
@@ -241,7 +241,7 @@ def _texts(spec: StageSpec) -> Iterator[str]:
     """Documents and synthetic texts."""
     for role, name in (("index", DOCUMENTS_FILE), ("paraphrase", TEXTS_FILE)):
         if role in spec.inputs:
-            yield from (row["text"] for row in read_lines(spec.input(role) / name))
+            yield from (row["text"] for row in read_json_lines(spec.input(role) / name))
 
 
 def _demonstrations(
@@ -277,13 +277,3 @@ def _taught(question: Question, abstention: str) -> dict[str, Any]:
     answer = question.targets[0] if question.answerable else abstention
     turn = {"role": "assistant", "content": answer}
     return {"name": question.name, "messages": [*question.messages, turn]}
-
-
-def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes rows as JSON lines."""
-    atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Rows of a file of JSON lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

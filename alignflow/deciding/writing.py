@@ -12,9 +12,8 @@ from typing import Any
 import yaml
 
 from alignflow.deciding.arms import ARMS, SHOTS
-from alignflow.deciding.questions import read_lines
 from alignflow.deciding.recipes import recipe_of
-from alignflow.files import atomic_write_json, atomic_write_text
+from alignflow.files import atomic_write_json, atomic_write_text, read_json_lines
 from alignflow.recipe import Configuration, Recipe, require_decide
 from alignflow.retrieval import SETTINGS_FILE, SHOTS_FILE
 
@@ -50,7 +49,7 @@ def write_winner(decision: Mapping[str, Any], recipe: Recipe, folder: Path) -> l
         settings = read.model_copy(update=chosen).model_dump(mode="json")
         atomic_write_json(folder / SETTINGS_FILE, settings)
     if row.context == "few-shot":
-        shots = read_lines(Path(made["training"]))[: configuration.shots or SHOTS]
+        shots = read_json_lines(Path(made["training"]))[: configuration.shots or SHOTS]
         turns = [turn for shot in shots[::-1] for turn in shot["messages"]]
         atomic_write_text(folder / SHOTS_FILE, json.dumps(turns, indent=2) + "\n")
     grounded = f"--index {shlex.quote(str(folder))} " if row.context != "none" else ""

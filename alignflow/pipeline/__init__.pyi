@@ -12,6 +12,7 @@ from .expense import moment as moment
 from .model_names import is_adapter as is_adapter
 from .model_names import model_named as model_named
 from .model_names import run_named as run_named
+from .page import page_of as page_of
 from .plan import BASE_PARTS as BASE_PARTS
 from .plan import judged_by as judged_by
 from .plan import resolve_data_source as resolve_data_source
@@ -32,7 +33,6 @@ from .report import recent_runs as recent_runs
 from .report import report_file as report_file
 from .report_page import cell_of as cell_of
 from .report_page import curves as curves
-from .report_page import page_of as page_of
 from .run import PipelineRun as PipelineRun
 from .run import new_run_id as new_run_id
 from .run import run as run

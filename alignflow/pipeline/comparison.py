@@ -20,6 +20,7 @@ from alignflow.pipeline.answers import SideBySide, flips_between
 from alignflow.pipeline.decision import decision
 from alignflow.pipeline.expense import in_words
 from alignflow.pipeline.overlay import blocks, overlay_plot
+from alignflow.pipeline.page import page_of
 from alignflow.pipeline.report import print_flips
 from alignflow.pipeline.report_page import (
     CURVES_LEADING,
@@ -27,7 +28,6 @@ from alignflow.pipeline.report_page import (
     cell_of,
     cell_text,
     history_of,
-    page_of,
 )
 from alignflow.recipe import DataSource
 

@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 220, 54, 8, 10, 22
+from alignflow.pipeline.plot import BOTTOM, LEFT, RIGHT, TOP, axis_labels, grid
+
+WIDTH, HEIGHT = 460, 220
 DASHES = ("none", "6 3", "2 3", "8 3 2 3")
 """Of the lines in turn, so that they differ without colours too."""
 COLOURS = 6
@@ -39,14 +41,11 @@ def overlay_plot(lines: Sequence[Mapping[int, float]]) -> str:
         for number, line in enumerate(drawn)
         if line
     )
-    grid = f"M{LEFT},{TOP}H{right}M{LEFT},{(floor + TOP) / 2}H{right}M{LEFT},{floor}H{right}"
+    ends = (f"{low:.3g}", f"{high:.3g}")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
-        f'<path class="grid" d="{grid}"/>{polylines}'
-        f'<text x="{LEFT - 5}" y="{TOP + 4}" text-anchor="end">{high:.3g}</text>'
-        f'<text x="{LEFT - 5}" y="{floor + 3}" text-anchor="end">{low:.3g}</text>'
-        f'<text x="{LEFT}" y="{HEIGHT - 6}">{first}</text>'
-        f'<text x="{right}" y="{HEIGHT - 6}" text-anchor="end">step {last}</text></svg>'
+        f"{grid(WIDTH, HEIGHT)}{polylines}"
+        f"{axis_labels(WIDTH, HEIGHT, ends, (str(first), f'step {last}'))}</svg>"
     )
 
 

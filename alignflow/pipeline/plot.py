@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 300, 150, 54, 10, 22
+WIDTH, HEIGHT = 300, 150
+LEFT, RIGHT, TOP, BOTTOM = 54, 8, 10, 22
+"""Around every plot, of whatever size."""
 TITLE_HEIGHT, COLUMNS = 16, 2
 BARS = 30
 LIGHT = {"ground": "#ffffff", "ink": "#5b6472", "line": "#2f5fd0"}
@@ -45,6 +47,24 @@ def _theme(colours: Mapping[str, str]) -> str:
     )
 
 
+def grid(width: int, height: int, style: str = "") -> str:
+    """The lines at the top, the middle and the floor of a plot of this size."""
+    right, floor = width - RIGHT, height - BOTTOM
+    lines = f"M{LEFT},{TOP}H{right}M{LEFT},{(floor + TOP) / 2}H{right}M{LEFT},{floor}H{right}"
+    return f'<path class="grid" {style}d="{lines}"/>'
+
+
+def axis_labels(width: int, height: int, up: tuple[str, str], along: tuple[str, str]) -> str:
+    """What stands at the ends of both axes, the lower end first."""
+    floor = height - BOTTOM
+    return (
+        f'<text x="{LEFT - 5}" y="{TOP + 4}" text-anchor="end">{up[1]}</text>'
+        f'<text x="{LEFT - 5}" y="{floor + 3}" text-anchor="end">{up[0]}</text>'
+        f'<text x="{LEFT}" y="{height - 6}">{along[0]}</text>'
+        f'<text x="{width - RIGHT}" y="{height - 6}" text-anchor="end">{along[1]}</text>'
+    )
+
+
 def line_plot(points: Mapping[int, float]) -> str:
     """A line with the ends of both axes labelled, in classes that the page around it styles.
 
@@ -59,26 +79,23 @@ def line_plot(points: Mapping[int, float]) -> str:
     values = [points[step] for step in steps]
     low, high = min(values), max(values)
     span, width = (high - low) or 1.0, (steps[-1] - steps[0]) or 1
-    right, floor, top = WIDTH - 8, HEIGHT - BOTTOM, TOP
+    right, floor = WIDTH - RIGHT, HEIGHT - BOTTOM
 
     def at(step: int, value: float) -> str:
         x = LEFT + (step - steps[0]) / width * (right - LEFT)
-        y = floor - (value - low) / span * (floor - top)
+        y = floor - (value - low) / span * (floor - TOP)
         return f"{x:.1f},{y:.1f}"
 
     line = " ".join(at(step, value) for step, value in zip(steps, values, strict=True))
+    ends = (f"{low:.3g}", f"{high:.3g}")
+    lines = grid(WIDTH, HEIGHT, 'fill="none" stroke="#ccc" ')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'width="{2 * WIDTH}" height="{2 * HEIGHT}" font-family="sans-serif" font-size="10">'
-        f'<path class="grid" fill="none" stroke="#ccc" '
-        f'd="M{LEFT},{top}H{right}M{LEFT},{(floor + top) / 2}H{right}M{LEFT},{floor}H{right}"/>'
-        f'<polygon class="area" points="{LEFT},{floor} {line} {right},{floor}" fill="#1f6feb" '
+        f'{lines}<polygon class="area" points="{LEFT},{floor} {line} {right},{floor}" fill="#1f6feb" '
         'opacity="0.09"/>'
         f'<polyline class="line" points="{line}" fill="none" stroke="#1f6feb"/>'
-        f'<text x="{LEFT - 5}" y="{top + 4}" text-anchor="end">{high:.3g}</text>'
-        f'<text x="{LEFT - 5}" y="{floor + 3}" text-anchor="end">{low:.3g}</text>'
-        f'<text x="{LEFT}" y="{HEIGHT - 6}">{steps[0]}</text>'
-        f'<text x="{right}" y="{HEIGHT - 6}" text-anchor="end">step {steps[-1]}</text></svg>'
+        f"{axis_labels(WIDTH, HEIGHT, ends, (str(steps[0]), f'step {steps[-1]}'))}</svg>"
     )
 
 
@@ -88,7 +105,7 @@ def histogram(values: Sequence[int]) -> str:
     width = max(-(-(longest + 1) // BARS), 1)
     counts = Counter(value // width for value in values)
     highest, bars = max(counts.values(), default=1), longest // width + 1
-    right, floor = WIDTH - 8, HEIGHT - BOTTOM
+    right, floor = WIDTH - RIGHT, HEIGHT - BOTTOM
     step = (right - LEFT) / bars
     drawn = "".join(
         f'<rect class="bars" x="{LEFT + place * step:.1f}" width="{max(step - 1, 0.5):.1f}" '
@@ -99,10 +116,6 @@ def histogram(values: Sequence[int]) -> str:
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
-        f'<path class="grid" d="M{LEFT},{TOP}H{right}M{LEFT},{(floor + TOP) / 2}H{right}'
-        f'M{LEFT},{floor}H{right}"/>{drawn}'
-        f'<text x="{LEFT - 5}" y="{TOP + 4}" text-anchor="end">{highest}</text>'
-        f'<text x="{LEFT - 5}" y="{floor + 3}" text-anchor="end">0</text>'
-        f'<text x="{LEFT}" y="{HEIGHT - 6}">0</text>'
-        f'<text x="{right}" y="{HEIGHT - 6}" text-anchor="end">{bars * width} tokens</text></svg>'
+        f"{grid(WIDTH, HEIGHT)}{drawn}"
+        f"{axis_labels(WIDTH, HEIGHT, ('0', str(highest)), ('0', f'{bars * width} tokens'))}</svg>"
     )

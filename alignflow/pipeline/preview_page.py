@@ -9,10 +9,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader
-
 from alignflow.data import NEAR, KnownTexts, Outcome
 from alignflow.files import atomic_write_text
+from alignflow.pipeline.page import page_of
 from alignflow.pipeline.plot import histogram
 from alignflow.pipeline.preview import Looking, PreviewedRow, looked_at, previewed
 from alignflow.recipe import DataSource, Recipe
@@ -104,8 +103,8 @@ def write_preview(
         "held_out": sum(one.held_out for one in looked),
         "dropped": sum(one.dropped.total() for one in looked),
     }
-    page = _environment().get_template(PAGE)
-    text = page.render(
+    text = page_of(
+        PAGE,
         recipe=recipe,
         counts=counts,
         at_most=LOOKED_AT,
@@ -114,11 +113,6 @@ def write_preview(
     )
     atomic_write_text(file, text)
     return counts
-
-
-def _environment() -> Environment:
-    loader = FileSystemLoader(Path(__file__).parent)
-    return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
 def _look(part: str, source: DataSource, looking: Looking, rows: int) -> Looked:

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
-
 from alignflow.data import PARAPHRASE
 from alignflow.errors import ArtifactError
 from alignflow.evaluation import Answer, is_rate, leading_figures, lower_is_better, read_answers
 from alignflow.pipeline.answers import SideBySide, retrain_flips, samples_side_by_side
 from alignflow.pipeline.decision import decision, next_steps, sentence
 from alignflow.pipeline.expense import in_words
+from alignflow.pipeline.page import page_of
 from alignflow.pipeline.plot import line_plot
 from alignflow.recipe import Recipe
 from alignflow.stages import EVENTS_FILE, Artifact, metric_history, read_events, read_manifest
@@ -68,13 +67,6 @@ def _rendered(template: str, report: Mapping[str, Any], **values: Any) -> str:
         leading=metric_rows(report, leading=True),
         **values,
     )
-
-
-def page_of(template: str, **values: Any) -> str:
-    """A template beside this module, filled in; whatever it is given is escaped."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template(template).render(**values)
 
 
 def _headline(report: Mapping[str, Any]) -> str:

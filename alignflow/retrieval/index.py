@@ -7,16 +7,16 @@ Equal documents make equal bytes, so that nothing after it runs again.
 
 from __future__ import annotations
 
-import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from pydantic import Field
 
 from alignflow.errors import DataError
-from alignflow.files import atomic_write_json, atomic_write_text
+from alignflow.files import atomic_write_json, read_json_lines, write_json_lines
 from alignflow.recipe import DataSource, RetrievalSection
 from alignflow.retrieval.chunks import Chunk, chunks_of
 from alignflow.retrieval.documents import Document, documents_of
@@ -53,8 +53,8 @@ def run(spec: StageSpec, work: Path, events: EventWriter) -> StageResult:
         for document in documents
         for chunk in chunks_of(document, section.chunk_words, section.overlap_words)
     ]
-    _write_lines(output / DOCUMENTS_FILE, (document._asdict() for document in documents))
-    _write_lines(output / CHUNKS_FILE, (chunk.model_dump() for chunk in chunks))
+    write_json_lines(output / DOCUMENTS_FILE, (document._asdict() for document in documents))
+    write_json_lines(output / CHUNKS_FILE, (chunk.model_dump() for chunk in chunks))
     write_index(output / INDEX_FILE, chunks)
     atomic_write_json(output / SETTINGS_FILE, section.model_dump(mode="json"))
     if section.by in VECTORED:
@@ -82,8 +82,8 @@ def in_force(documents: Sequence[Document], changed: Sequence[Document]) -> list
         DataError: Two documents have one name.
     """
     for given in (documents, changed):
-        names = [document.name for document in given]
-        if twice := next((name for name in names if names.count(name) > 1), None):
+        counts = Counter(document.name for document in given)
+        if twice := next((name for name, count in counts.items() if count > 1), None):
             raise DataError(
                 f"two documents are called {twice!r}. Give rows a `name` of their own, and folders "
                 "whose files differ in their names."
@@ -115,17 +115,9 @@ def write_index(path: Path, chunks: Sequence[Chunk]) -> None:
 
 def read_chunks(index: Path) -> list[Chunk]:
     """The passages of an index artifact."""
-    return [Chunk.model_validate_json(line) for line in _lines(index / CHUNKS_FILE)]
+    return [Chunk.model_validate(row) for row in read_json_lines(index / CHUNKS_FILE)]
 
 
 def read_documents(index: Path) -> list[Document]:
     """The documents of an index artifact."""
-    return [Document(**json.loads(line)) for line in _lines(index / DOCUMENTS_FILE)]
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
-
-
-def _write_lines(path: Path, rows: Iterable[object]) -> None:
-    atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return [Document(**row) for row in read_json_lines(index / DOCUMENTS_FILE)]

@@ -46,6 +46,7 @@ from .params import ResolvedModel as ResolvedModel
 from .params import StageParams as StageParams
 from .params import TrainingParams as TrainingParams
 from .process import die_with as die_with
+from .process import end_with_parent as end_with_parent
 from .process import load_stage as load_stage
 from .process import set_threads as set_threads
 from .process import start_module as start_module

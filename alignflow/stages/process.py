@@ -112,6 +112,11 @@ def die_with(pid: int) -> None:
     stage = os.getpid()
     if os.fork() == 0:
         _guard(stage, pid)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Has the kernel kill this process when the one that forked it ends."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

@@ -44,6 +44,7 @@ class ReferenceLogps:
         self._logps = np.full((len(self._keys), 2), np.nan)
         self.computed = 0
         with self._store() as store:
+            store.execute(_TABLE)
             select = "SELECT chosen, rejected FROM logps WHERE row = ?"
             for at, key in enumerate(self._keys):
                 if known := store.execute(select, (key,)).fetchone():
@@ -73,7 +74,6 @@ class ReferenceLogps:
     @contextmanager
     def _store(self) -> Iterator[sqlite3.Connection]:
         with closing(sqlite3.connect(self.path, timeout=WAIT_SECONDS)) as store, store:
-            store.execute(_TABLE)
             yield store
 
 
